@@ -1,0 +1,42 @@
+"""Performance regression tests for LLM inference engines: plan, measure, judge, report.
+
+The package is one sentence. `plan` says what is measured, `measure` how, `judge` whether it got worse, `report` who is
+told, and `plugin` is where pytest ends: no other folder imports it. Public names are loaded when they are used, because
+this module is imported in every pytest run of an environment that has the plugin.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_llmperf.measure import Launch as Launch
+    from pytest_llmperf.measure import Measurement as Measurement
+    from pytest_llmperf.measure.engines import Engine as Engine
+    from pytest_llmperf.measure.engines import EngineError as EngineError
+    from pytest_llmperf.measure.engines import open_engine as open_engine
+    from pytest_llmperf.plan import Case as Case
+    from pytest_llmperf.plan import EngineSpec as EngineSpec
+    from pytest_llmperf.plan import Workload as Workload
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Case": "plan",
+    "EngineSpec": "plan",
+    "Workload": "plan",
+    "Launch": "measure",
+    "Measurement": "measure",
+    "Engine": "measure.engines",
+    "EngineError": "measure.engines",
+    "open_engine": "measure.engines",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Return a public name, importing its module on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

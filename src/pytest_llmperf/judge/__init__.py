@@ -1,0 +1,1 @@
+"""Is it worse? Statistics, stored baselines, the verdict, and what may be the cause."""

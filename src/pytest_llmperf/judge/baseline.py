@@ -1,0 +1,177 @@
+"""Baselines: one small sorted JSON file per case under `<folder>/<host>/`, with raw rounds and where they came from.
+
+The key is the host's kind and the case's id. Engine arguments, environment and versions are recorded and shown when a
+verdict is red, but are no part of the key: a changed setting is judged against what is stored. What was sent is different:
+another workload is not comparable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.measure import Launch, Round, metrics
+from pytest_llmperf.plan import command_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_llmperf.plan import Case
+
+VERSION = 1
+"""Format of the files. History: 1, the first."""
+
+
+class BaselineError(ValueError):
+    """A baseline file cannot be used. The message names the file, what is wrong and the remedy."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where launches came from. It is compared in messages and decides nothing."""
+
+    engine: dict[str, Any]
+    """Kind, model, degrees and arguments of the engine."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of what served, and of the plugin."""
+    host: dict[str, Any] = field(default_factory=dict)
+    commit: str | None = None
+    """The commit of the tested project, with `+` where the work tree had changes; None outside a repository."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The stored launches of the accepted version of a case on one kind of host."""
+
+    case_id: str
+    host: str
+    workload: dict[str, Any]
+    workload_fingerprint: str
+    provenance: Provenance
+    launches: tuple[Launch, ...]
+    formulas: int = metrics.FORMULAS
+
+
+def engine_facts(case: Case) -> dict[str, Any]:
+    """Return what a baseline records of a case's engine."""
+    spec = case.engine
+    return {
+        "kind": spec.kind,
+        "model": spec.model,
+        "tp": spec.tp,
+        "pp": spec.pp,
+        "dp": spec.dp,
+        "args": " ".join(command_line(spec.args)),
+        "env": dict(spec.env),
+    }
+
+
+def path_for(folder: Path, host: str, case_id: str) -> Path:
+    """Return the file of a case: `<folder>/<host>/<test file without .py>/<test name and parameters>.json`.
+
+    Characters that file systems or shells dislike become `-`; where that could make two ids alike, a short hash of the id
+    keeps them apart.
+    """
+    file, _, rest = case_id.partition("::")
+    name = rest.replace("::", ".").replace("[", "-", 1).removesuffix("]") or "case"
+    safe = re.sub(r"[^\w.+=-]", "-", name)[:150]
+    if safe != name:
+        safe += "-" + hashlib.sha256(case_id.encode()).hexdigest()[:8]
+    parts = [re.sub(r"[^\w.+=-]", "-", part) for part in Path(file).with_suffix("").parts if part not in ("/", "..")]
+    return folder.joinpath(host, *parts, f"{safe}.json")
+
+
+def load(path: Path) -> Baseline | None:
+    """Return the stored baseline, None where the file does not exist; raises BaselineError for an unusable file."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return None
+    remedy = "restore it from version control, or delete it and record anew with --update-baselines"
+    try:
+        data = json.loads(text)
+        if data["version"] != VERSION:
+            raise BaselineError(f"{path}: format version {data['version']!r}, this plugin reads {VERSION}; {remedy}")
+        return Baseline(
+            case_id=str(data["case"]),
+            host=str(data["host"]),
+            workload=dict(data["workload"]),
+            workload_fingerprint=str(data["workload_fingerprint"]),
+            provenance=Provenance(**data["provenance"]),
+            launches=tuple(_launch(one) for one in data["launches"]),
+            formulas=int(data["formulas"]),
+        )
+    except BaselineError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BaselineError(f"{path}: not a baseline ({type(error).__name__}: {error}); {remedy}") from error
+
+
+def _launch(data: dict[str, Any]) -> Launch:
+    rounds = tuple(Round({str(k): _number(v) for k, v in one["metrics"].items()}) for one in data["rounds"])
+    if not rounds:
+        raise ValueError("a launch without rounds")
+    return Launch(
+        id=str(data["id"]),
+        started=str(data["started"]),
+        rounds=rounds,
+        metrics={str(k): _number(v) for k, v in data["metrics"].items()},
+        dropped_rounds=int(data["dropped_rounds"]),
+        notes=tuple(data.get("notes", ())),
+        versions=dict(data.get("versions", {})),
+    )
+
+
+def _number(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
+
+
+def dump(baseline: Baseline) -> str:
+    """Return the file's text: sorted keys, one line per round, so that a diff shows which numbers moved."""
+    data = asdict(baseline)
+    launches = data.pop("launches")
+    data["case"] = data.pop("case_id")
+    data["version"] = VERSION
+    lines = [f"  {json.dumps(key)}: {json.dumps(data[key], sort_keys=True)}" for key in sorted(data)]
+    stored = ",\n".join(_dump_launch(one) for one in launches)
+    return "{\n" + ",\n".join(lines) + ',\n  "launches": [\n' + stored + "\n  ]\n}\n"
+
+
+def _dump_launch(launch: dict[str, Any]) -> str:
+    rounds = ",\n".join(f"      {json.dumps(one, sort_keys=True, allow_nan=False)}" for one in launch.pop("rounds"))
+    del launch["invalid"]  # only sound launches are stored
+    rest = ", ".join(f"{json.dumps(key)}: {json.dumps(launch[key], sort_keys=True)}" for key in sorted(launch))
+    return "    {" + rest + ', "rounds": [\n' + rounds + "\n    ]}"
+
+
+def save(path: Path, baseline: Baseline) -> None:
+    """Write the file as a whole or not at all; another case's file is never touched."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(dump(baseline))
+        Path(temporary).chmod(0o644)  # mkstemp's 0600 would follow the file into version control's eyes
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def unused(folder: Path, host: str, used: Iterable[Path], collected_files: Iterable[Path]) -> list[Path]:
+    """Return baselines of this host that no case of the run used, among the test files that were collected as a whole."""
+    known = set(used)
+    folders = {path.parent for path in collected_files}
+    return sorted(
+        path for where in folders if where.is_relative_to(folder / host) for path in where.glob("*.json") if path not in known
+    )

@@ -1,0 +1,105 @@
+"""Why: what has changed since the baseline, what a dead engine's log says, and which setting to move."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.judge.verdict import Status
+from pytest_llmperf.plan import parse_engine_args
+
+if TYPE_CHECKING:
+    from pytest_llmperf.judge.baseline import Provenance
+    from pytest_llmperf.judge.verdict import Verdict
+
+# What the last lines of an engine's log tell, the most telling first.
+_CAUSES: tuple[tuple[str, str], ...] = (
+    (
+        r"out of memory|OutOfMemoryError|Free memory on device .* less than desired",
+        "the GPU has too little free memory: lower --gpu-memory-utilization, --max-model-len or --max-num-seqs, raise the"
+        " TP degree, or end the process that holds the memory",
+    ),
+    (
+        r"No available memory for the cache blocks|larger than the available KV cache memory",
+        "no room for the KV cache is left after the weights: lower --max-model-len, or raise --gpu-memory-utilization or the"
+        " TP degree",
+    ),
+    (
+        r"must be divisible by tensor parallel size|not divisible by",
+        "the TP degree must divide the model's attention heads: choose another --llmperf-tp, or use --llmperf-pp",
+    ),
+    (
+        r"NCCL (error|failure)|ncclSystemError|ncclUnhandledCudaError|DistNetworkError",
+        "the ranks could not talk to each other: NCCL_DEBUG=INFO says more; check NVLink and shared memory (/dev/shm), or try"
+        " --disable-custom-all-reduce",
+    ),
+    (
+        r"unrecognized arguments|invalid choice|expected one argument",
+        "an engine argument is wrong: see --llmperf-engine-args",
+    ),
+    (
+        r"Repo id must be in the form|is not a local folder|Repository Not Found|Can't load the configuration|HFValidationError",
+        "the model cannot be found: --llmperf-model takes a folder, or a name that the hub has",
+    ),
+    (r"address already in use", "another process took the port first"),
+    (r"No module named '?vllm", "the interpreter has no vLLM: name one that has with --llmperf-python"),
+    (r"Killed|SIGKILL", "the process was killed, most often because the machine ran out of memory"),
+)
+
+# What to do about preemptions: setting, the value where the user gave none, direction (mission row E3).
+_KV_SETTINGS: tuple[tuple[str, str], ...] = (
+    ("num-gpu-blocks-override", "raise it, or leave it out: it fixes the KV cache's size"),
+    ("gpu-memory-utilization", "raise it: more of the GPU goes to the KV cache"),
+    ("max-num-seqs", "lower it: fewer requests share the KV cache"),
+    ("max-num-batched-tokens", "lower it: fewer tokens are prefilled at once"),
+    ("tensor-parallel-size", "raise it (--llmperf-tp): each GPU holds less of the weights"),
+    ("pipeline-parallel-size", "raise it (--llmperf-pp): each GPU holds fewer layers"),
+)
+
+
+def likely_cause(log_tail: str) -> str | None:
+    """Return the likely cause of an engine's death, with the setting to change, or None."""
+    return next((cause for pattern, cause in _CAUSES if re.search(pattern, log_tail, re.I)), None)
+
+
+def changes(before: Provenance, now: Provenance) -> list[str]:
+    """Return what differs between the baseline's making and now, one line each."""
+    found = [
+        f"engine {name}: {before.engine.get(name)} -> {now.engine.get(name)}"
+        for name in ("kind", "model", "tp", "pp", "dp")
+        if before.engine.get(name) != now.engine.get(name)
+    ]
+    old_args, new_args = (dict(parse_engine_args(str(one.engine.get("args", "")), origin="baseline")) for one in (before, now))
+    found += _differences("engine argument --", _shown(old_args), _shown(new_args))
+    found += _differences("environment ", before.engine.get("env", {}), now.engine.get("env", {}))
+    found += _differences("version of ", before.versions, now.versions)
+    return found + _differences("host ", before.host, now.host)
+
+
+def _shown(args: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    return {name: " ".join(values) or "on" for name, values in args.items()}
+
+
+def _differences(what: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [
+        f"{what}{name}: {before.get(name, 'not set')} -> {now.get(name, 'not set')}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+
+
+def advice(verdict: Verdict, engine_args: dict[str, tuple[str, ...]], degrees: dict[str, int]) -> list[str]:
+    """Return which settings to move, with the values they have, when preemptions or the KV cache got worse."""
+    red = {row.metric for row in verdict.metrics if row.status is Status.REGRESSED}
+    if not red & {"preemptions", "kv_cache_tokens"}:
+        return []
+    given = {
+        "tensor-parallel-size": (str(degrees["tp"]),),
+        "pipeline-parallel-size": (str(degrees["pp"]),),
+        **engine_args,
+    }
+    lines = ["requests are preempted when the KV cache is full; each of these gives it more room:"]
+    for name, direction in _KV_SETTINGS:
+        if name in given or name not in ("num-gpu-blocks-override",):
+            lines.append(f"  --{name} (now {' '.join(given[name]) if name in given else 'default'}): {direction}")
+    return lines

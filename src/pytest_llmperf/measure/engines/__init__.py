@@ -1,0 +1,123 @@
+"""Engines: one protocol, and `open_engine`, which starts the engine that a spec asks for.
+
+Every engine is a process of its own or a URL. It is a context manager: what it started is gone when the block ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from pytest_llmperf.measure.client import Endpoint
+    from pytest_llmperf.measure.host import Host
+    from pytest_llmperf.plan import EngineSpec
+
+
+class EngineError(RuntimeError):
+    """An engine did not start, died or would not stop.
+
+    The message holds the last lines of its log, `tail`, and names the log file.
+    """
+
+    def __init__(self, what: str, *, tail: str = "", log_path: Path | None = None) -> None:
+        """Make the error from what happened, in one sentence."""
+        parts = [what]
+        if tail:
+            parts.append(f"Last lines of its log:\n{tail}")
+        if log_path:
+            parts.append(f"Whole log: {log_path}")
+        super().__init__("\n".join(parts))
+        self.what = what
+        self.tail = tail
+        self.log_path = log_path
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The answer to an ad-hoc `generate` call."""
+
+    text: str
+    prompt_tokens: int
+    output_tokens: int
+
+
+class Engine(Protocol):
+    """A running engine."""
+
+    @property
+    def spec(self) -> EngineSpec:
+        """Return what was asked for."""
+
+    @property
+    def url(self) -> str:
+        """Return the root of its OpenAI-compatible API, without `/v1`."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Return where the load client sends to."""
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """Return the indices of its GPUs, empty on CPU and for a URL."""
+
+    @property
+    def startup_s(self) -> float | None:
+        """Return the seconds from launch to the first real token, None if the plugin did not start it."""
+
+    @property
+    def log_path(self) -> Path | None:
+        """Return its log file, None if the plugin did not start it."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Return the versions of what serves, e.g. `{"vllm": "0.32.0"}`; empty where they are not known."""
+
+    @property
+    def prefix_cache_off(self) -> bool:
+        """Return whether its prefix cache was switched off, so that no hit can be counted."""
+
+    def check(self) -> None:
+        """Raise EngineError if the engine is dead or gives no token."""
+
+    def metrics_text(self) -> str | None:
+        """Return its `/metrics` in Prometheus text format, None if it has none."""
+
+    def log_text(self) -> str:
+        """Return its log so far, empty if the plugin did not start it."""
+
+    def generate(self, prompt: str | list[int], *, max_tokens: int = 16) -> Completion:
+        """Return the completion of one prompt, or raise EngineError."""
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """How to start engines, the same for all engines of a run."""
+
+    log_folder: Path
+    startup_timeout_s: float = 600.0
+    stop_grace_s: float = 15.0
+    api_key: str | None = None
+    served_model: str | None = None
+    """The model's name at a `url` engine; None asks the endpoint."""
+
+
+def open_engine(
+    spec: EngineSpec, host: Host, settings: StartSettings, progress: Callable[[str], None] = lambda _: None
+) -> AbstractContextManager[Engine]:
+    """Return the engine of a spec as a context manager that starts it on entry and stops it on exit.
+
+    Entering raises EngineError when it does not come up within the start-up time-out. A `url` engine is only checked, and
+    never stopped.
+    """
+    if spec.kind == "url":
+        from pytest_llmperf.measure.engines.url import UrlEngine
+
+        return UrlEngine(spec, settings)
+    from pytest_llmperf.measure.engines.server import ServerEngine
+
+    return ServerEngine(spec, host, settings, progress)

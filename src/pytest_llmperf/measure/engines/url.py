@@ -1,0 +1,83 @@
+"""An endpoint that somebody else runs: it is checked, measured and left as it was."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.measure.client import Endpoint
+from pytest_llmperf.measure.engines import Completion, EngineError, StartSettings, api
+from pytest_llmperf.plan import check_url
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Self
+
+    from pytest_llmperf.plan import EngineSpec
+
+_CHECK_TIMEOUT_S = 60.0
+
+
+class UrlEngine:
+    """An engine behind a URL; what its `/metrics` doesn't tell stays unknown."""
+
+    gpus: tuple[int, ...] = ()
+    startup_s: float | None = None
+    log_path: Path | None = None
+    prefix_cache_off = False
+
+    def __init__(self, spec: EngineSpec, settings: StartSettings) -> None:
+        """Note the endpoint; nothing is sent before the block is entered."""
+        self.spec = spec
+        self.url = check_url(spec.url, origin="url")
+        self._settings = settings
+        self.versions: dict[str, str] = {}
+        self.endpoint = Endpoint(self.url, settings.served_model or "", settings.api_key)
+
+    def __enter__(self) -> Self:
+        """Ask for the model's name and one token, or raise EngineError."""
+        models = api.served_models(self.url, api_key=self._settings.api_key)
+        wanted = self._settings.served_model
+        if not models or (wanted and wanted not in models):
+            raise EngineError(f"{self.url} serves {models or 'no model'}, not {wanted!r}; see --llmperf-model.")
+        self.endpoint = Endpoint(self.url, wanted or models[0], self._settings.api_key)
+        self.versions = self._version()
+        self.check()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the endpoint as it is."""
+
+    def _version(self) -> dict[str, str]:
+        try:
+            status, body = api.get(f"{self.url}/version", api_key=self._settings.api_key)
+            return {"vllm": str(json.loads(body)["version"])} if status == 200 else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}  # not every endpoint is vLLM; an unknown version is recorded as unknown
+
+    def check(self) -> None:
+        """Raise EngineError if the endpoint gives no token."""
+        self.generate([1, 2, 3], max_tokens=1)
+
+    def metrics_text(self) -> str | None:
+        """Return the endpoint's `/metrics`, None if it has none."""
+        try:
+            status, body = api.get(f"{self.url}/metrics", api_key=self._settings.api_key)
+        except OSError:
+            return None
+        return body if status == 200 else None
+
+    def log_text(self) -> str:
+        """Return nothing: the log is somebody else's."""
+        return ""
+
+    def generate(self, prompt: str | list[int], *, max_tokens: int = 16) -> Completion:
+        """Return the completion of one prompt, or raise EngineError."""
+        return api.complete(
+            self.url,
+            self.endpoint.model,
+            prompt,
+            max_tokens=max_tokens,
+            api_key=self._settings.api_key,
+            timeout_s=_CHECK_TIMEOUT_S,
+        )

@@ -1,0 +1,220 @@
+"""The metrics in one table: name, unit, direction, class and formula.
+
+The documentation page of metrics is generated from it (`python -m pytest_llmperf.measure.metrics`). A metric that could not
+be measured is None and never 0. `FORMULAS` goes into every baseline: when a formula changes, old numbers are not comparable.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pytest_llmperf.measure.client import RequestRecord
+    from pytest_llmperf.measure.telemetry import Capacity, Telemetry
+
+FORMULAS = 1
+"""Version of the formulas below. History: 1, the first."""
+
+
+@dataclass(frozen=True)
+class RoundSample:
+    """What a round's metrics are computed from."""
+
+    records: tuple[RequestRecord, ...]
+    telemetry: Telemetry
+
+    @property
+    def complete(self) -> list[RequestRecord]:
+        """Return the requests that were answered in full."""
+        return [record for record in self.records if record.error is None]
+
+    @property
+    def duration_s(self) -> float | None:
+        """Return the seconds from the first request sent to the last response complete."""
+        sent = [record.sent_s for record in self.complete if record.sent_s is not None]
+        ends = [record.end_s for record in self.complete if record.end_s is not None]
+        return max(ends) - min(sent) if sent and ends else None
+
+
+@dataclass(frozen=True)
+class LaunchSample:
+    """What the metrics of a launch as a whole are computed from."""
+
+    startup_s: float | None
+    capacity: Capacity
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table."""
+
+    name: str
+    unit: str
+    better: Literal["lower", "higher"]
+    kind: Literal["ratio", "quantile", "count", "exact"]
+    """How it is judged: ratio and quantile by t-test on launch medians, count by counting tests, exact by a narrow rule."""
+    gating: bool
+    """Whether it can fail a test by default; the others are observed."""
+    formula: str
+    of_round: Callable[[RoundSample], float | None] | None = None
+    of_launch: Callable[[LaunchSample], float | None] | None = None
+
+
+def _rate(amount: Callable[[RequestRecord], float]) -> Callable[[RoundSample], float | None]:
+    def of_round(sample: RoundSample) -> float | None:
+        duration_s = sample.duration_s
+        return sum(map(amount, sample.complete)) / duration_s if duration_s else None
+
+    return of_round
+
+
+def _ttft(record: RequestRecord) -> list[float]:
+    if record.sent_s is None or record.first_token_s is None:
+        return []
+    return [record.first_token_s - record.sent_s]
+
+
+def _itl(record: RequestRecord) -> list[float]:
+    times = record.token_times_s
+    return [later - earlier for earlier, later in itertools.pairwise(times)]
+
+
+def _tpot(record: RequestRecord) -> list[float]:
+    times = record.token_times_s
+    return [(times[-1] - times[0]) / (len(times) - 1)] if len(times) > 1 else []
+
+
+def _e2e(record: RequestRecord) -> list[float]:
+    return [record.end_s - record.sent_s] if record.sent_s is not None and record.end_s is not None else []
+
+
+def _spread(
+    times: Callable[[RequestRecord], list[float]], reduce: Callable[[Sequence[float]], float]
+) -> Callable[[RoundSample], float | None]:
+    def of_round(sample: RoundSample) -> float | None:
+        values = [value for record in sample.complete for value in times(record)]
+        return reduce(values) if values else None
+
+    return of_round
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _percentile(percent: int) -> Callable[[Sequence[float]], float]:
+    return lambda values: float(np.percentile(values, percent))
+
+
+_LATENCIES = (
+    ("ttft", _ttft, "time to first token: first output token's arrival - request sent"),
+    ("itl", _itl, "inter-token latency: arrival of one output token - arrival of the one before, all of all requests"),
+    ("tpot", _tpot, "time per output token of a request: (last token - first token) / (output tokens - 1)"),
+    ("e2e", _e2e, "end to end: response complete - request sent"),
+)
+
+
+def _latency_rows() -> list[Metric]:
+    rows = []
+    for name, times, formula in _LATENCIES:
+        rows.append(Metric(f"{name}_mean_s", "s", "lower", "ratio", False, f"mean of {formula}", _spread(times, _mean)))
+        for percent in (50, 90, 99):
+            gating = percent == 50 and name != "tpot"  # TPOT says what ITL says; two gates would only split alpha
+            reduce = _spread(times, _percentile(percent))
+            rows.append(Metric(f"{name}_p{percent}_s", "s", "lower", "quantile", gating, f"p{percent} of {formula}", reduce))
+    return rows
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "output_tokens_per_s", "tokens/s", "higher", "ratio", True,
+        "output tokens of complete requests / (last response complete - first request sent)",
+        _rate(lambda record: record.output_tokens or 0),
+    ),
+    Metric(
+        "total_tokens_per_s", "tokens/s", "higher", "ratio", False,
+        "prompt and output tokens of complete requests / (last response complete - first request sent)",
+        _rate(lambda record: (record.prompt_tokens or 0) + (record.output_tokens or 0)),
+    ),
+    Metric(
+        "requests_per_s", "requests/s", "higher", "ratio", False,
+        "complete requests / (last response complete - first request sent)",
+        _rate(lambda _: 1),
+    ),
+    *_latency_rows(),
+    Metric(
+        "failed_requests", "requests", "lower", "count", True,
+        "requests with an error: bad status, error in the stream, cut stream, wrong number of tokens, time-out",
+        lambda sample: float(len(sample.records) - len(sample.complete)),
+    ),
+    Metric(
+        "preemptions", "preemptions", "lower", "count", True,
+        "vllm:num_preemptions_total after the round - before it, summed over engine cores",
+        lambda sample: sample.telemetry.preemptions,
+    ),
+    Metric(
+        "kv_cache_peak_ratio", "share", "lower", "ratio", False,
+        "largest vllm:kv_cache_usage_perc seen in the round, sampled every 0.5 s: a lower bound of the true peak",
+        lambda sample: sample.telemetry.kv_cache_peak,
+    ),
+    Metric(
+        "prefix_cache_hit_tokens", "tokens", "higher", "count", False,
+        "vllm:prefix_cache_hits_total after the round - before it, summed over engine cores",
+        lambda sample: sample.telemetry.prefix_hit_tokens,
+    ),
+    Metric(
+        "kv_cache_tokens", "tokens", "higher", "exact", True,
+        "size of the KV cache: kv_cache_size_tokens of vllm:cache_config_info, else the engine's log",
+        of_launch=lambda sample: sample.capacity.kv_cache_tokens,
+    ),
+    Metric(
+        "max_concurrency", "requests", "higher", "exact", False,
+        "requests of full length that fit into the KV cache: kv_cache_max_concurrency, else the engine's log",
+        of_launch=lambda sample: sample.capacity.max_concurrency,
+    ),
+    Metric(
+        "startup_s", "s", "lower", "ratio", False,
+        "launch of the engine's process to its first real token",
+        of_launch=lambda sample: sample.startup_s,
+    ),
+)  # fmt: skip
+
+BY_NAME = {metric.name: metric for metric in METRICS}
+GATING = tuple(metric.name for metric in METRICS if metric.gating)
+
+
+def round_metrics(sample: RoundSample) -> dict[str, float | None]:
+    """Return every metric of a round; None for what could not be measured."""
+    return {metric.name: metric.of_round(sample) for metric in METRICS if metric.of_round}
+
+
+def launch_metrics(sample: LaunchSample) -> dict[str, float | None]:
+    """Return every metric of a launch as a whole; None for what could not be measured."""
+    return {metric.name: metric.of_launch(sample) for metric in METRICS if metric.of_launch}
+
+
+def documentation() -> str:
+    """Return the table as the Markdown page `docs/metrics.md`."""
+    lines = [
+        "# Metrics",
+        "",
+        "Generated from the table in `pytest_llmperf/measure/metrics.py`. Names of latencies are vLLM's. Times are taken at the",
+        "client, on one monotonic clock. A metric that could not be measured is missing, never 0.",
+        "",
+        "| metric | unit | better | class | gates | formula |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in METRICS:
+        gates = "yes" if one.gating else "no"
+        lines.append(f"| `{one.name}` | {one.unit} | {one.better} | {one.kind} | {gates} | {one.formula} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(documentation(), end="")

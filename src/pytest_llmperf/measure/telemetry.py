@@ -1,0 +1,137 @@
+"""What the engine says of itself: its `/metrics` before and after a round, and the size of its KV cache.
+
+Counters are cumulative and per engine: what counts is the difference, summed over engines, and a counter that went down
+means that the engine was restarted behind our back.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
+    from pytest_llmperf.measure.engines import Engine
+
+_SERIES = re.compile(r"^(vllm:\w+)(?:\{(.*)\})?\s+(\S+)$")
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_LOG_CAPACITY = re.compile(r"KV cache size: ([\d,]+) tokens")
+_LOG_CONCURRENCY = re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.,]+)x")
+_SAMPLE_INTERVAL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Counters:
+    """The engine's cumulative counters, summed over its engine cores; None where it has none."""
+
+    preemptions: float | None = None
+    prompt_tokens: float | None = None
+    output_tokens: float | None = None
+    prefix_hit_tokens: float | None = None
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The size of the KV cache, fixed at the engine's start; None where the engine doesn't tell."""
+
+    kv_cache_tokens: float | None = None
+    max_concurrency: float | None = None
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """What happened inside the engine during one round; None where it doesn't tell."""
+
+    preemptions: float | None = None
+    prompt_tokens: float | None = None
+    output_tokens: float | None = None
+    prefix_hit_tokens: float | None = None
+    kv_cache_peak: float | None = None
+    """Largest share of the KV cache seen in use; sampled, hence a lower bound of the true peak."""
+    restarted: bool = False
+    """A counter went down: the engine was restarted during the round."""
+
+
+def parse_metrics(text: str) -> list[tuple[str, dict[str, str], float]]:
+    """Return (name, labels, value) of every vLLM series in Prometheus text format; other lines are passed over."""
+    found = []
+    for line in text.splitlines():
+        if match := _SERIES.match(line):
+            found.append((match[1], dict(_LABEL.findall(match[2] or "")), float(match[3])))
+    return found
+
+
+def _total(series: list[tuple[str, dict[str, str], float]], name: str) -> float | None:
+    values = [value for found, _, value in series if found == name]
+    return sum(values) if values else None
+
+
+def read_counters(text: str | None) -> Counters:
+    """Return the counters in a `/metrics` answer."""
+    series = parse_metrics(text or "")
+    return Counters(
+        preemptions=_total(series, "vllm:num_preemptions_total"),
+        prompt_tokens=_total(series, "vllm:prompt_tokens_total"),
+        output_tokens=_total(series, "vllm:generation_tokens_total"),
+        prefix_hit_tokens=_total(series, "vllm:prefix_cache_hits_total"),
+    )
+
+
+def read_capacity(metrics: str | None, log: str) -> Capacity:
+    """Return the KV cache's size from `/metrics` (vLLM since 0.3x), else from the engine's log."""
+    for name, labels, _ in parse_metrics(metrics or ""):
+        tokens, concurrency = labels.get("kv_cache_size_tokens"), labels.get("kv_cache_max_concurrency")
+        if name == "vllm:cache_config_info" and _is_number(tokens):
+            return Capacity(float(tokens or 0), float(concurrency or 0) if _is_number(concurrency) else None)
+    sizes = [float(found.replace(",", "")) for found in _LOG_CAPACITY.findall(log)]
+    times = [float(found.replace(",", "")) for found in _LOG_CONCURRENCY.findall(log)]
+    return Capacity(sum(sizes) if sizes else None, sum(times) if times else None)
+
+
+def _is_number(text: str | None) -> bool:
+    return re.fullmatch(r"\d+(\.\d+)?", text or "") is not None
+
+
+class Recorder:
+    """A context manager around one round: counters before and after, KV-cache use in between."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Note whose `/metrics` to read."""
+        self._read: Callable[[], str | None] = engine.metrics_text
+        self._ended = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, name="llmperf-telemetry", daemon=True)
+        self._peaks: list[float] = []
+        self._before = Counters()
+
+    def __enter__(self) -> Self:
+        """Read the counters and begin to sample."""
+        self._before = read_counters(self._read())
+        if self._before != Counters():
+            self._sampler.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the sampling."""
+        self._ended.set()
+        if self._sampler.is_alive():
+            self._sampler.join()
+
+    def _sample(self) -> None:
+        while not self._ended.wait(_SAMPLE_INTERVAL_S):
+            use = [value for name, _, value in parse_metrics(self._read() or "") if name == "vllm:kv_cache_usage_perc"]
+            self._peaks += [max(use)] if use else []
+
+    def result(self) -> Telemetry:
+        """Return what the round brought; call it after the block."""
+        after = read_counters(self._read())
+        pairs = {name: (getattr(self._before, name), getattr(after, name)) for name in Counters.__dataclass_fields__}
+        deltas = {name: None if old is None or new is None else new - old for name, (old, new) in pairs.items()}
+        return Telemetry(
+            **deltas,
+            kv_cache_peak=max(self._peaks) if self._peaks else None,
+            restarted=any(delta is not None and delta < 0 for delta in deltas.values()),
+        )

@@ -1,0 +1,325 @@
+"""What is measured: an engine, a workload, and the case that joins the two.
+
+Everything here is a frozen value, made from plain data (marker arguments, options, fixture values) and checked when it is
+made, so that the rest of the program never meets a TP degree of 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import shlex
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+ENGINE_KINDS = ("server", "url", "simulated")
+AXES = ("model", "tp", "pp", "dp", "concurrency")
+DEFAULT_MODEL = "tiny"
+
+EngineArgs = tuple[tuple[str, tuple[str, ...]], ...]
+"""Engine arguments as (name without dashes, values), sorted by name. A flag has no values."""
+
+_RESERVED = {
+    "model": "--llmperf-model",
+    "tensor-parallel-size": "--llmperf-tp",
+    "tp": "--llmperf-tp",
+    "pipeline-parallel-size": "--llmperf-pp",
+    "pp": "--llmperf-pp",
+    "data-parallel-size": "--llmperf-dp",
+    "dp": "--llmperf-dp",
+    "host": "--llmperf-url",
+    "port": "--llmperf-url",
+    "served-model-name": "--llmperf-model",
+}
+
+
+class PlanError(ValueError):
+    """A value in a plan is unusable. The message names the field, the value and the remedy."""
+
+
+def degree(name: str, value: object) -> int:
+    """Return a parallel degree, concurrency or count as an int >= 1, or raise PlanError naming `name`."""
+    text = str(value).strip()
+    if isinstance(value, bool) or not re.fullmatch(r"[+-]?\d+", text):
+        raise PlanError(f"{name}={value!r}: must be a whole number such as 1, 2 or 4")
+    number = int(text)
+    if number < 1:
+        hint = "; 1 means no parallelism" if name.rpartition("-")[2] in ("tp", "pp", "dp") else ""
+        raise PlanError(f"{name}={value}: the smallest value is 1{hint}")
+    return number
+
+
+def bundled_model(name: str) -> Path | None:
+    """Return the folder of a model that ships with the package (config and tokenizer, no weights), or None."""
+    folder = Path(__file__).parent / "models" / name
+    return folder if re.fullmatch(r"[\w.-]+", name) and (folder / "config.json").is_file() else None
+
+
+def model_config(model: str) -> dict[str, Any]:
+    """Return a model's config.json where it is a bundled or local folder, else an empty dict."""
+    path = (bundled_model(model) or Path(model).expanduser()) / "config.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def parse_engine_args(source: str | dict[str, Any] | Sequence[str], *, origin: str) -> EngineArgs:
+    """Return engine arguments from a command-line string, a list of its words, or a mapping.
+
+    In a mapping True is a flag, False its `--no-` form, None leaves the argument out, a list repeats values, and a dict is
+    passed as JSON. `origin` names the option or fixture in the PlanError for anything that is not an argument, or that the
+    plugin sets itself.
+    """
+    if isinstance(source, str):
+        try:
+            source = shlex.split(source)
+        except ValueError as error:
+            raise PlanError(f"{origin}={source!r}: {error}; quote it as on a shell command line") from None
+    pairs = _from_mapping(source) if isinstance(source, dict) else _from_words(list(source), origin)
+    found: dict[str, tuple[str, ...]] = {}
+    for name, values in pairs:
+        if name in _RESERVED:
+            raise PlanError(f"{origin}: --{name} is set by the plugin; use {_RESERVED[name]} instead")
+        found[name] = values
+    return tuple(sorted(found.items()))
+
+
+def _from_mapping(source: dict[str, Any]) -> Iterable[tuple[str, tuple[str, ...]]]:
+    for key, value in source.items():
+        name = key.lstrip("-").replace("_", "-")
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            yield (name if value else f"no-{name}"), ()
+        elif isinstance(value, dict):
+            yield name, (json.dumps(value, sort_keys=True),)
+        elif isinstance(value, (list, tuple)):
+            yield name, tuple(str(one) for one in value)
+        else:
+            yield name, (str(value),)
+
+
+def _from_words(words: Sequence[str], origin: str) -> Iterable[tuple[str, tuple[str, ...]]]:
+    name, values = "", list[str]()
+    for word in words:
+        if re.match(r"--?[A-Za-z]", word):
+            if name:
+                yield name, tuple(values)
+            name, equals, first = word.lstrip("-").partition("=")
+            name = name.replace("_", "-") if len(name) > 1 else name
+            values = [first] if equals else []
+        elif not name:
+            raise PlanError(f"{origin}: {word!r} is not an engine argument; arguments begin with --, e.g. --max-num-seqs 64")
+        else:
+            values.append(word)
+    if name:
+        yield name, tuple(values)
+
+
+def merge_engine_args(*layers: EngineArgs) -> EngineArgs:
+    """Return the layers as one; a later layer wins, and `--no-x` replaces `--x`."""
+    merged: dict[str, tuple[str, ...]] = {}
+    for name, values in itertools.chain.from_iterable(layers):
+        merged.pop(name[3:] if name.startswith("no-") else f"no-{name}", None)
+        merged[name] = values
+    return tuple(sorted(merged.items()))
+
+
+def command_line(args: EngineArgs) -> list[str]:
+    """Return engine arguments as the words of a command line."""
+    return [word for name, values in args for word in (f"{'-' if len(name) == 1 else '--'}{name}", *values)]
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """Everything that decides how an engine is started; equal specs can share one running engine."""
+
+    model: str = DEFAULT_MODEL
+    """A bundled model's name, a folder, or a name that the engine resolves itself."""
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    kind: str = "server"
+    """One of ENGINE_KINDS."""
+    args: EngineArgs = ()
+    env: tuple[tuple[str, str], ...] = ()
+    python: str = ""
+    """The interpreter that has vLLM; empty for engines that need none."""
+    url: str = ""
+    """The endpoint of a `url` engine, else empty."""
+
+    def __post_init__(self) -> None:
+        """Raise PlanError where a field is unusable."""
+        for name in ("tp", "pp", "dp"):
+            degree(name, getattr(self, name))
+        if self.kind not in ENGINE_KINDS:
+            raise PlanError(f"engine={self.kind!r}: must be one of {', '.join(ENGINE_KINDS)}")
+        if self.kind == "url":
+            check_url(self.url, origin="url")
+
+    @property
+    def ranks(self) -> int:
+        """Return the number of devices that the engine occupies: TP x PP x DP."""
+        return self.tp * self.pp * self.dp
+
+    @property
+    def short_model(self) -> str:
+        """Return the model's last path part, as used in test ids."""
+        return re.sub(r"[^\w.]+", "_", self.model.rstrip("/").rpartition("/")[2]) or "model"
+
+
+def check_url(url: str, *, origin: str) -> str:
+    """Return an OpenAI-compatible endpoint's root without a trailing `/` or `/v1`, or raise PlanError."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise PlanError(f"{origin}={url!r}: not a URL of an OpenAI-compatible server; write http://HOST:PORT")
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is sent in one round: `requests` requests at most `concurrency` at a time (closed loop)."""
+
+    prompt_tokens: int = 100
+    output_tokens: int = 50
+    requests: int = 32
+    concurrency: int = 8
+    seed: int = 0
+    """Seeds the prompts' token ids: the same in every launch, different in every round."""
+
+    def __post_init__(self) -> None:
+        """Raise PlanError where a field is unusable."""
+        for name in ("prompt_tokens", "output_tokens", "requests", "concurrency"):
+            degree(name, getattr(self, name))
+        if self.concurrency > self.requests:
+            raise PlanError(
+                f"requests={self.requests}: fewer than concurrency={self.concurrency}, which could never be reached;"
+                " send at least as many requests as are to run at once"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that differ whenever what is sent differs; part of the baseline, never of its key."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def workload_from(axes: Axes, *layers: Mapping[str, Any]) -> Workload:
+    """Return the workload of a call: the concurrency of its axes, then each layer's fields, the last one winning."""
+    merged: dict[str, Any] = {"concurrency": axes.concurrency}
+    for layer in layers:
+        unknown = sorted(set(layer) - set(Workload.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(Workload.__dataclass_fields__)
+            raise PlanError(f"llmperf({unknown[0]}=...): unknown workload argument; known are {known}")
+        merged |= layer
+    if "requests" not in merged:
+        merged["requests"] = max(Workload.requests, merged["concurrency"] if isinstance(merged["concurrency"], int) else 1)
+    return Workload(**merged)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An engine with a workload. The id (node id, and `#n` from a test's second measurement on) names baseline files."""
+
+    id: str
+    engine: EngineSpec
+    workload: Workload
+
+
+@dataclass(frozen=True)
+class Axes:
+    """One point of the grid that a test is run on."""
+
+    model: str = DEFAULT_MODEL
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    concurrency: int = 8
+    endpoint: str = ""
+    """The name of the endpoint that decides model and degrees by itself; empty for engines that are started."""
+
+    @property
+    def id(self) -> str:
+        """Return the test id of the point, e.g. `tiny-tp2-c8`. It never depends on which options were given."""
+        if self.endpoint:
+            return f"{self.endpoint}-c{self.concurrency}"
+        spec = EngineSpec(model=self.model)
+        parts = [spec.short_model, f"tp{self.tp}"]
+        parts += [f"{name}{value}" for name, value in (("pp", self.pp), ("dp", self.dp)) if value != 1]
+        return "-".join([*parts, f"c{self.concurrency}"])
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The arguments of `@pytest.mark.llmperf(...)`: the grid that a test allows, and its engine and tolerance."""
+
+    axes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Per axis the values that the test allows; an axis that is missing allows every value."""
+    engine_args: EngineArgs = ()
+    tolerance: float | None = None
+    """The slow-down that must not pass, as a fraction; None for the run's default."""
+
+
+def parse_marker(arguments: Mapping[str, object]) -> Marker:
+    """Return the marker's arguments, checked; unknown names and bad values raise PlanError."""
+    known = (*AXES, "engine_args", "tolerance")
+    unknown = sorted(set(arguments) - set(known))
+    if unknown:
+        raise PlanError(f"llmperf({unknown[0]}=...): unknown marker argument; known are {', '.join(known)}")
+    axes = {name: _axis_values(name, arguments[name]) for name in AXES if arguments.get(name) is not None}
+    source: Any = arguments.get("engine_args") or ""
+    tolerance = arguments.get("tolerance")
+    return Marker(
+        axes=axes,
+        engine_args=parse_engine_args(source, origin="llmperf(engine_args=...)"),
+        tolerance=None if tolerance is None else parse_fraction("llmperf(tolerance=...)", tolerance),
+    )
+
+
+def parse_fraction(name: str, value: object) -> float:
+    """Return a share such as `0.05` or `"5 %"` as a fraction above 0 and below 1, or raise PlanError naming `name`."""
+    text = str(value).strip()
+    try:
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < 1:
+        raise PlanError(f"{name}={value!r}: must be a share between 0 and 1, e.g. 0.05 or '5 %'")
+    return number
+
+
+def _axis_values(name: str, value: object) -> tuple[Any, ...]:
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if not values:
+        raise PlanError(f"llmperf({name}=...): an empty list allows nothing; leave the argument out to allow everything")
+    return values if name == "model" else tuple(degree(name, one) for one in values)
+
+
+def grid(marker: Marker, selected: Mapping[str, tuple[Any, ...]]) -> list[Axes]:
+    """Return every point that the marker allows; an axis that it leaves open has the selected values, else the default.
+
+    Points that the selection excludes are in the list too: the caller deselects them (`is_selected`), as pytest does
+    with `-k`, so that the run says how many there were.
+    """
+    values = [marker.axes.get(name) or selected.get(name) or (getattr(Axes, name),) for name in AXES]
+    return [Axes(**dict(zip(AXES, point, strict=True))) for point in itertools.product(*values)]
+
+
+def is_selected(axes: Axes, selected: Mapping[str, tuple[Any, ...]]) -> bool:
+    """Return whether every axis of a point has one of the selected values."""
+    return all(getattr(axes, name) in values for name, values in selected.items())
+
+
+def engine_spec(base: EngineSpec, axes: Axes, *layers: EngineArgs) -> EngineSpec:
+    """Return the spec for a point of the grid: `base` with the point's model and degrees, and the argument layers merged."""
+    args = merge_engine_args(base.args, *layers)
+    return replace(base, model=axes.model, tp=axes.tp, pp=axes.pp, dp=axes.dp, args=args)

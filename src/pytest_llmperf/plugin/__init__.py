@@ -1,0 +1,155 @@
+"""The pytest plugin: hooks of a few lines that read settings, call the core, and store.
+
+It is imported in every pytest run of an environment that has the plugin, so everything else is imported in the hooks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pytest_llmperf.plugin.fixtures import (
+    baseline,
+    llm_engine,
+    llm_engine_args,
+    llm_engine_url,
+    llm_workload,
+    llmperf,
+    llmperf_axes,
+    llmperf_logs,
+)
+from pytest_llmperf.plugin.options import OUTCOMES, SETTINGS, add_options, read_settings
+
+__all__ = [
+    "baseline",
+    "llm_engine",
+    "llm_engine_args",
+    "llm_engine_url",
+    "llm_workload",
+    "llmperf",
+    "llmperf_axes",
+    "llmperf_logs",
+]
+
+AXES_FIXTURE = "llmperf_axes"
+
+
+def _used(items: list[pytest.Item]) -> bool:
+    """Return whether any test measures; the rest of the plugin is imported only then."""
+    return any(AXES_FIXTURE in getattr(item, "fixturenames", ()) for item in items)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the options."""
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check the options, so that a wrong one fails at once, and register the marker."""
+    config.addinivalue_line(
+        "markers",
+        "llmperf(model=..., tp=..., pp=..., dp=..., concurrency=..., engine_args=..., tolerance=...): "
+        "the grid that a performance test allows, its engine arguments and the slow-down that must not pass",
+    )
+    config.stash[SETTINGS] = read_settings(config)
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Collector(config.stash.setdefault(OUTCOMES, [])))
+
+
+class _Collector:
+    """Collects what reports bring, in the one process that sees all of them: the same with and without xdist."""
+
+    def __init__(self, outcomes: list[dict[str, Any]]) -> None:
+        self._outcomes = outcomes
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the outcomes that ride on a report."""
+        self._outcomes += getattr(report, "llmperf", [])
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test once for every model, degree and concurrency that its marker allows."""
+    if AXES_FIXTURE in metafunc.fixturenames:
+        from pytest_llmperf.plugin.collection import parametrize
+
+        parametrize(metafunc, metafunc.config.stash[SETTINGS])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Group the tests by engine, and deselect those that the options exclude."""
+    if _used(items):
+        from pytest_llmperf.plugin.collection import plan_items
+        from pytest_llmperf.plugin.output import DESELECTED
+
+        deselected = plan_items(items, config.stash[SETTINGS])
+        config.stash[DESELECTED] = len(deselected)
+        if deselected:
+            config.hook.pytest_deselected(items=deselected)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Set up the run when the cases are known."""
+    if _used(session.items):
+        from pytest_llmperf.plugin.session import prepare
+
+        prepare(session, session.config.stash[SETTINGS])
+
+
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    """Show the host, and how many cases have a baseline."""
+    if _used(items):
+        from pytest_llmperf.plugin.output import collected
+
+        return collected(config, items)
+    return []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> object:
+    """Run an llmperf test as often as its evidence needs."""
+    if not _used([item]):
+        return None
+    from pytest_llmperf.plugin.session import PROTOCOL
+
+    if PROTOCOL not in item.config.stash:
+        return None
+    item.config.stash[PROTOCOL].run(item, nextitem)
+    return True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this host cannot run."""
+    if _used([item]):
+        from pytest_llmperf.plugin.session import set_up
+
+        set_up(item)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Explain `measured == baseline`, one line per metric."""
+    if op == "==" and "BaselineView" in (type(left).__name__, type(right).__name__):
+        from pytest_llmperf.plugin.output import explain
+
+        return explain(left, right)
+    return None
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Show what came of every case."""
+    if config.stash.get(OUTCOMES, None):
+        from pytest_llmperf.plugin.output import summarize
+
+        summarize(terminalreporter, config)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Stop what still runs, and write the files that were asked for."""
+    settings = session.config.stash.get(SETTINGS, None)
+    if settings is not None and (settings.json_path or _used(getattr(session, "items", []))):
+        from pytest_llmperf.plugin.session import end
+
+        end(session, settings)

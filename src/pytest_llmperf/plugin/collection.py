@@ -1,0 +1,106 @@
+"""Which cases there are, in which order: parametrize, deselect, and group by engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llmperf.plan import Axes, EngineSpec, Marker, PlanError, engine_spec, grid, is_selected, parse_marker
+
+if TYPE_CHECKING:
+    from pytest_llmperf.plugin.options import Settings
+
+FIXTURES = frozenset({"llmperf", "llm_engine"})
+AXES_FIXTURE = "llmperf_axes"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is known of a test when it is collected."""
+
+    case_id: str
+    """The node id as collected; xdist may later add a group to the item's own."""
+    axes: Axes
+    marker: Marker
+    spec: EngineSpec
+    """The engine as far as marker and options tell; a fixture may add arguments later."""
+    compares: bool
+    """The test asks for the baseline."""
+    error: str | None = None
+    """Why the marker is unusable."""
+
+
+PLANNED = pytest.StashKey[Planned]()
+
+
+def marker_of(definition: pytest.Item) -> Marker:
+    """Return the merged arguments of all llmperf markers on a test; the closest one wins. Raises PlanError."""
+    arguments: dict[str, object] = {}
+    for mark in reversed(list(definition.iter_markers("llmperf"))):
+        if mark.args:
+            raise PlanError(f"llmperf({mark.args[0]!r}): arguments are given by name, e.g. llmperf(tp=[1, 2])")
+        arguments |= mark.kwargs
+    return parse_marker(arguments)
+
+
+def points(marker: Marker, settings: Settings) -> list[Axes]:
+    """Return the grid of a test; an endpoint's model and degrees are what they are, so only its concurrency varies."""
+    if not settings.urls:
+        return grid(marker, settings.selected)
+    only = {name: values for name, values in marker.axes.items() if name == "concurrency"}
+    found = grid(replace(marker, axes=only), {k: v for k, v in settings.selected.items() if k == "concurrency"})
+    return [replace(point, endpoint=name) for name in settings.urls for point in found]
+
+
+def parametrize(metafunc: pytest.Metafunc, settings: Settings) -> None:
+    """Run a test once for every point of its grid."""
+    if AXES_FIXTURE not in metafunc.fixturenames:
+        return
+    try:
+        found = points(marker_of(metafunc.definition), settings)
+    except PlanError:
+        return  # told by `plan_items`, for all tests at once
+    metafunc.parametrize(AXES_FIXTURE, found, ids=[point.id for point in found], indirect=True)
+
+
+def plan_items(items: list[pytest.Item], settings: Settings) -> list[pytest.Item]:
+    """Plan every llmperf test, put them behind the others grouped by engine, and return the deselected ones.
+
+    Raises UsageError for unusable markers, all of them at once.
+    """
+    base = EngineSpec(kind=settings.kind, url=next(iter(settings.urls.values()), ""), python=settings.python)
+    deselected: list[pytest.Item] = []
+    planned: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        if AXES_FIXTURE not in getattr(item, "fixturenames", ()):
+            others.append(item)
+            continue
+        item.stash[PLANNED] = plan = _plan(item, base, settings)
+        selected = plan.error or settings.urls or is_selected(plan.axes, settings.selected)
+        (planned if selected else deselected).append(item)
+    order: dict[EngineSpec, int] = {}
+    for item in planned:
+        spec = item.stash[PLANNED].spec
+        order.setdefault(spec, len(order))
+        # Keeps one engine's cases on one worker under `--dist loadgroup`.
+        item.add_marker(pytest.mark.xdist_group(f"llmperf-{spec.short_model}-tp{spec.tp}-{order[spec]}"))
+    planned.sort(key=lambda item: order[item.stash[PLANNED].spec])
+    items[:] = others + planned
+    return deselected
+
+
+def _plan(item: pytest.Item, base: EngineSpec, settings: Settings) -> Planned:
+    compares = "baseline" in getattr(item, "fixturenames", ())
+    try:
+        marker = marker_of(item)
+        axes: Axes = getattr(item, "callspec").params[AXES_FIXTURE]  # noqa: B009  pytest.Item has no callspec, Function has
+        if axes.endpoint:
+            spec = replace(base, model=axes.endpoint, url=settings.urls[axes.endpoint])
+        else:
+            spec = engine_spec(base, axes, marker.engine_args, settings.engine_args)
+        return Planned(item.nodeid, axes, marker, spec, compares)
+    except PlanError as error:
+        return Planned(item.nodeid, Axes(), Marker(), base, compares, error=f"{item.nodeid}: {error}")

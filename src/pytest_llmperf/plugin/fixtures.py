@@ -1,0 +1,213 @@
+"""The fixtures: the running engine, the measuring call, the baseline, and the seams that a project can override."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_llmperf.measure import Measurement
+    from pytest_llmperf.measure.engines import Engine
+    from pytest_llmperf.plan import Axes, Case, EngineSpec
+    from pytest_llmperf.plugin.run import CaseState, Run
+
+
+@pytest.fixture
+def llmperf_axes(request: pytest.FixtureRequest) -> Axes:
+    """Return the point of the grid that this test runs on; parametrized by marker and options."""
+    axes: Axes = request.param
+    return axes
+
+
+@pytest.fixture(scope="session")
+def llm_engine_args() -> dict[str, Any]:
+    """Return engine arguments to merge into the spec, e.g. `{"max_num_seqs": 64}`; override it in your conftest.py."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def llm_engine_url() -> str | None:
+    """Return an endpoint to use instead of starting an engine; override it in your conftest.py."""
+    return None
+
+
+@pytest.fixture(scope="session")
+def llm_workload() -> dict[str, Any]:
+    """Return defaults for the workload of `llmperf(...)`; override it in your conftest.py."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def llmperf_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the engines' logs; pytest keeps those of the last three runs."""
+    return tmp_path_factory.mktemp("llmperf")
+
+
+@pytest.fixture
+def llm_engine(
+    request: pytest.FixtureRequest,
+    llmperf_axes: Axes,
+    llmperf_logs: Path,
+    llm_engine_args: dict[str, Any],
+    llm_engine_url: str | None,
+) -> Engine:
+    """Return the running engine of this test: `.spec`, `.url`, `.gpus`, `.startup_s`, `.log_path`, `.generate()`."""
+    from pytest_llmperf.measure.engines import EngineError
+    from pytest_llmperf.plugin.collection import PLANNED
+    from pytest_llmperf.plugin.protocol import STATES
+    from pytest_llmperf.plugin.session import POOL
+
+    pool = request.config.stash[POOL]
+    spec = _spec(request.node.stash[PLANNED].spec, llm_engine_args, llm_engine_url)
+    used = frozenset[int]().union(*(state.starts for state in request.node.stash[STATES]))
+    try:
+        return pool.acquire(spec, used=used, log_folder=llmperf_logs)
+    except EngineError as error:
+        failure = error
+    pool.discard()
+    fail_engine(failure)
+
+
+def _spec(spec: EngineSpec, arguments: dict[str, Any], url: str | None) -> EngineSpec:
+    from pytest_llmperf.plan import PlanError, check_url, merge_engine_args, parse_engine_args
+
+    try:
+        if url is not None:
+            return replace(spec, kind="url", url=check_url(url, origin="llm_engine_url"), args=())
+        layer = parse_engine_args(arguments, origin="llm_engine_args")
+        return replace(spec, args=merge_engine_args(layer, spec.args))  # marker and command line win over the fixture
+    except PlanError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+def fail_engine(error: Exception) -> NoReturn:
+    """Fail the test with what happened to its engine, the likely cause and the last lines of the log."""
+    from pytest_llmperf.judge.diagnosis import likely_cause
+    from pytest_llmperf.measure.engines import EngineError
+
+    cause = likely_cause(error.tail) if isinstance(error, EngineError) else None
+    pytest.fail(f"Likely cause: {cause}.\n{error}" if cause else str(error), pytrace=False)
+
+
+class LLMPerf:
+    """The `llmperf` fixture: call it with the workload, and get the measurement."""
+
+    def __init__(self, request: pytest.FixtureRequest, engine: Engine, axes: Axes, defaults: dict[str, Any]) -> None:
+        """Note the test and its engine."""
+        self._request = request
+        self._engine = engine
+        self._axes = axes
+        self._defaults = defaults
+        self._calls = 0
+
+    def __call__(self, **workload: Any) -> Measurement:
+        """Measure a workload (`prompt_tokens`, `output_tokens`, `requests`, `concurrency`, `seed`) and return the launches.
+
+        Fails the test when a request failed, when the engine died, or when anything else makes the numbers worthless.
+        """
+        from pytest_llmperf.plan import Case, PlanError, workload_from
+        from pytest_llmperf.plugin.collection import PLANNED
+
+        self._calls += 1
+        try:
+            wanted = workload_from(self._axes, self._defaults, workload)
+        except PlanError as error:
+            pytest.fail(str(error), pytrace=False)
+        plan = self._request.node.stash[PLANNED]
+        suffix = "" if self._calls == 1 else f"#{self._calls}"
+        state = self._state(Case(plan.case_id + suffix, self._engine.spec, wanted))
+        if not state.decided:
+            self._measure(state)
+        return state.measurement
+
+    def _state(self, case: Case) -> CaseState:
+        from pytest_llmperf.plugin.protocol import STATES
+        from pytest_llmperf.plugin.run import RUN, CaseState
+
+        run = self._request.config.stash[RUN]
+        if case.id not in run.states:
+            run.states[case.id] = CaseState(case)
+            self._request.node.stash[STATES].append(run.states[case.id])
+        state = run.states[case.id]
+        if state.case != case:
+            pytest.fail(f"{case.id}: another workload or engine than in its first launch; a test must ask for the same each time")
+        return state
+
+    def _measure(self, state: CaseState) -> None:
+        from pytest_llmperf.measure import RoundSettings, measure_launch
+        from pytest_llmperf.measure.client import ClientError
+        from pytest_llmperf.measure.engines import EngineError
+        from pytest_llmperf.plugin.output import tell
+        from pytest_llmperf.plugin.run import RUN
+        from pytest_llmperf.plugin.session import POOL
+
+        config = self._request.config
+        pool, options = config.stash[POOL], config.stash[RUN].settings
+        settings = RoundSettings(
+            # An endpoint that outlives the run has seen a fixed seed before.
+            nonce=uuid.uuid4().hex if self._engine.spec.kind == "url" else state.case.id,
+            rounds=options.rounds,
+            stall_timeout_s=options.stall_timeout_s,
+        )
+        name = f"{state.case.id} launch {len(state.launches) + 1}"
+        try:
+            launch = measure_launch(
+                self._engine, pool.client, state.case.workload, settings, lambda text: tell(config, f"{name}, {text}")
+            )
+        except (EngineError, ClientError) as error:
+            failure: Exception | None = error
+        else:
+            failure = None
+        if failure is not None:
+            pool.discard()
+            fail_engine(failure)
+        state.launches = (*state.launches, launch)
+        state.starts |= {pool.starts}
+        if launch.invalid:
+            state.decided = True
+            pytest.fail("INVALID: " + "\n".join(launch.invalid), pytrace=False)
+
+
+@pytest.fixture
+def llmperf(request: pytest.FixtureRequest, llm_engine: Engine, llmperf_axes: Axes, llm_workload: dict[str, Any]) -> LLMPerf:
+    """Return a callable that measures a workload on this test's engine."""
+    return LLMPerf(request, llm_engine, llmperf_axes, llm_workload)
+
+
+@dataclass(frozen=True, eq=False)
+class BaselineView:
+    """The `baseline` fixture: `measured == baseline` is true when no gating metric is proven worse."""
+
+    run: Run
+    tolerance: float | None
+
+    def __eq__(self, measured: object) -> bool:
+        """Judge a measurement; asks for another launch where it is undecided."""
+        from pytest_llmperf.measure import Measurement
+
+        if not isinstance(measured, Measurement):
+            return NotImplemented
+        return self.run.compare(self.run.states[measured.case.id], self.tolerance)
+
+    __hash__ = None  # type: ignore[assignment]  # equality is a judgement: nothing may be looked up by it
+
+    def __repr__(self) -> str:
+        """Return what a failing assertion shows."""
+        return f"<baselines of {self.run.host.key}>"
+
+
+@pytest.fixture
+def baseline(request: pytest.FixtureRequest) -> BaselineView:
+    """Return the stored baselines of this host, to be compared with `==`."""
+    from pytest_llmperf.plugin.collection import PLANNED
+    from pytest_llmperf.plugin.run import RUN
+
+    plan = request.node.stash.get(PLANNED, None)
+    if plan is None:
+        pytest.fail("the baseline fixture belongs to a test that measures: ask for the llmperf fixture too", pytrace=False)
+    return BaselineView(request.config.stash[RUN], plan.marker.tolerance)

@@ -1,0 +1,82 @@
+"""What the terminal shows: a line after collection, progress while it measures, the explanation of `==`, the summary."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llmperf.plugin.options import OUTCOMES
+
+if TYPE_CHECKING:
+    from pytest_llmperf.plugin.run import Run
+
+DESELECTED = pytest.StashKey[int]()
+
+
+def tell(config: pytest.Config, text: str) -> None:
+    """Show what is going on: one changing line on a terminal, plain lines otherwise; nothing with -q or -p no:terminal."""
+    reporter: Any = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is None or config.get_verbosity() < 0:
+        return
+    capture: Any = config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        if reporter.isatty:
+            reporter.rewrite(f"llmperf: {text}", erase=True)
+        else:
+            reporter.ensure_newline()
+            reporter.write_line(f"llmperf: {text}")
+        reporter.flush()
+
+
+def collected(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    """Return the header line: host, cases, engines and baselines; nothing where there are no llmperf tests."""
+    from pytest_llmperf.plugin.collection import PLANNED
+    from pytest_llmperf.plugin.run import RUN
+
+    run: Run | None = config.stash.get(RUN, None)
+    planned = [item.stash[PLANNED] for item in items if PLANNED in item.stash]
+    if run is None:
+        return []
+    found, new = run.stored_and_new()
+    engines = len({plan.spec for plan in planned})
+    skipped = config.stash.get(DESELECTED, 0)
+    line = f"llmperf: {run.host.summary} ({run.host.key}); {len(planned)} tests on {engines} engines"
+    line += f"; baselines: {found} found, {new} new"
+    return [line + (f"; {skipped} deselected, which their markers allow only at other values" if skipped else "")]
+
+
+def explain(left: object, right: object) -> list[str] | None:
+    """Return the lines that explain `measured == baseline`, None for other operands."""
+    from pytest_llmperf.measure import Measurement
+    from pytest_llmperf.plugin.fixtures import BaselineView
+    from pytest_llmperf.report.text import explanation
+
+    if isinstance(left, BaselineView):
+        left, right = right, left
+    if not isinstance(left, Measurement) or not isinstance(right, BaselineView):
+        return None
+    state = right.run.states[left.case.id]
+    return explanation(right.run.outcome(state, state.case.id))
+
+
+def summarize(reporter: Any, config: pytest.Config) -> None:
+    """Write the summary: a line per case, and how many were compared."""
+    from pytest_llmperf.judge.verdict import Status
+    from pytest_llmperf.report import from_data
+    from pytest_llmperf.report.text import counts_line, explanation, summary_table
+
+    outcomes = [from_data(data) for data in config.stash.get(OUTCOMES, [])]
+    if not outcomes or config.get_verbosity() < -1:
+        return
+    reporter.section("llmperf")
+    for line in summary_table(outcomes).splitlines():
+        reporter.write_line(line)
+    for outcome in outcomes:
+        if outcome.status in (Status.INCONCLUSIVE, Status.RECORDED):
+            for line in explanation(outcome) if outcome.status is Status.INCONCLUSIVE else outcome.notes:
+                reporter.write_line(line)
+    red = any(outcome.status in (Status.REGRESSED, Status.INVALID) for outcome in outcomes)
+    plain = all(outcome.status.compared or outcome.status is Status.RECORDED for outcome in outcomes)
+    reporter.write_line(counts_line(outcomes), red=red, yellow=not red and not plain, green=not red and plain)

@@ -1,0 +1,90 @@
+"""The engine that runs now. There is one at a time; tests take it in turn, and it is started anew when it must be."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.measure.engines import Engine, EngineError, StartSettings, open_engine
+from pytest_llmperf.measure.host import exclusive_host
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pytest_llmperf.measure.client import LoadClient
+    from pytest_llmperf.measure.host import Host
+    from pytest_llmperf.plan import EngineSpec
+
+
+class EnginePool:
+    """Holds at most one running engine, and the load process that all engines share."""
+
+    def __init__(self, host: Host, settings: StartSettings, progress: Callable[[str], None]) -> None:
+        """Note how to start engines; none is started yet."""
+        self.starts = 0
+        """Engines started so far; the number of the running one."""
+        self._host = host
+        self._settings = settings
+        self._progress = progress
+        self._engine: Engine | None = None
+        self._held = contextlib.ExitStack()
+        self._client: LoadClient | None = None
+
+    @property
+    def client(self) -> LoadClient:
+        """Return the load process, starting it where there is none."""
+        if self._client is None:
+            from pytest_llmperf.measure.client import LoadClient
+
+            self._client = LoadClient()
+        return self._client
+
+    def acquire(self, spec: EngineSpec, *, used: frozenset[int], log_folder: Path) -> Engine:
+        """Return an engine of this spec that is none of the `used` starts; raises EngineError.
+
+        The running one serves when it fits; otherwise it is stopped first, because two engines disturb each other.
+        """
+        if self._engine is not None and self._engine.spec == spec and self.starts not in used:
+            return self._engine
+        self.close()
+        _ = self.client  # started first: the engine is not kept waiting for its first request
+        with contextlib.ExitStack() as stack:
+            if spec.kind == "server":
+                stack.enter_context(exclusive_host(lambda: self._progress("waiting for another run's engine to end")))
+            self.starts += 1
+            self._progress(f"engine {self.starts} ({spec.short_model} tp{spec.tp}): starting")
+            self._engine = stack.enter_context(
+                open_engine(spec, self._host, replace(self._settings, log_folder=log_folder), self._tell)
+            )
+            self._held = stack.pop_all()
+        took = f" after {self._engine.startup_s:.1f} s" if self._engine.startup_s is not None else ""
+        self._progress(f"engine {self.starts} ({spec.short_model} tp{spec.tp}): ready{took}")
+        return self._engine
+
+    def _tell(self, text: str) -> None:
+        self._progress(f"engine {self.starts}: {text}")
+
+    def close(self) -> None:
+        """Stop the running engine, if any; raises EngineError when it would not stop."""
+        self._engine = None
+        held, self._held = self._held, contextlib.ExitStack()
+        held.close()
+
+    def discard(self) -> None:
+        """Stop the engine after a failure: its own complaints about the stop would hide the first error."""
+        with contextlib.suppress(EngineError):
+            self.close()
+        if self._client is not None:
+            self._client.close()  # it may be waiting for the dead engine's answers
+            self._client = None
+
+    def shutdown(self) -> None:
+        """Stop engine and load process; raises EngineError when the engine would not stop."""
+        client, self._client = self._client, None
+        try:
+            self.close()
+        finally:
+            if client is not None:
+                client.close()

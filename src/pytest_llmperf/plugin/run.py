@@ -1,0 +1,200 @@
+"""What a run knows of its cases: the launches measured so far, the stored baselines, and the verdicts."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+import pytest_llmperf
+from pytest_llmperf.judge import baseline as store
+from pytest_llmperf.judge import diagnosis
+from pytest_llmperf.judge.stats import Design
+from pytest_llmperf.judge.verdict import Status, Verdict, fit_priors, judge, observed
+from pytest_llmperf.measure import Measurement
+from pytest_llmperf.measure.metrics import GATING
+from pytest_llmperf.plugin.collection import PLANNED
+from pytest_llmperf.report import Outcome
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_llmperf.judge.stats import Prior
+    from pytest_llmperf.measure import Launch
+    from pytest_llmperf.measure.host import Host
+    from pytest_llmperf.plan import Case
+    from pytest_llmperf.plugin.options import Settings
+
+
+class Undecided(BaseException):
+    """A test cannot be told yet: it will run again on another engine start. Not an Exception, so that no test swallows it."""
+
+
+@dataclass
+class CaseState:
+    """One case on its way to a verdict."""
+
+    case: Case
+    launches: tuple[Launch, ...] = ()
+    starts: frozenset[int] = frozenset()
+    """The engine starts that it was measured on."""
+    verdict: Verdict | None = None
+    decided: bool = False
+    """No further launch is needed."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def measurement(self) -> Measurement:
+        """Return the launches so far, as the test sees them."""
+        return Measurement(self.case, self.launches)
+
+
+class Run:
+    """The cases of this run. Judging and recording happen here, once for every comparison that a test makes."""
+
+    def __init__(self, items: list[pytest.Item], settings: Settings, host: Host, rootpath: Path) -> None:
+        """Freeze what must not depend on any measurement: how many comparisons there are, and the error rates."""
+        self.settings = settings
+        self.host = host
+        self.states: dict[str, CaseState] = {}
+        self._rootpath = rootpath
+        plans = [item.stash[PLANNED] for item in items if PLANNED in item.stash]
+        self._ids = [plan.case_id for plan in plans if plan.compares]
+        self._comparisons = max(1, len(self._ids) * len(GATING))
+        self._priors: dict[str, Prior] | None = None
+        self._commit: str | None = None
+
+    def path(self, case_id: str) -> Path:
+        """Return the baseline file of a case."""
+        return store.path_for(self.settings.baselines, self.host.key, case_id)
+
+    def stored_and_new(self) -> tuple[int, int]:
+        """Return how many of the run's cases have a baseline, and how many have none."""
+        found = sum(self.path(case_id).is_file() for case_id in self._ids)
+        return found, len(self._ids) - found
+
+    def compare(self, state: CaseState, tolerance: float | None) -> bool:
+        """Return whether the case is as good as its baseline; records the baseline instead where that was asked for.
+
+        Raises Undecided for another launch, and BaselineError for an unusable file.
+        """
+        path = self.path(state.case.id)
+        stored = store.load(path)
+        if self.settings.update == "all" or (stored is None and "record" in self._when_missing()):
+            self._record(state, path)
+            return True
+        design = Design(
+            tolerance=tolerance or self.settings.tolerance,
+            comparisons=self._comparisons,
+            launches=self.settings.max_launches,
+        )
+        verdict = state.verdict = judge(state.measurement, stored, design=design, priors=self._fitted())
+        if verdict.status is Status.UNDECIDED:
+            raise Undecided
+        state.decided = True
+        if stored is None:
+            state.notes = [
+                f"no baseline is stored for {self.host.key}: {self._shown(path)} does not exist",
+                f"record it with: pytest --update-baselines '{state.case.id.partition('#')[0]}'",
+            ]
+            if self.settings.missing == "skip":
+                pytest.skip(state.notes[0])
+        else:
+            state.notes = self._explain(verdict, state, stored)
+        accepted = {Status.PASS, Status.IMPROVED} | (set() if self.settings.fail_inconclusive else {Status.INCONCLUSIVE})
+        return verdict.status in accepted
+
+    def _when_missing(self) -> tuple[str, ...]:
+        return ("record",) if self.settings.update == "new" else (self.settings.missing,)
+
+    def _explain(self, verdict: Verdict, state: CaseState, stored: store.Baseline) -> list[str]:
+        if verdict.status is Status.PASS:
+            return []
+        changed = diagnosis.changes(stored.provenance, self._provenance(state))
+        notes = [f"changed since the baseline: {line}" for line in changed]
+        if not changed:
+            notes = ["nothing that is recorded has changed since the baseline (engine arguments, versions, host)"]
+        if stored.provenance.commit:
+            notes.append(f"the baseline was recorded at commit {stored.provenance.commit}, {stored.launches[0].started}")
+        spec = state.case.engine
+        return notes + diagnosis.advice(verdict, dict(spec.args), {"tp": spec.tp, "pp": spec.pp})
+
+    def _record(self, state: CaseState, path: Path) -> None:
+        if len(state.launches) < self.settings.launches:
+            raise Undecided
+        case = state.case
+        new = store.Baseline(
+            case_id=case.id,
+            host=self.host.key,
+            workload=asdict(case.workload),
+            workload_fingerprint=case.workload.fingerprint,
+            provenance=self._provenance(state),
+            launches=state.launches,
+        )
+        store.save(path, new)
+        rows = observed(state.launches, None)
+        state.verdict = Verdict(Status.RECORDED, rows, launches=len(state.launches))
+        state.notes = [f"recorded {self._shown(path)}"]
+        state.decided = True
+
+    def _shown(self, path: Path) -> str:
+        return str(path.relative_to(self._rootpath) if path.is_relative_to(self._rootpath) else path)
+
+    def _provenance(self, state: CaseState) -> store.Provenance:
+        host = asdict(self.host)
+        host["gpus"] = list(self.host.gpus)
+        versions = {**state.launches[-1].versions, "pytest-llmperf": pytest_llmperf.__version__}
+        return store.Provenance(store.engine_facts(state.case), versions, host, self._head())
+
+    def _head(self) -> str | None:
+        if self._commit is None:
+            command = [
+                "git",
+                "-C",
+                str(self._rootpath),
+                "describe",
+                "--always",
+                "--dirty=+",
+                "--abbrev=12",
+                "--exclude=*",
+            ]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+            except (OSError, subprocess.SubprocessError):
+                return None
+            self._commit = done.stdout.strip()
+        return self._commit or None
+
+    def _fitted(self) -> dict[str, Prior]:
+        """Return the noise that the suite's baselines show, fitted once: it must not follow what this run measures."""
+        if self._priors is None:
+            found = []
+            for case_id in self._ids:
+                try:
+                    found.append(store.load(self.path(case_id)))
+                except store.BaselineError:
+                    continue  # the case itself fails with this error, by name
+            self._priors = fit_priors(one for one in found if one is not None)
+        return self._priors
+
+    def outcome(self, state: CaseState, nodeid: str) -> Outcome:
+        """Return what came of a case."""
+        verdict = state.verdict
+        if verdict is None:
+            status = Status.INVALID if state.measurement.invalid else Status.MEASURED
+            verdict = Verdict(status, observed(state.launches, None), state.measurement.invalid, launches=len(state.launches))
+        return Outcome(
+            id=state.case.id,
+            nodeid=nodeid,
+            status=verdict.status,
+            verdict=verdict,
+            launches=state.launches,
+            engine=store.engine_facts(state.case),
+            workload=asdict(state.case.workload),
+            notes=(*state.notes, *(note for launch in state.launches for note in launch.notes)),
+        )
+
+
+RUN = pytest.StashKey[Run]()
