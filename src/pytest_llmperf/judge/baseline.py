@@ -168,10 +168,19 @@ def save(path: Path, baseline: Baseline) -> None:
         raise
 
 
-def unused(folder: Path, host: str, used: Iterable[Path], collected_files: Iterable[Path]) -> list[Path]:
-    """Return baselines of this host that no case of the run used, among the test files that were collected as a whole."""
-    known = set(used)
-    folders = {path.parent for path in collected_files}
-    return sorted(
-        path for where in folders if where.is_relative_to(folder / host) for path in where.glob("*.json") if path not in known
-    )
+def unused(folder: Path, host: str, rootpath: Path, collected: Iterable[str]) -> list[Path]:
+    """Return this host's baselines whose test is gone: no such file any more, or no such test in a file that was collected.
+
+    `collected` are the ids of all cases of the run, deselected ones too. Parameters don't count: which of them a run
+    collects depends on its options.
+    """
+    tests = {case_id.partition("[")[0] for case_id in collected}
+    files = {test.partition("::")[0] for test in tests}
+    gone = []
+    for path in sorted((folder / host).rglob("*.json")):
+        stored = load(path)
+        test = stored.case_id.partition("[")[0].partition("#")[0] if stored else ""
+        file = test.partition("::")[0]
+        if not (rootpath / file).is_file() or (file in files and test not in tests):
+            gone.append(path)
+    return gone

@@ -81,8 +81,8 @@ def _ttft(record: RequestRecord) -> list[float]:
 
 
 def _itl(record: RequestRecord) -> list[float]:
-    times = record.token_times_s
-    return [later - earlier for earlier, later in itertools.pairwise(times)]
+    arrivals = sorted(set(record.token_times_s))
+    return [later - earlier for earlier, later in itertools.pairwise(arrivals)]
 
 
 def _tpot(record: RequestRecord) -> list[float]:
@@ -114,7 +114,7 @@ def _percentile(percent: int) -> Callable[[Sequence[float]], float]:
 
 _LATENCIES = (
     ("ttft", _ttft, "time to first token: first output token's arrival - request sent"),
-    ("itl", _itl, "inter-token latency: arrival of one output token - arrival of the one before, all of all requests"),
+    ("itl", _itl, "inter-token latency: time between two arrivals of output tokens; tokens of one read arrive together"),
     ("tpot", _tpot, "time per output token of a request: (last token - first token) / (output tokens - 1)"),
     ("e2e", _e2e, "end to end: response complete - request sent"),
 )

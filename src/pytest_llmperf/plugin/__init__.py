@@ -18,8 +18,9 @@ from pytest_llmperf.plugin.fixtures import (
     llmperf,
     llmperf_axes,
     llmperf_logs,
+    simulated_engine,
 )
-from pytest_llmperf.plugin.options import OUTCOMES, SETTINGS, add_options, read_settings
+from pytest_llmperf.plugin.options import OUTCOMES, SETTINGS, add_options, any_given, settings_of
 
 __all__ = [
     "baseline",
@@ -30,6 +31,7 @@ __all__ = [
     "llmperf",
     "llmperf_axes",
     "llmperf_logs",
+    "simulated_engine",
 ]
 
 AXES_FIXTURE = "llmperf_axes"
@@ -52,7 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "llmperf(model=..., tp=..., pp=..., dp=..., concurrency=..., engine_args=..., tolerance=...): "
         "the grid that a performance test allows, its engine arguments and the slow-down that must not pass",
     )
-    config.stash[SETTINGS] = read_settings(config)
+    if any_given(config):
+        settings_of(config)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Collector(config.stash.setdefault(OUTCOMES, [])))
 
@@ -73,18 +76,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if AXES_FIXTURE in metafunc.fixturenames:
         from pytest_llmperf.plugin.collection import parametrize
 
-        parametrize(metafunc, metafunc.config.stash[SETTINGS])
+        parametrize(metafunc, settings_of(metafunc.config))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Group the tests by engine, and deselect those that the options exclude."""
     if _used(items):
-        from pytest_llmperf.plugin.collection import plan_items
-        from pytest_llmperf.plugin.output import DESELECTED
+        from pytest_llmperf.plugin.collection import PLANNED, plan_items
+        from pytest_llmperf.plugin.output import COLLECTED
 
-        deselected = plan_items(items, config.stash[SETTINGS])
-        config.stash[DESELECTED] = len(deselected)
+        deselected = plan_items(items, settings_of(config))
+        config.stash[COLLECTED] = [one.stash[PLANNED].case_id for one in (*items, *deselected) if PLANNED in one.stash]
         if deselected:
             config.hook.pytest_deselected(items=deselected)
 
@@ -94,7 +97,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if _used(session.items):
         from pytest_llmperf.plugin.session import prepare
 
-        prepare(session, session.config.stash[SETTINGS])
+        prepare(session, settings_of(session.config))
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
@@ -148,8 +151,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Stop what still runs, and write the files that were asked for."""
-    settings = session.config.stash.get(SETTINGS, None)
-    if settings is not None and (settings.json_path or _used(getattr(session, "items", []))):
+    if SETTINGS in session.config.stash:
         from pytest_llmperf.plugin.session import end
 
-        end(session, settings)
+        end(session, session.config.stash[SETTINGS])

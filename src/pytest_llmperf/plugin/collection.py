@@ -10,7 +10,7 @@ import pytest
 from pytest_llmperf.plan import Axes, EngineSpec, Marker, PlanError, engine_spec, grid, is_selected, parse_marker
 
 if TYPE_CHECKING:
-    from pytest_llmperf.plugin.options import Settings
+    from pytest_llmperf.plugin.settings import Settings
 
 FIXTURES = frozenset({"llmperf", "llm_engine"})
 AXES_FIXTURE = "llmperf_axes"

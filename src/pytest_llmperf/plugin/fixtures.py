@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pytest_llmperf.measure import Measurement
     from pytest_llmperf.measure.engines import Engine
     from pytest_llmperf.plan import Axes, Case, EngineSpec
     from pytest_llmperf.plugin.run import CaseState, Run
+    from pytest_llmperf.testing import SimulatedEngine
 
 
 @pytest.fixture
@@ -68,9 +70,9 @@ def llm_engine(
     try:
         return pool.acquire(spec, used=used, log_folder=llmperf_logs)
     except EngineError as error:
-        failure = error
+        failure = error  # failing inside `except` would show the error twice
     pool.discard()
-    fail_engine(failure)
+    return fail_engine(failure)
 
 
 def _spec(spec: EngineSpec, arguments: dict[str, Any], url: str | None) -> EngineSpec:
@@ -86,7 +88,7 @@ def _spec(spec: EngineSpec, arguments: dict[str, Any], url: str | None) -> Engin
 
 
 def fail_engine(error: Exception) -> NoReturn:
-    """Fail the test with what happened to its engine, the likely cause and the last lines of the log."""
+    """Fail the test with what happened to its engine, the likely cause and the last lines of the log; never returns."""
     from pytest_llmperf.judge.diagnosis import likely_cause
     from pytest_llmperf.measure.engines import EngineError
 
@@ -179,12 +181,22 @@ def llmperf(request: pytest.FixtureRequest, llm_engine: Engine, llmperf_axes: Ax
     return LLMPerf(request, llm_engine, llmperf_axes, llm_workload)
 
 
-@dataclass(frozen=True, eq=False)
+@pytest.fixture
+def simulated_engine() -> Iterator[SimulatedEngine]:
+    """Yield a running simulated engine with default options; its `.url` is an OpenAI-compatible endpoint."""
+    from pytest_llmperf.testing import SimulatedEngine
+
+    with SimulatedEngine() as engine:
+        yield engine
+
+
 class BaselineView:
     """The `baseline` fixture: `measured == baseline` is true when no gating metric is proven worse."""
 
-    run: Run
-    tolerance: float | None
+    def __init__(self, run: Run, tolerance: float | None) -> None:
+        """Note the run, and the test's own tolerance where it has one."""
+        self.run = run
+        self._tolerance = tolerance
 
     def __eq__(self, measured: object) -> bool:
         """Judge a measurement; asks for another launch where it is undecided."""
@@ -192,7 +204,7 @@ class BaselineView:
 
         if not isinstance(measured, Measurement):
             return NotImplemented
-        return self.run.compare(self.run.states[measured.case.id], self.tolerance)
+        return self.run.compare(self.run.states[measured.case.id], self._tolerance)
 
     __hash__ = None  # type: ignore[assignment]  # equality is a judgement: nothing may be looked up by it
 

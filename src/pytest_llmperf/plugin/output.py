@@ -12,7 +12,8 @@ from pytest_llmperf.plugin.options import OUTCOMES
 if TYPE_CHECKING:
     from pytest_llmperf.plugin.run import Run
 
-DESELECTED = pytest.StashKey[int]()
+COLLECTED = pytest.StashKey[list[str]]()
+"""The ids of all cases that were collected, deselected ones too."""
 
 
 def tell(config: pytest.Config, text: str) -> None:
@@ -41,7 +42,7 @@ def collected(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
         return []
     found, new = run.stored_and_new()
     engines = len({plan.spec for plan in planned})
-    skipped = config.stash.get(DESELECTED, 0)
+    skipped = len(config.stash[COLLECTED]) - len(planned)
     line = f"llmperf: {run.host.summary} ({run.host.key}); {len(planned)} tests on {engines} engines"
     line += f"; baselines: {found} found, {new} new"
     return [line + (f"; {skipped} deselected, which their markers allow only at other values" if skipped else "")]
@@ -51,21 +52,21 @@ def explain(left: object, right: object) -> list[str] | None:
     """Return the lines that explain `measured == baseline`, None for other operands."""
     from pytest_llmperf.measure import Measurement
     from pytest_llmperf.plugin.fixtures import BaselineView
-    from pytest_llmperf.report.text import explanation
+    from pytest_llmperf.report.text import assertion
 
     if isinstance(left, BaselineView):
         left, right = right, left
     if not isinstance(left, Measurement) or not isinstance(right, BaselineView):
         return None
     state = right.run.states[left.case.id]
-    return explanation(right.run.outcome(state, state.case.id))
+    return assertion(right.run.outcome(state, state.case.id))
 
 
 def summarize(reporter: Any, config: pytest.Config) -> None:
     """Write the summary: a line per case, and how many were compared."""
     from pytest_llmperf.judge.verdict import Status
     from pytest_llmperf.report import from_data
-    from pytest_llmperf.report.text import counts_line, explanation, summary_table
+    from pytest_llmperf.report.text import counts_line, headline, metric_line, summary_table
 
     outcomes = [from_data(data) for data in config.stash.get(OUTCOMES, [])]
     if not outcomes or config.get_verbosity() < -1:
@@ -74,9 +75,25 @@ def summarize(reporter: Any, config: pytest.Config) -> None:
     for line in summary_table(outcomes).splitlines():
         reporter.write_line(line)
     for outcome in outcomes:
-        if outcome.status in (Status.INCONCLUSIVE, Status.RECORDED):
-            for line in explanation(outcome) if outcome.status is Status.INCONCLUSIVE else outcome.notes:
+        if outcome.status is Status.INCONCLUSIVE:
+            open_rows = [row for row in outcome.verdict.metrics if row.status is Status.INCONCLUSIVE]
+            for line in (headline(outcome), *(f"  {metric_line(row)}, {row.rule}" for row in open_rows)):
                 reporter.write_line(line)
+        elif outcome.status is Status.RECORDED:
+            for line in outcome.notes:
+                reporter.write_line(line)
+    for path in _unused(config):
+        reporter.write_line(f"unused baseline: {path} (its test is gone; delete the file)")
     red = any(outcome.status in (Status.REGRESSED, Status.INVALID) for outcome in outcomes)
     plain = all(outcome.status.compared or outcome.status is Status.RECORDED for outcome in outcomes)
     reporter.write_line(counts_line(outcomes), red=red, yellow=not red and not plain, green=not red and plain)
+
+
+def _unused(config: pytest.Config) -> list[str]:
+    """Return baselines whose test is gone; looked for when baselines are updated and whole files were collected."""
+    from pytest_llmperf.plugin.run import RUN
+
+    run: Run | None = config.stash.get(RUN, None)
+    if run is None or run.settings.update == "no" or any("::" in argument for argument in config.args):
+        return []
+    return run.unused_baselines()

@@ -124,7 +124,7 @@ def _attach_properties(item: pytest.Item) -> None:
 
 
 def _publish(item: pytest.Item, reports: list[tuple[pytest.CallInfo[Any], pytest.TestReport]]) -> None:
-    from pytest_llmperf.report.text import metrics_table
+    from pytest_llmperf.report.text import section
 
     run = item.config.stash[RUN]
     outcomes = [run.outcome(state, item.nodeid) for state in item.stash[STATES]]
@@ -132,7 +132,7 @@ def _publish(item: pytest.Item, reports: list[tuple[pytest.CallInfo[Any], pytest
     for call, report in reports:
         if report.when == "call" or (report.when == "setup" and report.failed):
             report.llmperf = [to_data(outcome) for outcome in outcomes]  # type: ignore[attr-defined]  # travels with xdist
-            report.sections += [(f"llmperf {outcome.id}", metrics_table(outcome)) for outcome in outcomes]
+            report.sections += [(f"llmperf {outcome.id}", section(outcome)) for outcome in outcomes]
         item.ihook.pytest_runtest_logreport(report=report)
         if call.excinfo is not None and report.failed and not hasattr(report, "wasxfail"):
             item.ihook.pytest_exception_interact(node=item, call=call, report=report)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure import Launch
     from pytest_llmperf.measure.host import Host
     from pytest_llmperf.plan import Case
-    from pytest_llmperf.plugin.options import Settings
+    from pytest_llmperf.plugin.settings import Settings
 
 
 class Undecided(BaseException):
@@ -54,12 +54,13 @@ class CaseState:
 class Run:
     """The cases of this run. Judging and recording happen here, once for every comparison that a test makes."""
 
-    def __init__(self, items: list[pytest.Item], settings: Settings, host: Host, rootpath: Path) -> None:
+    def __init__(self, items: list[pytest.Item], settings: Settings, host: Host, rootpath: Path, collected: list[str]) -> None:
         """Freeze what must not depend on any measurement: how many comparisons there are, and the error rates."""
         self.settings = settings
         self.host = host
         self.states: dict[str, CaseState] = {}
         self._rootpath = rootpath
+        self._collected = collected
         plans = [item.stash[PLANNED] for item in items if PLANNED in item.stash]
         self._ids = [plan.case_id for plan in plans if plan.compares]
         self._comparisons = max(1, len(self._ids) * len(GATING))
@@ -69,6 +70,11 @@ class Run:
     def path(self, case_id: str) -> Path:
         """Return the baseline file of a case."""
         return store.path_for(self.settings.baselines, self.host.key, case_id)
+
+    def unused_baselines(self) -> list[str]:
+        """Return the baselines that no test uses any more, relative to the rootdir."""
+        gone = store.unused(self.settings.baselines, self.host.key, self._rootpath, self._collected)
+        return [self._shown(path) for path in gone]
 
     def stored_and_new(self) -> tuple[int, int]:
         """Return how many of the run's cases have a baseline, and how many have none."""

@@ -11,14 +11,14 @@ from pytest_llmperf.measure.engines import EngineError, StartSettings
 from pytest_llmperf.measure.host import describe_host, shortage
 from pytest_llmperf.plugin.collection import PLANNED
 from pytest_llmperf.plugin.options import OUTCOMES
-from pytest_llmperf.plugin.output import tell
+from pytest_llmperf.plugin.output import COLLECTED, tell
 from pytest_llmperf.plugin.pool import EnginePool
 from pytest_llmperf.plugin.protocol import Protocol
 from pytest_llmperf.plugin.run import RUN, Run
 from pytest_llmperf.report import from_data, json_document
 
 if TYPE_CHECKING:
-    from pytest_llmperf.plugin.options import Settings
+    from pytest_llmperf.plugin.settings import Settings
 
 POOL = pytest.StashKey[EnginePool]()
 PROTOCOL = pytest.StashKey[Protocol]()
@@ -34,7 +34,7 @@ def prepare(session: pytest.Session, settings: Settings) -> None:
     if not planned or any(errors):
         return
     host = describe_host(settings.kind)
-    config.stash[RUN] = Run(session.items, settings, host, config.rootpath)
+    config.stash[RUN] = Run(session.items, settings, host, config.rootpath, config.stash[COLLECTED])
     start = StartSettings(
         log_folder=config.rootpath,  # replaced by pytest's temporary folder when the first engine starts
         startup_timeout_s=settings.startup_timeout_s,

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pytest_llmperf.report import Outcome
 
 
+_ASSERTION_LINES = 5  # pytest cuts an explanation after 8 lines or 640 characters
+
+
 def bounds(row: MetricVerdict) -> str:
     """Return the one-sided bounds of the change, e.g. `[+4.1 %, +8.0 %]`, empty where there are none."""
     if row.worse_low is None and row.worse_high is None:
@@ -26,43 +29,46 @@ def bounds(row: MetricVerdict) -> str:
     return f"[{low}, {high}]"
 
 
-def metric_line(row: MetricVerdict) -> str:
-    """Return the line of one metric: verdict, name, baseline, now, change, bounds and rule."""
-    metric = BY_NAME[row.metric]
-    parts = [f"{row.status or 'observed':<14} {row.metric}: {quantity(row.baseline, metric)} -> {quantity(row.measured, metric)}"]
-    parts += [f"{change(row)} {bounds(row)}".strip()] if row.worse is not None else []
-    return ", ".join([*parts, row.rule] if row.rule else parts)
-
-
-def explanation(outcome: Outcome) -> list[str]:
-    """Return why a comparison came out as it did: a headline, a line per gating metric, and what may be the reason."""
+def headline(outcome: Outcome) -> str:
+    """Return the verdict on a case in one line."""
     verdict = outcome.verdict
     launches = f"{verdict.launches} launch{'es' if verdict.launches != 1 else ''}"
     against = f" against {verdict.baseline_launches} of the baseline" if verdict.baseline_launches else ""
-    lines = [f"{outcome.status} {outcome.id} ({launches}{against})"]
-    lines += [f"  {reason}" for reason in verdict.reasons]
-    order = [
-        Status.REGRESSED,
-        Status.NOT_COMPARABLE,
-        Status.INCONCLUSIVE,
-        Status.UNDECIDED,
-        Status.PASS,
-        Status.IMPROVED,
-    ]
-    gating = [row for row in verdict.metrics if row.status is not None]
-    lines += [f"  {metric_line(row)}" for row in sorted(gating, key=lambda row: order.index(row.status or Status.PASS))]
-    return lines + [f"  {note}" for note in outcome.notes]
+    return f"{outcome.status} {outcome.id} ({launches}{against})"
+
+
+def metric_line(row: MetricVerdict) -> str:
+    """Return the line of one metric: name, baseline, now and change; the rule where there are no numbers."""
+    metric = BY_NAME[row.metric]
+    change_text = change(row) if row.status is not Status.NOT_COMPARABLE else row.rule
+    return f"{row.metric}: {quantity(row.baseline, metric)} -> {quantity(row.measured, metric)}, {change_text}"
+
+
+def assertion(outcome: Outcome) -> list[str]:
+    """Return the explanation of a failed comparison: what decided it, short enough that pytest shows all of it."""
+    decisive = [row for row in outcome.verdict.metrics if row.status is not None and row.status.value == outcome.status.value]
+    lines = [f"  {line}" for line in (*outcome.verdict.reasons, *map(metric_line, decisive))]
+    if outcome.status is Status.NO_BASELINE:
+        lines = [f"  {note}" for note in outcome.notes]
+    shown, rest = lines[:_ASSERTION_LINES], len(lines) - _ASSERTION_LINES
+    more = [f"  and {rest} more"] if rest > 0 else []
+    return [headline(outcome), *shown, *more]
+
+
+def section(outcome: Outcome) -> str:
+    """Return what a failing test's report says of a case: verdict, what may be the reason, and every metric."""
+    return "\n".join([headline(outcome), *outcome.verdict.reasons, *outcome.notes, "", metrics_table(outcome)])
 
 
 def metrics_table(outcome: Outcome) -> str:
     """Return every metric of a case, observed ones too."""
     rows = [
         (row.metric, quantity(row.baseline, BY_NAME[row.metric]), quantity(row.measured, BY_NAME[row.metric]),
-         change(row), bounds(row), row.status or "observed")
+         change(row), bounds(row), row.status or "observed", row.rule)
         for row in outcome.verdict.metrics
         if row.measured is not None or row.baseline is not None
     ]  # fmt: skip
-    return tabulate(rows, headers=("metric", "baseline", "now", "change", "bounds", "verdict"), disable_numparse=True)
+    return tabulate(rows, headers=("metric", "baseline", "now", "change", "bounds", "verdict", "rule"), disable_numparse=True)
 
 
 def summary_table(outcomes: Sequence[Outcome]) -> str:

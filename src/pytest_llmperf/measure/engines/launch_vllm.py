@@ -11,8 +11,8 @@ import sys
 
 sys.path.pop(0)  # this script's folder, whose modules would hide others of the same name
 
-import multiprocessing  # noqa: E402
-import runpy  # noqa: E402
+import multiprocessing
+import runpy
 
 
 def _fork() -> None:

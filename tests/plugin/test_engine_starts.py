@@ -1,0 +1,70 @@
+"""How often engines are started: once per spec, and once more for each launch of the most undecided case."""
+
+from __future__ import annotations
+
+from tests.conftest import SERVING
+
+TWELVE = """
+import pytest
+
+@pytest.mark.parametrize("n", range(4))
+@pytest.mark.llmperf(tp=[1, 2, 4])
+def test_many(llmperf, n):
+    assert llmperf(prompt_tokens=8, output_tokens=4, requests=8).preemptions == 0
+"""
+
+
+def test_twelve_tests_over_three_specs_start_three_engines(run):
+    result = run(TWELVE)
+    assert result.outcomes == {"passed": 12}, result.stdout
+    assert result.engine_starts == 3
+
+
+def test_the_launches_of_a_recording_are_shared_by_all_tests_of_an_engine(run):
+    both = SERVING + SERVING.replace("test_serving", "test_other")
+    result = run(both, "--update-baselines", "--llmperf-launches=3")
+    assert result.outcomes == {"passed": 2}
+    assert result.engine_starts == 3
+
+
+def test_undecided_cases_share_the_next_start_and_decided_ones_do_not_run_again(run):
+    three = """
+def test_a(llmperf, baseline):
+    assert llmperf(prompt_tokens=8, output_tokens=4, requests=8) == baseline
+
+def test_b(llmperf, baseline):
+    assert llmperf(prompt_tokens=8, output_tokens=4, requests=8) == baseline
+
+def test_decided(llmperf):
+    assert llmperf(prompt_tokens=8, output_tokens=4, requests=8).failed_requests == 0
+"""
+    run(three, "--update-baselines", "--llmperf-launches=2")
+    result = run(three, "--llmperf-tolerance=0.01%", "--llmperf-max-launches=4")
+    launches = {case["nodeid"].partition("::")[2]: len(case["launches"]) for case in result.cases}
+    assert launches == {"test_a[tiny-tp1-c8]": 4, "test_b[tiny-tp1-c8]": 4, "test_decided[tiny-tp1-c8]": 1}
+    assert result.engine_starts == 4
+    assert result.outcomes == {"passed": 3}  # each is reported once
+
+
+def test_fixtures_of_an_undecided_test_are_set_up_and_torn_down_for_each_launch(run):
+    source = """
+import pytest
+
+@pytest.fixture
+def resource():
+    print("RESOURCE up")
+    yield
+    print("RESOURCE down")
+
+def test_a(llmperf, baseline, resource):
+    assert llmperf(prompt_tokens=8, output_tokens=4, requests=8) == baseline
+"""
+    result = run(source, "--update-baselines", "--llmperf-launches=3", "-s")
+    assert result.outcomes == {"passed": 1}
+    assert result.stdout.count("RESOURCE up") == result.stdout.count("RESOURCE down") == 3
+
+
+def test_other_tests_run_once_and_first(run):
+    result = run(SERVING + "\ndef test_plain():\n    pass\n", "--llmperf-missing-baseline=skip", "-v")
+    assert result.outcomes == {"passed": 1, "skipped": 1}
+    assert result.stdout.index("test_plain PASSED") < result.stdout.index("engine 1")
