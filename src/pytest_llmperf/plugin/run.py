@@ -199,7 +199,7 @@ class Run:
             launches=state.launches,
             engine=store.engine_facts(state.case),
             workload=asdict(state.case.workload),
-            notes=(*state.notes, *(note for launch in state.launches for note in launch.notes)),
+            notes=tuple(state.notes),
         )
 
 

@@ -38,6 +38,7 @@ def prepare(session: pytest.Session, settings: Settings) -> None:
     start = StartSettings(
         log_folder=config.rootpath,  # replaced by pytest's temporary folder when the first engine starts
         startup_timeout_s=settings.startup_timeout_s,
+        stop_grace_s=settings.stop_grace_s,
         api_key=os.environ.get("LLMPERF_API_KEY"),
         served_model=settings.served_model,
     )

@@ -28,6 +28,7 @@ class Settings:
     python: str
     engine_args: tuple[tuple[str, tuple[str, ...]], ...]
     startup_timeout_s: float
+    stop_grace_s: float
     stall_timeout_s: float
     baselines: Path
     missing: str
@@ -87,6 +88,7 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         python=_interpreter(raw["--llmperf-python"]),
         engine_args=parse_engine_args(raw["--llmperf-engine-args"] or "", origin="--llmperf-engine-args"),
         startup_timeout_s=_seconds(raw, "--llmperf-startup-timeout"),
+        stop_grace_s=_seconds(raw, "--llmperf-stop-grace"),
         stall_timeout_s=_seconds(raw, "--llmperf-stall-timeout"),
         baselines=config.rootpath / raw["--llmperf-baselines"],
         missing=_choice(raw, "--llmperf-missing-baseline", ("fail", "skip", "record")),

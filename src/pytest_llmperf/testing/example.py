@@ -35,7 +35,7 @@ class Result:
     @property
     def engine_starts(self) -> int:
         """Return how many engines were started, as the progress lines tell."""
-        numbers = re.findall(r"^llmperf: engine (\d+) \(.*\): starting", self.stdout, re.M)
+        numbers = re.findall(r"llmperf: engine (\d+) \(.*\): starting", self.stdout)
         return max(map(int, numbers), default=0)
 
 

@@ -90,6 +90,9 @@ class Engine(Protocol):
     def log_text(self) -> str:
         """Return its log so far, empty if the plugin did not start it."""
 
+    def failure(self, what: str) -> EngineError:
+        """Return an error that says what happened, with the last lines of its log where there is one."""
+
     def generate(self, prompt: str | list[int], *, max_tokens: int = 16) -> Completion:
         """Return the completion of one prompt, or raise EngineError."""
 

@@ -6,6 +6,7 @@ all that it has started end with it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -32,6 +33,7 @@ _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _LAUNCHER = Path(__file__).with_name("launch_vllm.py")
 _POLL_S = 0.1
 _TOKEN_TIMEOUT_S = 120.0
+_LAST_BREATH_S = 2.0
 _PORT_ATTEMPTS = 3
 _TAIL_LINES = 25
 _PORT_TAKEN = re.compile(r"address already in use", re.I)
@@ -197,7 +199,7 @@ class ServerEngine:
             self._check_alive("while it was starting")
             if time.perf_counter() > deadline_s:
                 limit = self._settings.startup_timeout_s
-                raise self._error(f"The engine was not ready after {limit:g} s; see --llmperf-startup-timeout.")
+                raise self.failure(f"The engine was not ready after {limit:g} s; see --llmperf-startup-timeout.")
             if self._answers():
                 break
             time.sleep(_POLL_S)
@@ -224,7 +226,7 @@ class ServerEngine:
         lines = [json.loads(line) for line in self._supervisor.stdout if line.startswith("{")]
         code = next((line["exit"] for line in lines if "exit" in line), None)
         how = f"with signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
-        raise self._error(f"The engine ended {how} {when}.")
+        raise self.failure(f"The engine ended {how} {when}.")
 
     def check(self) -> None:
         """Raise EngineError if the engine is dead or gives no token: /health is 200 for stuck engines too."""
@@ -232,8 +234,11 @@ class ServerEngine:
         try:
             self.generate([5, 6, 7], max_tokens=1)
         except EngineError as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                assert self._supervisor is not None
+                self._supervisor.wait(_LAST_BREATH_S)  # a dying engine refuses connections before its process is gone
             self._check_alive("before it was stopped")
-            raise self._error(f"The engine is up but gives no token: {error.what}") from error
+            raise self.failure(f"The engine is up but gives no token: {error.what}") from error
 
     def generate(self, prompt: str | list[int], *, max_tokens: int = 16) -> Completion:
         """Return the completion of one prompt, or raise EngineError."""
@@ -269,7 +274,8 @@ class ServerEngine:
                 if found := re.search(pattern, line):
                     self._progress(text.format(*found.groups()))
 
-    def _error(self, what: str) -> EngineError:
+    def failure(self, what: str) -> EngineError:
+        """Return an error that says what happened, with the last lines of the log."""
         lines = [line for line in self.log_text().splitlines() if line.strip() and "nanobind" not in line]
         return EngineError(what, tail="\n".join(lines[-_TAIL_LINES:]), log_path=self.log_path)
 
@@ -286,6 +292,6 @@ class ServerEngine:
         except subprocess.TimeoutExpired:
             supervisor.kill()  # the engine's own parent-death signal follows
             supervisor.wait()
-            raise self._error("The engine could not be stopped; its processes may still hold memory.") from None
+            raise self.failure("The engine could not be stopped; its processes may still hold memory.") from None
         finally:
             supervisor.stdout.close()

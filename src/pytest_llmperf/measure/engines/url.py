@@ -71,6 +71,10 @@ class UrlEngine:
         """Return nothing: the log is somebody else's."""
         return ""
 
+    def failure(self, what: str) -> EngineError:
+        """Return an error that says what happened, and where."""
+        return EngineError(f"{self.url}: {what}")
+
     def generate(self, prompt: str | list[int], *, max_tokens: int = 16) -> Completion:
         """Return the completion of one prompt, or raise EngineError."""
         return api.complete(

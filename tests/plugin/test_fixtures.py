@@ -1,0 +1,129 @@
+"""The fixtures and seams that a project can override."""
+
+from __future__ import annotations
+
+from tests.conftest import SERVING
+
+from pytest_llmperf.testing import Clock, Options, SimulatedEngine
+
+
+def test_llm_engine_is_the_running_engine(run):
+    source = """
+def test_x(llm_engine):
+    assert llm_engine.url.startswith("http://127.0.0.1:")
+    assert llm_engine.spec.tp == 1
+    assert llm_engine.gpus == ()
+    assert llm_engine.startup_s > 0
+    assert "Application startup complete" in llm_engine.log_path.read_text()
+    done = llm_engine.generate("hello there", max_tokens=3)
+    assert done.output_tokens == 3
+"""
+    assert run(source).outcomes == {"passed": 1}
+
+
+def test_llm_engine_args_are_merged_into_the_spec_and_the_command_line_wins(run):
+    conftest = """
+import pytest
+
+@pytest.fixture(scope="session")
+def llm_engine_args():
+    return {"max_num_seqs": 4, "block_size": 32}
+"""
+    source = """
+def test_x(llm_engine):
+    assert dict(llm_engine.spec.args) == {"max-num-seqs": ("2",), "block-size": ("32",)}
+"""
+    files = {"conftest.py": conftest, "test_it.py": source}
+    assert run(files, "--llmperf-engine-args=--max-num-seqs 2").outcomes == {"passed": 1}
+
+
+def test_llm_workload_sets_the_defaults_of_a_call(run):
+    source = """
+import pytest
+
+@pytest.fixture(scope="session")
+def llm_workload():
+    return {"prompt_tokens": 7, "output_tokens": 2, "requests": 9}
+
+def test_x(llmperf):
+    workload = llmperf(output_tokens=3).case.workload
+    assert (workload.prompt_tokens, workload.output_tokens, workload.requests) == (7, 3, 9)
+"""
+    assert run(source).outcomes == {"passed": 1}
+
+
+def test_llm_engine_url_uses_an_endpoint_instead_of_starting_one(run):
+    with SimulatedEngine() as engine:
+        source = f"""
+import pytest
+
+@pytest.fixture(scope="session")
+def llm_engine_url():
+    return {engine.url!r}
+
+def test_x(llm_engine, llmperf):
+    assert llm_engine.url == {engine.url!r}
+    assert llmperf(requests=8, output_tokens=2)["output_tokens_per_s"] > 0
+"""
+        result = run(source)
+        assert result.outcomes == {"passed": 1}, result.stdout
+        assert engine.counters.requests_finished > 16
+
+
+def test_named_endpoints_are_engines_that_are_measured_and_never_stopped(run):
+    with SimulatedEngine() as one, SimulatedEngine(Options(clock=Clock(tp=2))) as two:
+        option = f"--llmperf-url=tp1={one.url},tp2={two.url}/v1"
+        quick = ("--llmperf-rounds=2", "--llmperf-tolerance=60%")
+        recorded = run(SERVING, option, *quick, "--update-baselines", "--llmperf-launches=2", quick=False)
+        assert recorded.outcomes == {"passed": 2}, recorded.stdout
+        assert set(recorded.statuses) == {"test_it.py::test_serving[tp1-c8]", "test_it.py::test_serving[tp2-c8]"}
+        assert run(SERVING, option, *quick, quick=False).outcomes == {"passed": 2}
+        assert one.counters.requests_finished > 0
+        with SimulatedEngine():
+            pass
+
+
+def test_an_endpoint_that_cannot_be_reached_is_an_error_that_names_it(run):
+    result = run(SERVING, "--llmperf-url=http://127.0.0.1:9", quick=False)
+    assert result.outcomes == {"error": 1}
+    assert "http://127.0.0.1:9 cannot be reached" in result.stdout
+
+
+def test_an_endpoint_that_wants_a_key_says_so_and_takes_it_from_the_environment(run):
+    with SimulatedEngine(Options(api_key="secret")) as engine:
+        source = "def test_x(llmperf):\n    llmperf(requests=8, output_tokens=2)\n"
+        refused = run(source, f"--llmperf-url={engine.url}", quick=False)
+        assert "wants an API key (HTTP 401); set LLMPERF_API_KEY" in refused.stdout
+        accepted = run(source, f"--llmperf-url={engine.url}", quick=False, LLMPERF_API_KEY="secret")
+        assert accepted.outcomes == {"passed": 1}, accepted.stdout
+
+
+def test_an_endpoint_that_has_seen_the_prompts_before_is_not_measured_from_its_prefix_cache(run):
+    with SimulatedEngine(Options(clock=Clock(prefix_cache=True))) as engine:
+        source = """
+def test_x(llmperf):
+    assert llmperf(prompt_tokens=64, requests=8, output_tokens=2).prefix_cache_hit_tokens == 0
+"""
+        for _ in range(2):
+            assert run(source, f"--llmperf-url={engine.url}", quick=False).outcomes == {"passed": 1}
+
+
+def test_simulated_engine_is_a_fixture(run):
+    assert run("def test_x(simulated_engine):\n    assert simulated_engine.url\n").outcomes == {"passed": 1}
+
+
+def test_a_measurement_knows_its_metrics_and_nothing_else(run):
+    source = """
+import pytest
+
+def test_x(llmperf):
+    measured = llmperf(requests=8, output_tokens=2)
+    assert measured["ttft_p50_s"] == measured.ttft_p50_s > 0
+    with pytest.raises(KeyError, match="is not a metric; known are output_tokens_per_s"):
+        measured["ttft"]
+    with pytest.raises(AttributeError, match="a measurement has no 'ttft'"):
+        measured.ttft
+    with pytest.raises(KeyError, match="was not measured by this engine"):
+        measured["kv_cache_peak_ratio"]  # the round is over before its first sample
+"""
+    assert run(source).outcomes == {"passed": 1}

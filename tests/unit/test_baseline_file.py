@@ -1,0 +1,447 @@
+"""Baseline files: what is written is read back, nothing else is taken for a baseline, and no write leaves half a file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_llmperf.judge import baseline as store
+from pytest_llmperf.judge.baseline import Baseline, BaselineError, Provenance
+from pytest_llmperf.measure import Launch, Round
+from pytest_llmperf.plan import Case, EngineSpec, Workload, parse_engine_args
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WORKLOAD = {"prompt_tokens": 100, "output_tokens": 50, "requests": 32, "concurrency": 8, "seed": 0}
+
+STORED = Baseline(
+    case_id="tests/test_chat.py::test_chat[tiny-tp1-c8]",
+    host="nvidia-h200",
+    workload=WORKLOAD,
+    workload_fingerprint="0123456789abcdef",
+    provenance=Provenance({"kind": "server", "tp": 1, "env": {}}, {"vllm": "0.32.0"}, {"cores": 2, "gpus": ["H200"]}, "abc123+"),
+    launches=(
+        Launch(
+            id="1f",
+            started="2026-11-21T08:00:00+00:00",
+            rounds=(Round({"ttft_p50_s": 0.05, "preemptions": None}), Round({"ttft_p50_s": 0.06, "preemptions": 29.0})),
+            metrics={"kv_cache_tokens": 4096.0, "startup_s": None},
+            dropped_rounds=1,
+            versions={"vllm": "0.32.0"},
+        ),
+    ),
+)
+
+numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False)
+metric_values = st.dictionaries(st.text(max_size=6), numbers, max_size=4)
+facts = st.dictionaries(
+    st.text(max_size=5),
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        max_leaves=5,
+    ),
+    max_size=3,
+)
+texts = st.text(max_size=8)
+versions = st.dictionaries(texts, texts, max_size=3)
+launches = st.builds(
+    Launch,
+    id=texts,
+    started=texts,
+    rounds=st.lists(st.builds(Round, metric_values), min_size=1, max_size=3).map(tuple),
+    metrics=metric_values,
+    dropped_rounds=st.integers(0, 3),
+    invalid=st.just(()),
+    versions=versions,
+)
+baselines = st.builds(
+    Baseline,
+    case_id=texts,
+    host=texts,
+    workload=facts,
+    workload_fingerprint=texts,
+    provenance=st.builds(Provenance, facts, versions, facts, st.none() | texts),
+    launches=st.lists(launches, min_size=1, max_size=3).map(tuple),
+    formulas=st.integers(1, 9),
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "nvidia-h200" / "case.json"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield one folder for all examples of a property."""
+    return tmp_path_factory.mktemp("baselines")
+
+
+def written(path: Path, change: dict[str, Any]) -> Path:
+    """Write a sound baseline in which some fields are other ones, or are left out where the value is `...`."""
+    data = {**json.loads(store.dump(STORED)), **change}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({name: value for name, value in data.items() if value is not ...}))
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ round trip
+
+
+@settings(deadline=None, max_examples=60)
+@given(baselines)
+def test_what_is_saved_is_loaded(folder: Path, stored: Baseline) -> None:
+    store.save(folder / "one.json", stored)
+    assert store.load(folder / "one.json") == stored
+
+
+@settings(deadline=None, max_examples=40)
+@given(baselines)
+def test_the_text_is_json_and_the_same_again(folder: Path, stored: Baseline) -> None:
+    text = store.dump(stored)
+    (folder / "two.json").write_text(text)
+    loaded = store.load(folder / "two.json")
+    assert loaded is not None
+    assert json.loads(text)["version"] == store.VERSION
+    assert store.dump(loaded) == text
+
+
+def test_a_file_has_a_line_for_each_field_and_each_round_so_that_a_diff_shows_what_moved() -> None:
+    assert store.dump(STORED) == """\
+{
+  "case": "tests/test_chat.py::test_chat[tiny-tp1-c8]",
+  "formulas": 1,
+  "host": "nvidia-h200",
+  "provenance": {"commit": "abc123+", "engine": {"env": {}, "kind": "server", "tp": 1}, \
+"host": {"cores": 2, "gpus": ["H200"]}, "versions": {"vllm": "0.32.0"}},
+  "version": 1,
+  "workload": {"concurrency": 8, "output_tokens": 50, "prompt_tokens": 100, "requests": 32, "seed": 0},
+  "workload_fingerprint": "0123456789abcdef",
+  "launches": [
+    {"dropped_rounds": 1, "id": "1f", "metrics": {"kv_cache_tokens": 4096.0, "startup_s": null}, \
+"started": "2026-11-21T08:00:00+00:00", "versions": {"vllm": "0.32.0"}, "rounds": [
+      {"metrics": {"preemptions": null, "ttft_p50_s": 0.05}},
+      {"metrics": {"preemptions": 29.0, "ttft_p50_s": 0.06}}
+    ]}
+  ]
+}
+"""
+
+
+def test_a_case_without_a_file_has_no_baseline(path: Path) -> None:
+    assert store.load(path) is None
+
+
+def test_the_arguments_of_an_engine_are_stored_as_its_command_line() -> None:
+    spec = EngineSpec(tp=2, args=parse_engine_args("--max-num-seqs 64 --enforce-eager", origin="x"), env=(("A", "1"),))
+    assert store.engine_facts(Case("x", spec, Workload())) == {
+        "kind": "server", "model": "tiny", "tp": 2, "pp": 1, "dp": 1,
+        "args": "--enforce-eager --max-num-seqs 64", "env": {"A": "1"},
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ unusable files
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(BaselineError) as refused:
+        store.load(path)
+    message = str(refused.value)
+    assert message.startswith(f"{path}: ")
+    assert message.endswith("restore it from version control, or delete it and record anew with --update-baselines")
+    return message
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_format_version_is_refused_with_both_versions(path: Path, version: object) -> None:
+    assert f"format version {version!r}, this plugin reads 1" in refusal(written(path, {"version": version}))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not json", b"<<<<<<< HEAD\n{}", b"[]", b"null", b"5", b'"text"', b"{}", b"\xff\xfe{}", b"[" * 100_000],
+    ids=lambda content: repr(content[:12]),
+)
+def test_a_file_that_is_no_baseline_is_refused(path: Path, content: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    refusal(path)
+
+
+def test_a_file_that_was_cut_is_refused_at_every_length(path: Path) -> None:
+    text = store.dump(STORED).rstrip()
+    path.parent.mkdir()
+    for length in range(0, len(text), 7):
+        path.write_text(text[:length])
+        refusal(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["version", "case", "host", "workload", "workload_fingerprint", "provenance", "launches", "formulas"]
+)
+def test_a_missing_field_is_refused_by_its_name(path: Path, name: str) -> None:
+    assert name in refusal(written(path, {name: ...}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("case", None), ("case", 5), ("host", []), ("workload_fingerprint", 5),
+        ("workload", 5), ("workload", "text"), ("workload", []), ("workload", None),
+        ("formulas", "one"), ("formulas", None), ("formulas", 1.5), ("formulas", True),
+        ("provenance", 5), ("provenance", None), ("provenance", {}), ("provenance", {"engine": {}, "unknown": 1}),
+        ("provenance", {"engine": 5}), ("provenance", {"engine": {}, "versions": None}), ("provenance", {"engine": {}, "host": 5}),
+        ("launches", None), ("launches", 5), ("launches", {}), ("launches", "text"), ("launches", [5]), ("launches", [{}]),
+    ],
+)  # fmt: skip
+def test_a_field_of_a_wrong_type_is_refused(path: Path, name: str, value: object) -> None:
+    refusal(written(path, {name: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rounds", None), ("rounds", []), ("rounds", [5]), ("rounds", [{}]), ("rounds", [{"metrics": [1]}]),
+        ("rounds", [{"metrics": {"ttft_p50_s": "0.05"}}]), ("rounds", [{"metrics": {"ttft_p50_s": True}}]),
+        ("rounds", [{"metrics": {"ttft_p50_s": [0.05]}}]), ("rounds", [{"metrics": {"ttft_p50_s": 10**400}}]),
+        ("metrics", None), ("metrics", 5), ("metrics", {"kv_cache_tokens": "many"}),
+        ("dropped_rounds", None), ("dropped_rounds", "none"), ("versions", 5), ("versions", []),
+        ("id", 5), ("started", None),
+    ],
+)  # fmt: skip
+def test_a_launch_with_a_field_of_a_wrong_type_is_refused(path: Path, name: str, value: object) -> None:
+    launch = json.loads(store.dump(STORED))["launches"][0]
+    refusal(written(path, {"launches": [{**launch, name: value}]}))
+
+
+def test_a_baseline_without_launches_is_refused(path: Path) -> None:
+    refusal(written(path, {"launches": []}))
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_is_not_finite_is_refused(path: Path, number: str) -> None:
+    written(path, {})
+    path.write_text(path.read_text().replace("0.05", number))
+    refusal(path)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*WORKLOAD, "rounds", "metrics"]), inner),
+    max_leaves=6,
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.dictionaries(st.sampled_from([*json.loads(store.dump(STORED))]), json_values, max_size=3))
+def test_a_file_is_loaded_or_refused_and_nothing_else_is_raised(folder: Path, change: dict[str, Any]) -> None:
+    path = written(folder / "three.json", change)
+    try:
+        store.load(path)
+    except BaselineError:
+        return
+
+
+# ------------------------------------------------------------------------------------------------ atomic
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def saved(path: Path) -> tuple[Path, str]:
+    store.save(path, STORED)
+    return path, path.read_text()
+
+
+NEW = replace(STORED, host="other")
+
+
+def test_a_new_baseline_replaces_the_old_and_leaves_nothing_else(saved: tuple[Path, str]) -> None:
+    path, _ = saved
+    store.save(path, NEW)
+    assert store.load(path) == NEW
+    assert files(path.parent) == ["case.json"]
+
+
+def test_a_write_that_fails_at_its_end_leaves_the_old_file_and_no_temporary(
+    saved: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    path, text = saved
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="no space left"):
+        store.save(path, NEW)
+    assert (path.read_text(), files(path.parent)) == (text, ["case.json"])
+
+
+def test_a_write_that_is_interrupted_leaves_the_old_file_and_no_temporary(
+    saved: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: Baseline) -> str:
+        raise KeyboardInterrupt
+
+    path, text = saved
+    monkeypatch.setattr(store, "dump", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(path, NEW)
+    assert (path.read_text(), files(path.parent)) == (text, ["case.json"])
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["rounds", "metrics"])
+def test_a_number_that_is_not_finite_is_never_written(saved: tuple[Path, str], number: float, where: str) -> None:
+    path, text = saved
+    change: dict[str, Any] = {"rounds": (Round({"ttft_p50_s": number}),), "metrics": {"kv_cache_tokens": number}}
+    launch = replace(STORED.launches[0], **{where: change[where]})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        store.save(path, replace(STORED, launches=(launch,)))
+    assert (path.read_text(), files(path.parent)) == (text, ["case.json"])
+
+
+def test_a_baseline_is_readable_by_everybody_as_version_control_wants_it(saved: tuple[Path, str]) -> None:
+    assert saved[0].stat().st_mode & 0o777 == 0o644
+
+
+def test_another_cases_file_is_not_touched(saved: tuple[Path, str]) -> None:
+    path, text = saved
+    store.save(path.with_name("other.json"), NEW)
+    assert path.read_text() == text
+
+
+# ------------------------------------------------------------------------------------------------ paths
+
+
+@pytest.mark.parametrize(
+    ("case_id", "expected"),
+    [
+        ("test_a.py::test_x", "test_a/test_x.json"),
+        ("tests/perf/test_a.py::test_x[tiny-tp2-c8]", "tests/perf/test_a/test_x-tiny-tp2-c8.json"),
+        ("test_a.py::TestChat::test_x", "test_a/TestChat.test_x.json"),
+    ],
+)
+def test_a_cases_path_is_its_test_and_its_parameters(case_id: str, expected: str) -> None:
+    assert store.path_for(Path("b"), "cpu-2c", case_id) == Path("b/cpu-2c") / expected
+
+
+names = st.from_regex(r"[a-z][a-z_0-9]{0,4}", fullmatch=True)
+folders = st.text("ab- ._", min_size=1, max_size=4).filter(lambda part: part not in (".", "..") and part.strip() == part)
+parameters = st.text("ab[]:./\\ -#*?_=+\u00e9\u4e2d", max_size=6)
+case_ids = st.builds(
+    lambda parts, file, cls, test, parameter, number: (
+        "/".join([*parts, f"test_{file}.py"])
+        + (f"::Test{cls}" if cls else "")
+        + f"::test_{test}"
+        + (f"[{parameter}]" if parameter is not None else "")
+        + (f"#{number}" if number else "")
+    ),
+    st.lists(folders, max_size=2),
+    names,
+    st.none() | names,
+    names,
+    st.none() | parameters,
+    st.none() | st.integers(2, 3),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(case_ids)
+def test_a_path_never_leaves_the_hosts_folder(case_id: str) -> None:
+    folder = Path("/somewhere/baselines")
+    path = store.path_for(folder, "cpu-2c", case_id)
+    assert path.resolve().is_relative_to(folder / "cpu-2c")
+    assert path.suffix == ".json"
+
+
+@pytest.mark.parametrize("case_id", ["../test_a.py::test_x", "/etc/test_a.py::test_x", "a/../../../test_a.py::test_x[../../y]"])
+def test_an_id_that_points_outside_stays_inside(case_id: str) -> None:
+    folder = Path("/somewhere/baselines")
+    assert store.path_for(folder, "cpu-2c", case_id).resolve().is_relative_to(folder / "cpu-2c")
+
+
+def path_of(case_id: str) -> str:
+    return str(store.path_for(Path("b"), "cpu-2c", case_id))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(case_ids, unique=True, max_size=30))
+def test_different_cases_have_different_paths(cases: list[str]) -> None:
+    assert len({path_of(case_id) for case_id in cases}) == len(cases)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.text("a:.-[]/#", max_size=4), unique=True, max_size=60))
+def test_different_parameters_have_different_paths(found: list[str]) -> None:
+    assert len({path_of(f"test_a.py::test_x[{one}]") for one in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("test_a.py::test_x[a]", "test_a.py::test_x[b]"),
+        ("test_a.py::test_x[a/b]", "test_a.py::test_x[a-b]"),
+        ("test_a.py::test_x[a::b]", "test_a.py::test_x[a.b]"),
+        ("test_a.py::test_x[a[b]", "test_a.py::test_x[a-b]"),
+        ("test_a.py::test_x", "test_a.py::test_x#2"),
+        ("test_a.py::test_x[a]", "test_a.py::test_x[a]#2"),
+        ("test_a.py::test_x[]", "test_a.py::test_x"),
+        ("test_a.py::TestA::test_x", "test_a.py::test_x"),
+        ("a b/test_a.py::test_x", "a-b/test_a.py::test_x"),
+        ("a/test_a.py::test_x", "b/test_a.py::test_x"),
+        ("../test_a.py::test_x", "test_a.py::test_x"),
+        ("test_a.py::test_x[" + "y" * 200 + "1]", "test_a.py::test_x[" + "y" * 200 + "2]"),
+    ],
+)
+def test_two_cases_never_share_a_file(one: str, other: str) -> None:
+    assert path_of(one) != path_of(other)
+
+
+@pytest.mark.parametrize("letter", ["y", "\u00e9", "\u4e2d"])
+def test_a_long_name_fits_into_a_file_system(tmp_path: Path, letter: str) -> None:
+    path = store.path_for(tmp_path, "cpu-2c", f"test_a.py::test_x[{letter * 300}]")
+    store.save(path, STORED)
+    assert store.load(path) == STORED
+
+
+# ------------------------------------------------------------------------------------------------ unused
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Return a project with a test file, and the baselines of two of its tests and of a file that is gone."""
+    (tmp_path / "test_a.py").touch()
+    for case_id in ("test_a.py::test_x[c8]", "test_a.py::test_y", "test_gone.py::test_x"):
+        store.save(store.path_for(tmp_path / "b", "cpu-2c", case_id), replace(STORED, case_id=case_id))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("collected", "gone"),
+    [
+        ([], ["test_gone/test_x"]),
+        (["test_a.py::test_x[c8]", "test_a.py::test_y"], ["test_gone/test_x"]),
+        (["test_a.py::test_x[c16]", "test_a.py::test_y"], ["test_gone/test_x"]),
+        (["test_a.py::test_y"], ["test_a/test_x-c8", "test_gone/test_x"]),
+    ],
+    ids=["nothing collected", "all collected", "another parameter", "a test is gone"],
+)
+def test_a_baseline_is_unused_when_its_test_is_gone_and_not_when_it_was_not_collected(
+    project: Path, collected: list[str], gone: list[str]
+) -> None:
+    found = store.unused(project / "b", "cpu-2c", project, collected)
+    assert found == [project / "b" / "cpu-2c" / f"{name}.json" for name in gone]
+
+
+def test_another_hosts_baselines_are_not_called_unused(project: Path) -> None:
+    assert store.unused(project / "b", "nvidia-h200", project, []) == []

@@ -1,0 +1,368 @@
+"""The load process over real sockets: what it sends, how much at once, and that no server can make it fail.
+
+Its own failures are `ClientError`; whatever a server does is an error of the request that met it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llmperf.measure.client import ClientError, Endpoint, LoadClient, RoundLog
+from pytest_llmperf.measure.workload import Prompt, prompts
+from pytest_llmperf.plan import Workload
+from pytest_llmperf.testing import Clock, Options, SimulatedEngine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FAST = Clock(step_s=1e-3, sequence_s=0.0, prefill_token_s=0.0)
+ONE_BLOCK = Workload(prompt_tokens=6, output_tokens=8, requests=64, concurrency=8)
+"""Each request occupies one KV block of 16 tokens, so that the engine's peak of blocks is its peak of requests."""
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[LoadClient]:
+    with LoadClient() as started:
+        yield started
+
+
+def play(
+    client: LoadClient, url: str, workload: Workload = ONE_BLOCK, *, stall_s: float = 10.0, request_s: float = 30.0, key: str | None = None
+) -> RoundLog:  # fmt: skip
+    drawn = prompts(workload, 0, vocabulary=None, nonce="case")
+    endpoint = Endpoint(url, "simulated", key)
+    plan = endpoint.plan(drawn, concurrency=workload.concurrency, request_timeout_s=request_s, stall_timeout_s=stall_s)
+    return client.play(plan)
+
+
+def errors(log: RoundLog) -> list[str]:
+    return [record.error for record in log.records if record.error is not None]
+
+
+# ------------------------------------------------------------------------------------------------ a sound engine
+
+
+@pytest.mark.parametrize("concurrency", [1, 8, 32])
+def test_exactly_the_concurrency_is_in_flight(client: LoadClient, concurrency: int) -> None:
+    workload = Workload(prompt_tokens=6, output_tokens=8, requests=64, concurrency=concurrency)
+    with SimulatedEngine(Options(clock=FAST)) as engine:
+        log = play(client, engine.url, workload)
+        assert engine.counters.peak_blocks == concurrency
+    assert errors(log) == []
+
+
+def test_every_request_is_answered_once_and_both_sides_count_the_same_tokens(client: LoadClient) -> None:
+    with SimulatedEngine(Options(clock=FAST)) as engine:
+        log = play(client, engine.url)
+        counters = engine.counters
+    assert errors(log) == []
+    assert len(log.records) == counters.requests_finished == 64
+    assert sum(record.prompt_tokens or 0 for record in log.records) == counters.prompt_tokens == 64 * 6
+    assert sum(record.output_tokens or 0 for record in log.records) == counters.generation_tokens == 64 * 8
+
+
+def test_every_token_has_a_time_between_sending_and_end(client: LoadClient) -> None:
+    with SimulatedEngine(Options(clock=FAST)) as engine:
+        log = play(client, engine.url)
+    for record in log.records:
+        times = (record.sent_s, *record.token_times_s, record.end_s)
+        assert len(times) == 10
+        assert list(times) == sorted(times)  # type: ignore[type-var]
+
+
+def test_arrivals_are_stamped_by_the_kernel(client: LoadClient) -> None:
+    with SimulatedEngine(Options(clock=FAST)) as engine:
+        log = play(client, engine.url)
+    # The first packets after switching it on may carry none.
+    assert log.kernel_stamps > 0
+    assert log.clock_stamps <= 8
+
+
+def test_a_process_plays_one_round_after_another(client: LoadClient) -> None:
+    with SimulatedEngine(Options(clock=FAST)) as engine:
+        assert [errors(play(client, engine.url)) for _ in range(3)] == [[], [], []]
+        assert engine.counters.requests_finished == 3 * 64
+
+
+def test_the_process_reports_the_cpu_time_it_took(client: LoadClient) -> None:
+    with SimulatedEngine(Options(clock=FAST)) as engine:
+        assert play(client, engine.url).cpu_s > 0
+
+
+def test_the_prompts_that_arrive_are_those_that_were_drawn(client: LoadClient) -> None:
+    # The simulated engine refuses what does not fit: a prompt of another length would be an error.
+    workload = Workload(prompt_tokens=90, output_tokens=10, requests=4, concurrency=4)
+    with SimulatedEngine(Options(clock=FAST, max_model_len=100)) as engine:
+        assert errors(play(client, engine.url, workload)) == []
+        assert engine.counters.prompt_tokens == 360
+
+
+# ------------------------------------------------------------------------------------------------ an engine that fails
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_each_request_that_the_server_refuses_is_an_error_with_its_reason(client: LoadClient, every: int) -> None:
+    with SimulatedEngine(Options(clock=FAST, fail_every=every)) as engine:
+        log = play(client, engine.url)
+    assert len(errors(log)) == 64 // every
+    assert all(text.startswith("HTTP 500: ") and "EngineCore encountered an issue" in text for text in errors(log))
+    assert not log.stalled
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_each_answer_that_is_cut_is_an_error_that_keeps_its_tokens(client: LoadClient, every: int) -> None:
+    with SimulatedEngine(Options(clock=FAST, cut_every=every)) as engine:
+        log = play(client, engine.url)
+    cut = [record for record in log.records if record.error is not None]
+    assert len(cut) == 64 // every
+    assert {(len(record.token_times_s), record.end_s) for record in cut} == {(4, None)}
+    assert {record.error for record in cut} == {"the server closed the connection in the middle of the response"}
+    assert not log.stalled
+
+
+def test_an_engine_that_hangs_is_a_stall_and_every_open_request_an_error(client: LoadClient) -> None:
+    with SimulatedEngine(Options(clock=FAST, hang_after=20)) as engine:
+        log = play(client, engine.url, stall_s=0.3)
+    found = Counter(errors(log))
+    assert log.stalled
+    assert found["no token on any connection for 0.3 s"] == 8
+    assert found["never sent: the round had stalled or timed out"] > 0
+    # What was under way when the engine hung got no further either.
+    assert found.total() >= 64 - 20
+
+
+def test_a_request_that_takes_too_long_is_an_error_although_tokens_still_come(client: LoadClient) -> None:
+    slow = Workload(prompt_tokens=6, output_tokens=4000, requests=2, concurrency=2)
+    with SimulatedEngine(Options(clock=FAST)) as engine:
+        log = play(client, engine.url, slow, request_s=0.2)
+    assert errors(log) == ["not complete after 0.2 s"] * 2
+    assert not log.stalled
+
+
+def test_an_engine_that_crashes_in_the_middle_is_an_error_of_every_request_that_it_did_not_answer(client: LoadClient) -> None:
+    with SimulatedEngine(Options(clock=FAST, crash_after=20)) as engine:
+        log = play(client, engine.url)
+        finished = engine.counters.requests_finished
+    assert len(log.records) == 64
+    assert len(errors(log)) == 64 - finished > 0
+
+
+def test_with_nothing_listening_every_request_is_an_error_and_none_was_sent(client: LoadClient) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused, and nobody else takes the port
+        log = play(client, f"http://127.0.0.1:{unused.getsockname()[1]}")
+    assert len(errors(log)) == 64
+    assert all(text.startswith("cannot connect: ") for text in errors(log))
+    assert {record.sent_s for record in log.records} == {None}
+
+
+def test_a_host_that_does_not_exist_is_an_error_of_every_request(client: LoadClient) -> None:
+    log = play(client, "http://no-such-host.invalid:80")
+    assert len(errors(log)) == 64
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+def test_a_wrong_api_key_is_an_error_of_every_request(client: LoadClient, key: str | None) -> None:
+    with SimulatedEngine(Options(clock=FAST, api_key="right")) as engine:
+        log = play(client, engine.url, key=key)
+    assert Counter(errors(log)) == {'HTTP 401: {"error":"Unauthorized"}': 64}
+
+
+def test_the_right_api_key_is_sent(client: LoadClient) -> None:
+    with SimulatedEngine(Options(clock=FAST, api_key="right")) as engine:
+        assert errors(play(client, engine.url, key="right")) == []
+
+
+def test_a_model_that_is_not_served_is_an_error_of_every_request(client: LoadClient) -> None:
+    with SimulatedEngine(Options(clock=FAST, model="other")) as engine:
+        log = play(client, engine.url)
+    assert len(errors(log)) == 64
+    assert all(text.startswith("HTTP 404: ") for text in errors(log))
+
+
+def test_fewer_tokens_than_asked_for_are_an_error(client: LoadClient) -> None:
+    workload = Workload(prompt_tokens=90, output_tokens=50, requests=2, concurrency=2)
+    with SimulatedEngine(Options(clock=FAST, max_model_len=100)) as engine:
+        assert errors(play(client, engine.url, workload)) == ["10 of 50 tokens"] * 2
+
+
+# ------------------------------------------------------------------------------------------------ servers that answer oddly
+
+TOKEN = b'data: {"choices":[{"text":"a","token_ids":[1]}]}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
+BODY = TOKEN + TOKEN + USAGE + b"data: [DONE]\n\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+SIZED = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(BODY), BODY)
+
+
+@contextlib.contextmanager
+def server(answer: Callable[[socket.socket], bool]) -> Iterator[str]:
+    """Serve on a thread a connection; `answer` writes to one request and returns whether the connection stays open."""
+    threads: list[threading.Thread] = []
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+
+        def talk(connection: socket.socket) -> None:
+            with connection, contextlib.suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.settimeout(10)
+                while _take_request(connection) and answer(connection):
+                    pass
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    threads.append(threading.Thread(target=talk, args=(listener.accept()[0],), daemon=True))
+                    threads[-1].start()
+
+        accepting = threading.Thread(target=accept, daemon=True)
+        accepting.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+    accepting.join(10)
+    for thread in threads:
+        thread.join(10)
+
+
+def _take_request(connection: socket.socket) -> bool:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        piece = connection.recv(65536)
+        if not piece:
+            return False
+        data += piece
+    head, _, body = data.partition(b"\r\n\r\n")
+    missing = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]) - len(body)
+    while missing > 0:
+        missing -= len(connection.recv(missing)) or missing
+    return True
+
+
+def answering(data: bytes, *, keep: bool = True, piece: int | None = None) -> Callable[[socket.socket], bool]:
+    def answer(connection: socket.socket) -> bool:
+        for start in range(0, len(data), piece or len(data)):
+            connection.sendall(data[start : start + (piece or len(data))])
+        return keep
+
+    return answer
+
+
+SMALL = Workload(prompt_tokens=3, output_tokens=2, requests=12, concurrency=3)
+
+
+@pytest.mark.parametrize("data", [CHUNKED, SIZED], ids=["chunked", "content-length"])
+def test_an_answer_that_comes_byte_by_byte_is_read_as_well(client: LoadClient, data: bytes) -> None:
+    with server(answering(data, piece=1)) as url:
+        log = play(client, url, SMALL)
+    assert errors(log) == []
+    assert {record.output_tokens for record in log.records} == {2}
+
+
+@pytest.mark.parametrize("piece", [1, None], ids=["byte by byte", "at once"])
+def test_a_server_that_closes_after_each_answer_is_served_on_new_connections(client: LoadClient, piece: int | None) -> None:
+    data = CHUNKED.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+    with server(answering(data, keep=False, piece=piece)) as url:
+        log = play(client, url, SMALL)
+    assert errors(log) == []
+
+
+def test_an_answer_that_ends_with_the_connection_is_complete(client: LoadClient) -> None:
+    with server(answering(b"HTTP/1.0 200 OK\r\n\r\n" + BODY, keep=False)) as url:
+        log = play(client, url, SMALL)
+    assert errors(log) == []
+
+
+def test_a_connection_that_the_server_closed_while_it_was_idle_is_no_failure_of_the_next_request(client: LoadClient) -> None:
+    with server(answering(CHUNKED, keep=False)) as url:
+        log = play(client, url, SMALL)
+    assert errors(log) == []
+
+
+def test_a_server_that_closes_without_an_answer_is_an_error_of_every_request(client: LoadClient) -> None:
+    with server(lambda _: False) as url:
+        log = play(client, url, SMALL)
+    assert len(errors(log)) == 12
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"garbage\r\n\r\n",
+        b"\xff\xfe \xff\xfe\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n" + BODY,
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n" + BODY,
+        b"HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\ndata: {\"choices\": 1}",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    ],
+    ids=["no HTTP", "no text", "length not a number", "wrong chunk", "wrong event", "empty", "no chunk"],
+)  # fmt: skip
+def test_an_answer_that_is_no_completion_is_an_error_of_its_request_and_the_process_lives_on(data: bytes) -> None:
+    with LoadClient() as fresh:
+        with server(answering(data, keep=False)) as url:
+            log = play(fresh, url, SMALL, stall_s=2.0)
+        assert len(errors(log)) == 12
+        with SimulatedEngine(Options(clock=FAST)) as engine:
+            assert errors(play(fresh, engine.url, SMALL)) == []
+
+
+# ------------------------------------------------------------------------------------------------ the process itself
+
+
+def test_a_process_that_has_ended_is_a_client_error() -> None:
+    client = LoadClient()
+    client._process.kill()
+    client._process.wait()
+    with contextlib.closing(client), pytest.raises(ClientError, match="the load process ended with exit code -9"):
+        play(client, "http://127.0.0.1:1")
+
+
+def test_closing_ends_the_process() -> None:
+    with LoadClient() as client:
+        pass
+    assert client._process.returncode is not None
+
+
+def test_the_process_ends_when_its_parents_end_of_the_pipe_is_closed() -> None:
+    with LoadClient() as client:
+        assert client._process.stdin is not None
+        client._process.stdin.close()
+        assert client._process.wait(10) == 0
+
+
+def test_a_round_is_whole_requests_with_their_lengths() -> None:
+    endpoint = Endpoint("http://h:81/proxy", "m", "secret")
+    plan = endpoint.plan([Prompt((1, 2), 5)], concurrency=1, request_timeout_s=1, stall_timeout_s=1)
+    head, _, body = plan.requests[0].partition(b"\r\n\r\n")
+    assert head.decode().split("\r\n") == [
+        "POST /proxy/v1/completions HTTP/1.1",
+        "Host: h:81",
+        "Content-Type: application/json",
+        "Accept: text/event-stream",
+        "Authorization: Bearer secret",
+        f"Content-Length: {len(body)}",
+    ]
+    assert body == (
+        b'{"model":"m","prompt":[1,2],"max_tokens":5,"temperature":0,"ignore_eos":true,"stream":true,'
+        b'"stream_options":{"include_usage":true},"return_token_ids":true}'
+    )
+    assert (plan.host, plan.port, plan.tls, plan.output_tokens) == ("h", 81, False, (5,))
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "tls"),
+    [("http://h", "h", 80, False), ("https://h", "h", 443, True), ("http://[::1]:8000", "::1", 8000, False)],
+)
+def test_a_url_says_where_to_connect(url: str, host: str, port: int, tls: bool) -> None:
+    plan = Endpoint(url, "m").plan([], concurrency=1, request_timeout_s=1, stall_timeout_s=1)
+    assert (plan.host, plan.port, plan.tls) == (host, port, tls)
+
+
+def test_an_ipv6_address_keeps_its_brackets_in_the_host_header() -> None:
+    plan = Endpoint("http://[::1]:8000", "m").plan([Prompt((1,), 1)], concurrency=1, request_timeout_s=1, stall_timeout_s=1)
+    assert b"\r\nHost: [::1]:8000\r\n" in plan.requests[0]

@@ -1,0 +1,262 @@
+"""The metrics, from hand-made records whose answers can be told without them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_llmperf.measure.client import RequestRecord
+from pytest_llmperf.measure.metrics import (
+    BY_NAME,
+    GATING,
+    METRICS,
+    LaunchSample,
+    Metric,
+    RoundSample,
+    documentation,
+    launch_metrics,
+    round_metrics,
+)
+from pytest_llmperf.measure.telemetry import Capacity, Telemetry
+
+LATENCIES = ("ttft", "itl", "tpot", "e2e")
+STATISTICS = ("mean", "p50", "p90", "p99")
+
+A = RequestRecord(10.0, (10.1, 10.2, 10.4), 10.5, prompt_tokens=7, output_tokens=3)
+B = RequestRecord(10.2, (10.5, 10.7, 10.9), 12.0, prompt_tokens=7, output_tokens=3)
+FAILED = RequestRecord(9.0, (9.9,), None, prompt_tokens=7, output_tokens=1, error="HTTP 500: no")
+
+
+def measured(*records: RequestRecord, told: Telemetry | None = None) -> dict[str, float | None]:
+    return round_metrics(RoundSample(records, told or Telemetry()))
+
+
+# ------------------------------------------------------------------------------------------------ known answers
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("output_tokens_per_s", 6 / 2.0),
+        ("total_tokens_per_s", 20 / 2.0),
+        ("requests_per_s", 2 / 2.0),
+        ("ttft_mean_s", 0.2),
+        ("ttft_p50_s", 0.2),
+        ("itl_mean_s", 0.175),
+        ("itl_p50_s", 0.2),
+        ("tpot_mean_s", (0.15 + 0.2) / 2),
+        ("e2e_mean_s", (0.5 + 1.8) / 2),
+        ("e2e_p50_s", (0.5 + 1.8) / 2),
+        ("failed_requests", 0.0),
+    ],
+)
+def test_two_answers_give_the_metrics_that_a_pencil_gives(name: str, expected: float) -> None:
+    assert measured(A, B)[name] == pytest.approx(expected)
+
+
+def test_percentiles_are_those_of_all_requests_together() -> None:
+    records = [RequestRecord(0.0, (0.01 * n,), 2.0, 1, 1) for n in range(1, 102)]
+    found = measured(*records)
+    assert [found[f"ttft_p{percent}_s"] for percent in (50, 90, 99)] == pytest.approx([0.51, 0.91, 1.0])
+
+
+def test_a_failed_request_is_counted_and_measured_nowhere_else() -> None:
+    found = measured(A, B, FAILED)
+    assert found["failed_requests"] == 1
+    assert {name: value for name, value in found.items() if name != "failed_requests"} == {
+        name: value for name, value in measured(A, B).items() if name != "failed_requests"
+    }
+
+
+def test_tokens_that_came_in_one_read_are_one_arrival() -> None:
+    found = measured(RequestRecord(0.0, (1.0, 1.0, 1.0, 3.0, 3.0), 3.0, 4, 5))
+    assert found["itl_mean_s"] == found["itl_p99_s"] == pytest.approx(2.0)
+
+
+def test_time_per_output_token_divides_by_the_servers_count_of_tokens() -> None:
+    # An engine that tells usage only, with three of five tokens visible as text: what the formula of the table says.
+    found = measured(RequestRecord(0.0, (1.0, 2.0, 3.0), 3.0, 4, output_tokens=5))
+    assert found["tpot_mean_s"] == pytest.approx(2.0 / 4)
+
+
+def test_an_answer_of_one_token_has_a_first_token_but_no_gap() -> None:
+    found = measured(RequestRecord(0.0, (1.0,), 1.5, 4, 1))
+    assert found["ttft_p50_s"] == 1.0
+    assert (found["itl_p50_s"], found["tpot_mean_s"]) == (None, None)
+
+
+def test_what_the_engine_tells_becomes_its_metrics() -> None:
+    told = Telemetry(preemptions=29, prompt_tokens=100, output_tokens=50, prefix_hit_tokens=16, kv_cache_peak=0.9)
+    found = measured(A, told=told)
+    assert (found["preemptions"], found["prefix_cache_hit_tokens"], found["kv_cache_peak_ratio"]) == (29, 16, 0.9)
+
+
+def test_what_belongs_to_the_launch_becomes_its_metrics() -> None:
+    assert launch_metrics(LaunchSample(12.5, Capacity(262_144.0, 128.0))) == {
+        "kv_cache_tokens": 262_144.0,
+        "max_concurrency": 128.0,
+        "startup_s": 12.5,
+    }
+
+
+# ------------------------------------------------------------------------------------------------ missing is None
+
+
+def test_a_round_without_requests_has_no_number_but_that_none_failed() -> None:
+    found = measured()
+    assert found.pop("failed_requests") == 0
+    assert set(found.values()) == {None}
+
+
+def test_a_round_in_which_all_failed_has_no_number_but_how_many() -> None:
+    found = measured(FAILED, FAILED)
+    assert found.pop("failed_requests") == 2
+    assert set(found.values()) == {None}
+
+
+def test_an_engine_that_tells_nothing_has_no_such_metrics_rather_than_nought() -> None:
+    found = measured(A, B)
+    assert [found[name] for name in ("preemptions", "kv_cache_peak_ratio", "prefix_cache_hit_tokens")] == [None] * 3
+
+
+def test_a_launch_of_which_nothing_is_known_has_no_number() -> None:
+    assert set(launch_metrics(LaunchSample(None, Capacity())).values()) == {None}
+
+
+def test_no_time_between_sending_and_end_is_no_division_by_nought() -> None:
+    found = measured(RequestRecord(1.0, (1.0, 1.0), 1.0, 4, 2))
+    assert (found["output_tokens_per_s"], found["requests_per_s"]) == (None, None)
+    assert (found["ttft_p50_s"], found["e2e_p50_s"], found["itl_p50_s"]) == (0.0, 0.0, None)
+
+
+def test_a_metric_is_of_a_round_or_of_a_launch_and_all_are_computed() -> None:
+    assert set(measured()) | set(launch_metrics(LaunchSample(None, Capacity()))) == set(BY_NAME)
+    assert all((metric.of_round is None) != (metric.of_launch is None) for metric in METRICS)
+
+
+# ------------------------------------------------------------------------------------------------ properties
+
+gaps = st.lists(st.floats(1e-4, 10.0), min_size=1, max_size=8)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> RequestRecord:
+    sent_s = draw(st.floats(0, 100))
+    times: list[float] = []
+    for gap in draw(gaps):
+        times.append((times[-1] if times else sent_s) + gap)
+    failed = draw(st.booleans())
+    return RequestRecord(
+        sent_s, tuple(times), times[-1], draw(st.integers(1, 50)), len(times), error="no" if failed else None
+    )  # fmt: skip
+
+
+def slowed(record: RequestRecord, factor: float) -> RequestRecord:
+    assert record.sent_s is not None
+    assert record.end_s is not None
+    times = tuple(time * factor for time in record.token_times_s)
+    return replace(record, sent_s=record.sent_s * factor, token_times_s=times, end_s=record.end_s * factor)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(records(), max_size=8), st.floats(0.1, 10))
+def test_a_slower_engine_has_proportionally_longer_latencies_and_less_throughput(
+    sample: list[RequestRecord], factor: float
+) -> None:
+    before, after = measured(*sample), measured(*(slowed(record, factor) for record in sample))
+    for metric in METRICS:
+        old, new = before.get(metric.name), after.get(metric.name)
+        if metric.unit == "s" and old is not None:
+            assert new == pytest.approx(old * factor, rel=1e-6, abs=1e-9)
+        elif metric.unit.endswith("/s") and old is not None:
+            assert new == pytest.approx(old / factor, rel=1e-6)
+        else:
+            assert old == new
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(records(), max_size=8), st.randoms())
+def test_the_order_of_requests_changes_nothing(sample: list[RequestRecord], random: object) -> None:
+    shuffled = sorted(sample, key=lambda _: random.random())  # type: ignore[attr-defined]
+    after = measured(*shuffled)
+    for name, value in measured(*sample).items():
+        assert after[name] == (value if value is None else pytest.approx(value, rel=1e-9))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(records(), min_size=1, max_size=8))
+def test_percentiles_are_ordered_and_finite(sample: list[RequestRecord]) -> None:
+    found = measured(*sample)
+    for latency in LATENCIES:
+        values = [found[f"{latency}_p{percent}_s"] for percent in (50, 90, 99)]
+        if values[0] is not None:
+            assert values == sorted(values)  # type: ignore[type-var]
+            assert all(value is not None and math.isfinite(value) and value >= 0 for value in values)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(records(), max_size=8))
+def test_no_metric_is_nought_where_nothing_was_measured(sample: list[RequestRecord]) -> None:
+    found = measured(*sample)
+    complete = [record for record in sample if record.error is None]
+    assert (found["requests_per_s"] is None) == (found["ttft_p50_s"] is None) == (not complete)
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_every_row_has_a_unit_a_direction_a_class_and_a_formula(metric: Metric) -> None:
+    assert metric.unit
+    assert metric.better in ("lower", "higher")
+    assert metric.kind in ("ratio", "quantile", "count", "exact")
+    assert len(metric.formula) > 10
+    assert "|" not in metric.formula  # it would break the table of the documentation
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_a_name_tells_the_base_unit(metric: Metric) -> None:
+    endings = {"s": "_s", "tokens/s": "_tokens_per_s", "requests/s": "requests_per_s", "share": "_ratio", "tokens": "_tokens"}
+    assert metric.name.endswith(endings.get(metric.unit, ""))
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_times_and_failures_are_better_lower_and_rates_and_capacity_higher(metric: Metric) -> None:
+    lower = metric.unit in ("s", "preemptions", "share") or metric.name == "failed_requests"
+    assert metric.better == ("lower" if lower else "higher")
+
+
+def test_names_are_unique() -> None:
+    assert len(BY_NAME) == len(METRICS)
+
+
+def test_every_latency_has_a_mean_and_three_percentiles() -> None:
+    assert {f"{latency}_{statistic}_s" for latency in LATENCIES for statistic in STATISTICS} <= set(BY_NAME)
+
+
+def test_these_metrics_can_fail_a_test() -> None:
+    # Each gate splits the error rate of the whole suite: a new one is a decision.
+    assert set(GATING) == {
+        "output_tokens_per_s", "ttft_p50_s", "itl_p50_s", "e2e_p50_s", "failed_requests", "preemptions", "kv_cache_tokens",
+    }  # fmt: skip
+
+
+def test_no_quantile_gates_that_a_short_run_cannot_know() -> None:
+    assert not [name for name in GATING if "p90" in name or "p99" in name]
+
+
+def test_the_documentation_has_a_line_for_every_metric() -> None:
+    rows = [line for line in documentation().splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == [metric.name for metric in METRICS]
+
+
+def test_the_page_in_docs_is_the_generated_one() -> None:
+    page = Path(__file__).parents[2] / "docs" / "metrics.md"
+    if not page.is_file():
+        pytest.skip("docs/metrics.md is not written yet")
+    assert page.read_text() == documentation(), "write it anew: python -m pytest_llmperf.measure.metrics > docs/metrics.md"

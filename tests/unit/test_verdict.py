@@ -1,0 +1,391 @@
+"""The verdict: what is red, what is green, and that what cannot be compared is neither."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_llmperf.judge import stats
+from pytest_llmperf.judge.baseline import Baseline, Provenance
+from pytest_llmperf.judge.verdict import Status, Verdict, fit_priors, judge, not_comparable, observed
+from pytest_llmperf.measure import Launch, Measurement, Round
+from pytest_llmperf.measure.metrics import BY_NAME, FORMULAS, GATING, METRICS
+from pytest_llmperf.plan import Case, EngineSpec, Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+USUAL: dict[str, float | None] = {
+    metric.name: {"s": 0.05, "tokens/s": 1000.0, "requests/s": 10.0, "tokens": 4096.0, "share": 0.5}.get(metric.unit, 8.0)
+    for metric in METRICS
+} | {"failed_requests": 0.0, "preemptions": 29.0}
+"""A sound engine's value of every metric."""
+
+OF_ROUND = {metric.name for metric in METRICS if metric.of_round}
+DESIGN = stats.Design(comparisons=len(GATING))
+JITTER = (0.998, 1.0, 1.002, 0.999, 1.001)
+"""Rounds differ by 0.2 %, as on a quiet GPU."""
+
+
+def launch(values: dict[str, float | None], *, factor: float = 1.0, invalid: tuple[str, ...] = ()) -> Launch:
+    """Return a launch of five rounds; `factor` is the launch's own noise, which counts and exact metrics don't have."""
+
+    def noisy(name: str, value: float | None, jitter: float) -> float | None:
+        return value * factor * jitter if value is not None and BY_NAME[name].kind in ("ratio", "quantile") else value
+
+    return Launch(
+        id="l",
+        started="2026-11-21T08:00:00+00:00",
+        rounds=tuple(Round({name: noisy(name, values[name], jitter) for name in OF_ROUND & values.keys()}) for jitter in JITTER),
+        metrics={name: noisy(name, value, 1.0) for name, value in values.items() if name not in OF_ROUND},
+        invalid=invalid,
+    )
+
+
+def stored(values: dict[str, float | None] | None = None, launches: int = 3, workload: Workload | None = None) -> Baseline:
+    workload = workload or Workload()
+    return Baseline(
+        case_id="test_a.py::test_x",
+        host="nvidia-h200",
+        workload=dict(vars(workload)),
+        workload_fingerprint=workload.fingerprint,
+        provenance=Provenance({}),
+        launches=tuple(launch(values or USUAL, factor=1 + 0.001 * (n - 1)) for n in range(launches)),
+    )
+
+
+def measurement(*launches: Launch, workload: Workload | None = None) -> Measurement:
+    return Measurement(Case("test_a.py::test_x", EngineSpec(), workload or Workload()), launches)
+
+
+def judged(
+    values: dict[str, float | None],
+    launches: int = 2,
+    *,
+    baseline: Baseline | None = None,
+    design: stats.Design = DESIGN,
+) -> Verdict:
+    """Return the verdict on launches with these values against a baseline, by default of the usual ones."""
+    now = measurement(*(launch(values, factor=1 + 0.001 * (n % 2)) for n in range(launches)))
+    return judge(now, baseline or stored(), design=design, priors=stats.PRIORS)
+
+
+def worse(name: str, share: float) -> dict[str, float | None]:
+    """Return the usual values with one metric worse by a share in its own direction, or by as many events for a count."""
+    value = USUAL[name]
+    assert value is not None
+    if BY_NAME[name].kind == "count":
+        return {**USUAL, name: value + 60 * share}
+    return {**USUAL, name: value * (1 + share) if BY_NAME[name].better == "lower" else value / (1 + share)}
+
+
+def slower(factor: float) -> dict[str, float | None]:
+    """Return the usual values of an engine that is slower by a factor in everything that has to do with time."""
+    changed = dict(USUAL)
+    for metric in METRICS:
+        value = changed[metric.name]
+        if metric.unit == "s" and value is not None:
+            changed[metric.name] = value * factor
+        elif metric.unit.endswith("/s") and value is not None:
+            changed[metric.name] = value / factor
+    return changed
+
+
+def statuses(verdict: Verdict, status: Status) -> set[str]:
+    return {row.metric for row in verdict.metrics if row.status is status}
+
+
+# ------------------------------------------------------------------------------------------------ every status
+
+
+def test_an_engine_like_the_baselines_passes_on_every_gating_metric() -> None:
+    verdict = judged(USUAL)
+    assert verdict.status is Status.PASS
+    assert statuses(verdict, Status.PASS) == set(GATING)
+    assert (verdict.launches, verdict.baseline_launches, verdict.reasons) == (2, 3, ())
+
+
+def test_an_engine_half_as_fast_is_regressed_with_three_launches_against_two() -> None:
+    verdict = judged(slower(2.0))
+    assert verdict.status is Status.REGRESSED
+    assert statuses(verdict, Status.REGRESSED) == {"output_tokens_per_s", "ttft_p50_s", "itl_p50_s", "e2e_p50_s"}
+
+
+def test_an_engine_twice_as_fast_is_improved() -> None:
+    verdict = judged(slower(0.5))
+    assert verdict.status is Status.IMPROVED
+    assert not statuses(verdict, Status.REGRESSED)
+
+
+def test_one_launch_of_an_engine_half_as_fast_is_undecided() -> None:
+    assert judged(slower(2.0), launches=1).status is Status.UNDECIDED
+
+
+def test_one_launch_like_the_baselines_is_enough_to_pass() -> None:
+    baseline = stored(launches=5)
+    verdict = judged(USUAL, 1, baseline=baseline, design=stats.Design(tolerance=0.2, comparisons=len(GATING)))
+    assert verdict.status is Status.PASS
+
+
+def test_a_slow_down_near_the_tolerance_is_inconclusive_when_the_launches_are_spent() -> None:
+    design = replace(DESIGN, launches=3)
+    assert judged(slower(1.05), 2, design=design).status is Status.UNDECIDED
+    assert judged(slower(1.05), 3, design=design).status is Status.INCONCLUSIVE
+
+
+def test_without_a_baseline_there_are_numbers_and_no_verdict() -> None:
+    verdict = judge(measurement(launch(USUAL)), None, design=DESIGN, priors=stats.PRIORS)
+    assert verdict.status is Status.NO_BASELINE
+    assert {row.status for row in verdict.metrics} == {None}
+    assert {row.metric: row.measured for row in verdict.metrics} == pytest.approx(USUAL)
+
+
+def test_an_invalid_launch_is_invalid_whatever_its_numbers_and_says_why() -> None:
+    bad = launch(USUAL, invalid=("1 of 32 requests failed",))
+    verdict = judge(measurement(launch(USUAL), bad, bad), stored(), design=DESIGN, priors=stats.PRIORS)
+    assert verdict == Verdict(Status.INVALID, reasons=("1 of 32 requests failed",), launches=3)
+
+
+def test_an_invalid_launch_is_invalid_also_without_a_baseline() -> None:
+    bad = launch(USUAL, invalid=("stalled",))
+    assert judge(measurement(bad), None, design=DESIGN, priors=stats.PRIORS).status is Status.INVALID
+
+
+def test_another_workload_is_not_comparable_and_says_what_changed() -> None:
+    now = measurement(launch(USUAL), workload=Workload(prompt_tokens=512, requests=64))
+    verdict = judge(now, stored(), design=DESIGN, priors=stats.PRIORS)
+    assert verdict.status is Status.NOT_COMPARABLE
+    assert verdict.reasons == (
+        "the workload has changed: prompt_tokens 100 -> 512",
+        "the workload has changed: requests 32 -> 64",
+    )
+    assert {row.status for row in verdict.metrics} == {None}
+
+
+def test_a_fingerprint_that_no_field_explains_is_not_comparable_either() -> None:
+    baseline = replace(stored(), workload_fingerprint="0" * 16)
+    assert not_comparable(measurement(launch(USUAL)), baseline) == ("the workload has changed",)
+
+
+def test_other_formulas_are_not_comparable() -> None:
+    verdict = judged(USUAL, baseline=replace(stored(), formulas=FORMULAS + 1))
+    assert verdict.status is Status.NOT_COMPARABLE
+    assert verdict.reasons == (f"the formulas of metrics have changed: version {FORMULAS + 1} -> {FORMULAS}",)
+
+
+def test_only_four_statuses_mean_that_numbers_were_compared() -> None:
+    compared = {status for status in Status if status.compared}
+    assert compared == {Status.PASS, Status.IMPROVED, Status.REGRESSED, Status.INCONCLUSIVE}
+
+
+# ------------------------------------------------------------------------------------------------ a metric is missing
+
+
+@pytest.mark.parametrize("name", GATING)
+@pytest.mark.parametrize("how", ["None", "absent"])
+def test_a_gating_metric_that_this_run_has_not_is_not_comparable(name: str, how: str) -> None:
+    values = {**USUAL, name: None} if how == "None" else {other: USUAL[other] for other in USUAL if other != name}
+    verdict = judged(values)
+    assert verdict.status is Status.NOT_COMPARABLE
+    assert statuses(verdict, Status.NOT_COMPARABLE) == {name}
+    assert "not measured in this run" in {row.rule for row in verdict.metrics}
+
+
+@pytest.mark.parametrize("name", GATING)
+def test_a_gating_metric_that_one_launch_of_the_baseline_has_not_is_not_comparable(name: str) -> None:
+    baseline = stored()
+    baseline = replace(baseline, launches=(*baseline.launches, launch({**USUAL, name: None})))
+    verdict = judged(USUAL, baseline=baseline)
+    assert statuses(verdict, Status.NOT_COMPARABLE) == {name}
+
+
+@pytest.mark.parametrize("name", GATING)
+def test_a_metric_that_the_baseline_never_had_is_observed_and_the_others_decide(name: str) -> None:
+    verdict = judged(USUAL, baseline=stored({**USUAL, name: None}))
+    row = next(row for row in verdict.metrics if row.metric == name)
+    assert (row.status, row.measured) == (None, pytest.approx(USUAL[name]))
+    assert verdict.status is Status.PASS
+
+
+def test_a_regression_elsewhere_is_told_before_a_missing_metric() -> None:
+    assert judged({**slower(2.0), "kv_cache_tokens": None}).status is Status.REGRESSED
+
+
+def test_with_nothing_to_compare_nothing_has_passed() -> None:
+    nothing: dict[str, float | None] = dict.fromkeys(USUAL)
+    assert judged(nothing, baseline=stored(nothing)).status is Status.NOT_COMPARABLE
+
+
+def test_a_measurement_without_launches_has_not_passed() -> None:
+    verdict = judge(measurement(), stored(), design=DESIGN, priors=stats.PRIORS)
+    assert not verdict.status.compared
+
+
+def test_a_baseline_without_launches_is_passed_by_nothing() -> None:
+    assert judged(USUAL, baseline=replace(stored(), launches=())).status is Status.NOT_COMPARABLE
+
+
+# ------------------------------------------------------------------------------------------------ directions
+
+
+@pytest.mark.parametrize("name", GATING)
+def test_a_metric_that_alone_got_worse_is_the_one_that_is_regressed(name: str) -> None:
+    verdict = judged(worse(name, 0.5), launches=4)
+    assert verdict.status is Status.REGRESSED
+    assert statuses(verdict, Status.REGRESSED) == {name}
+    row = next(row for row in verdict.metrics if row.metric == name)
+    assert row.worse is not None
+    assert row.worse > 0
+
+
+@pytest.mark.parametrize("name", [name for name in GATING if name != "failed_requests"])
+def test_a_metric_that_alone_got_better_is_never_regressed(name: str) -> None:
+    value = USUAL[name]
+    assert value is not None
+    better = value / 1.5 if BY_NAME[name].better == "lower" else value * 1.5
+    verdict = judged({**USUAL, name: float(round(better)) if BY_NAME[name].kind == "count" else better}, launches=4)
+    assert verdict.status in (Status.PASS, Status.IMPROVED)
+    row = next(row for row in verdict.metrics if row.metric == name)
+    assert row.worse is not None
+    assert row.worse < 0
+
+
+@pytest.mark.parametrize("metric", [metric for metric in METRICS if not metric.gating], ids=lambda metric: metric.name)
+def test_an_observed_metric_decides_nothing(metric: object) -> None:
+    name = metric.name  # type: ignore[attr-defined]
+    verdict = judged({**USUAL, name: 1e6})
+    assert verdict.status is Status.PASS
+    assert next(row for row in verdict.metrics if row.metric == name).status is None
+
+
+@pytest.mark.parametrize(
+    ("name", "factor", "expected"),
+    [("ttft_p50_s", 1.1, 0.1), ("ttft_p50_s", 0.9, -0.1), ("output_tokens_per_s", 0.9, 0.1), ("output_tokens_per_s", 1.1, -0.1)],
+)
+def test_a_change_reads_as_a_share_of_the_baseline_and_plus_is_worse(name: str, factor: float, expected: float) -> None:
+    value = USUAL[name]
+    assert value is not None
+    for verdict in (judged({**USUAL, name: value * factor}).metrics, observed([launch({**USUAL, name: value * factor})], [launch(USUAL)])):
+        assert next(row for row in verdict if row.metric == name).worse == pytest.approx(expected, abs=0.002)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["output_tokens_per_s", "ttft_p50_s"])
+def test_the_bounds_lie_around_the_change_in_the_metrics_own_direction(name: str) -> None:
+    row = next(row for row in judged(worse(name, 0.5), launches=4).metrics if row.metric == name)
+    assert row.worse_low is not None
+    assert row.worse is not None
+    assert row.worse_high is not None
+    assert 0 < row.worse_low < row.worse < row.worse_high
+
+
+# ------------------------------------------------------------------------------------------------ counts and capacity
+
+
+def preemptions(before: Sequence[float], now: Sequence[float]) -> Status | None:
+    """Return the status of preemptions, with the counts of a launch the same in each of its rounds."""
+    baseline = replace(stored(), launches=tuple(launch({**USUAL, "preemptions": count}) for count in before))
+    new = measurement(*(launch({**USUAL, "preemptions": count}) for count in now))
+    verdict = judge(new, baseline, design=DESIGN, priors=stats.PRIORS)
+    return next(row.status for row in verdict.metrics if row.metric == "preemptions")
+
+
+def test_as_many_preemptions_as_before_pass() -> None:
+    assert preemptions([29, 29, 29], [29, 29]) is Status.PASS
+
+
+def test_twice_as_many_preemptions_are_regressed() -> None:
+    assert preemptions([29, 29, 29], [60, 60]) is Status.REGRESSED
+
+
+def test_preemptions_where_there_were_none_are_regressed() -> None:
+    assert preemptions([0, 0, 0], [29, 29]) is Status.REGRESSED
+
+
+def test_fewer_preemptions_are_no_regression() -> None:
+    assert preemptions([60, 60, 60], [29, 29]) in (Status.PASS, Status.IMPROVED)
+
+
+def test_one_launch_with_more_preemptions_is_undecided() -> None:
+    assert preemptions([29, 29, 29], [60]) is Status.UNDECIDED
+
+
+def test_a_smaller_kv_cache_is_regressed_and_a_larger_one_improved() -> None:
+    assert statuses(judged({**USUAL, "kv_cache_tokens": 3968.0}), Status.REGRESSED) == {"kv_cache_tokens"}
+    assert statuses(judged({**USUAL, "kv_cache_tokens": 8192.0}), Status.IMPROVED) == {"kv_cache_tokens"}
+
+
+# ------------------------------------------------------------------------------------------------ properties
+
+kinds_of_values = st.one_of(st.none(), st.just(0.0), st.floats(allow_nan=True, allow_infinity=True))
+any_values = st.fixed_dictionaries({name: kinds_of_values for name in GATING}).map(lambda found: {**USUAL, **found})
+
+
+@settings(deadline=None, max_examples=60)
+@given(any_values, any_values, st.integers(1, 3), st.integers(1, 3))
+def test_no_value_makes_the_judgement_fail(
+    before: dict[str, float | None], now: dict[str, float | None], old: int, new: int
+) -> None:
+    verdict = judged(now, new, baseline=stored(before, old))
+    fit_priors([stored(before, old)])
+    assert len(verdict.metrics) == len(METRICS)
+
+
+@pytest.mark.parametrize("name", GATING)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
+@pytest.mark.parametrize("side", ["baseline", "run"])
+def test_a_value_that_is_no_measurement_never_passes(name: str, value: float, side: str) -> None:
+    odd = {**USUAL, name: value}
+    verdict = judged(odd if side == "run" else USUAL, baseline=stored(odd if side == "baseline" else USUAL))
+    assert name not in statuses(verdict, Status.PASS) | statuses(verdict, Status.IMPROVED)
+    assert verdict.status in (Status.NOT_COMPARABLE, Status.REGRESSED)
+
+
+@pytest.mark.parametrize("name", [name for name in GATING if BY_NAME[name].kind in ("ratio", "quantile")])
+def test_a_time_or_rate_of_nought_is_not_comparable(name: str) -> None:
+    assert statuses(judged({**USUAL, name: 0.0}), Status.NOT_COMPARABLE) == {name}
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.fixed_dictionaries({name: st.floats(0, 1e6) if BY_NAME[name].kind != "count" else st.integers(0, 10_000).map(float) for name in GATING}),
+    st.integers(1, 6),
+)  # fmt: skip
+def test_one_launch_alone_is_never_regressed(found: dict[str, float], old: int) -> None:
+    verdict = judged({**USUAL, **found}, 1, baseline=stored(launches=old))
+    assert verdict.status is not Status.REGRESSED
+    assert not statuses(verdict, Status.REGRESSED)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(0.2, 5.0), st.integers(2, 4))
+def test_a_verdict_once_made_stands_whatever_the_next_launches_bring(factor: float, more: int) -> None:
+    first = judged(slower(factor), 2)
+    if first.status is not Status.UNDECIDED:
+        launches = [launch(slower(factor), factor=1 + 0.001 * (n % 2)) for n in range(2)]
+        later = judge(
+            measurement(*launches, *(launch(slower(3.0)) for _ in range(more))), stored(), design=DESIGN, priors=stats.PRIORS
+        )  # fmt: skip
+        assert {row.metric: row.status for row in later.metrics} == {row.metric: row.status for row in first.metrics}
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.floats(1.0, 3.0), st.floats(1.0, 1.5))
+def test_a_slower_engine_is_never_judged_better(factor: float, more: float) -> None:
+    rank = [Status.IMPROVED, Status.PASS, Status.UNDECIDED, Status.INCONCLUSIVE, Status.REGRESSED]
+    assert rank.index(judged(slower(factor * more)).status) >= rank.index(judged(slower(factor)).status)
+
+
+def test_priors_are_fitted_for_each_class_that_is_tested_by_launches() -> None:
+    fitted = fit_priors([stored(launches=5)] * 10)
+    assert fitted.keys() == stats.PRIORS.keys()
+    # The launches of these baselines differ by a tenth of a percent: much less than the shipped belief.
+    assert all(fitted[kind].variance < stats.PRIORS[kind].variance for kind in fitted)
+
+
+def test_priors_of_a_suite_without_baselines_are_the_shipped_ones() -> None:
+    assert fit_priors([]) == stats.PRIORS
