@@ -1,18 +1,23 @@
 """Drive the production functions by the acceptance harness.  Nothing is decided here."""
+
 from __future__ import annotations
 
 import numpy as np
-import stats
+
+from pytest_llmperf.judge import stats
 
 
 class Factory:
     def __init__(self, baselines, launches):
         self.design = stats.Design(comparisons=len(baselines), launches=launches)
-        self.levels = [stats.launch_medians(rounds, higher_is_better=False) for rounds in baselines]
+        self.scatters = [stats.round_scatter(rounds) for rounds in baselines]
+        self.levels = [self.level(i, rounds) for i, rounds in enumerate(baselines)]
         variances = [np.var(x, ddof=1) for x in self.levels]
-        self.prior = stats.fit_prior(variances, [len(x) - 1 for x in self.levels])
+        self.priors = stats.fit_priors(variances, [len(x) - 1 for x in self.levels], self.scatters)
+
+    def level(self, i, rounds):
+        return stats.launch_levels(rounds, higher_is_better=False, scatter=self.scatters[i])
 
     def decide(self, i, rounds):
-        candidate = stats.launch_medians(rounds, higher_is_better=False)
-        verdict = stats.decide(self.levels[i], candidate, design=self.design, prior=self.prior)
+        verdict = stats.decide(self.levels[i], self.level(i, rounds), design=self.design, prior=self.priors[i])
         return {"regressed": "regression"}.get(verdict.outcome, verdict.outcome)

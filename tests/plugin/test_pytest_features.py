@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
+
+from pytest_llmperf.testing import Example
 from tests.conftest import SERVING
 
 RECORD = ("--update-baselines", "--llmperf-launches=2")

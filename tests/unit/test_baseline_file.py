@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_llmperf.judge import baseline as store
@@ -16,8 +16,7 @@ from pytest_llmperf.judge.baseline import Baseline, BaselineError, Provenance
 from pytest_llmperf.measure import Launch, Round
 from pytest_llmperf.plan import Case, EngineSpec, Workload, parse_engine_args
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 WORKLOAD = {"prompt_tokens": 100, "output_tokens": 50, "requests": 32, "concurrency": 8, "seed": 0}
 
@@ -80,8 +79,8 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Yield one folder for all examples of a property."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return one folder for all examples of a property."""
     return tmp_path_factory.mktemp("baselines")
 
 
@@ -96,14 +95,14 @@ def written(path: Path, change: dict[str, Any]) -> Path:
 # ------------------------------------------------------------------------------------------------ round trip
 
 
-@settings(deadline=None, max_examples=60)
+@settings(PATIENT, max_examples=60)
 @given(baselines)
 def test_what_is_saved_is_loaded(folder: Path, stored: Baseline) -> None:
     store.save(folder / "one.json", stored)
     assert store.load(folder / "one.json") == stored
 
 
-@settings(deadline=None, max_examples=40)
+@settings(PATIENT, max_examples=40)
 @given(baselines)
 def test_the_text_is_json_and_the_same_again(folder: Path, stored: Baseline) -> None:
     text = store.dump(stored)
@@ -115,7 +114,7 @@ def test_the_text_is_json_and_the_same_again(folder: Path, stored: Baseline) -> 
 
 
 def test_a_file_has_a_line_for_each_field_and_each_round_so_that_a_diff_shows_what_moved() -> None:
-    assert store.dump(STORED) == """\
+    expected = """\
 {
   "case": "tests/test_chat.py::test_chat[tiny-tp1-c8]",
   "formulas": 1,
@@ -134,6 +133,7 @@ def test_a_file_has_a_line_for_each_field_and_each_round_so_that_a_diff_shows_wh
   ]
 }
 """
+    assert store.dump(STORED) == expected
 
 
 def test_a_case_without_a_file_has_no_baseline(path: Path) -> None:
@@ -198,7 +198,8 @@ def test_a_missing_field_is_refused_by_its_name(path: Path, name: str) -> None:
         ("workload", 5), ("workload", "text"), ("workload", []), ("workload", None),
         ("formulas", "one"), ("formulas", None), ("formulas", 1.5), ("formulas", True),
         ("provenance", 5), ("provenance", None), ("provenance", {}), ("provenance", {"engine": {}, "unknown": 1}),
-        ("provenance", {"engine": 5}), ("provenance", {"engine": {}, "versions": None}), ("provenance", {"engine": {}, "host": 5}),
+        ("provenance", {"engine": 5}), ("provenance", {"engine": {}, "versions": None}),
+        ("provenance", {"engine": {}, "host": 5}),
         ("launches", None), ("launches", 5), ("launches", {}), ("launches", "text"), ("launches", [5]), ("launches", [{}]),
     ],
 )  # fmt: skip
@@ -240,7 +241,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(PATIENT, max_examples=100)
 @given(st.dictionaries(st.sampled_from([*json.loads(store.dump(STORED))]), json_values, max_size=3))
 def test_a_file_is_loaded_or_refused_and_nothing_else_is_raised(folder: Path, change: dict[str, Any]) -> None:
     path = written(folder / "three.json", change)
@@ -355,7 +356,7 @@ case_ids = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(PATIENT, max_examples=300)
 @given(case_ids)
 def test_a_path_never_leaves_the_hosts_folder(case_id: str) -> None:
     folder = Path("/somewhere/baselines")
@@ -374,13 +375,13 @@ def path_of(case_id: str) -> str:
     return str(store.path_for(Path("b"), "cpu-2c", case_id))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(PATIENT, max_examples=100)
 @given(st.lists(case_ids, unique=True, max_size=30))
 def test_different_cases_have_different_paths(cases: list[str]) -> None:
     assert len({path_of(case_id) for case_id in cases}) == len(cases)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(PATIENT, max_examples=100)
 @given(st.lists(st.text("a:.-[]/#", max_size=4), unique=True, max_size=60))
 def test_different_parameters_have_different_paths(found: list[str]) -> None:
     assert len({path_of(f"test_a.py::test_x[{one}]") for one in found}) == len(found)

@@ -1,6 +1,7 @@
 """`parse_response`, against a reference encoder of vLLM's stream: what arrives in whatever pieces, and when, is read right.
 
-The encoder's framing is that of a real vLLM 0.32 (one HTTP chunk per event; `test_the_encoder_writes_what_vllm_was_seen_to_send`).
+The encoder's framing is that of a real vLLM 0.32 (one HTTP chunk per event), see
+`test_the_encoder_writes_what_vllm_was_seen_to_send`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_llmperf.measure import client
 from pytest_llmperf.measure.client import RequestRecord, parse_response
+
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 SENT_NS = 1_000_000_000
 HEAD = (
@@ -62,7 +65,8 @@ def encode(events: list[bytes], *, head: bytes = HEAD, cuts: list[int] | None = 
     body = b"".join(events)
     event_ends = list(itertools.accumulate(len(one) for one in events))
     edges = [0, *(event_ends if cuts is None else sorted({*cuts, len(body)} - {0}))]
-    data, position = head, {}
+    data = head
+    position: dict[int, int] = {}
     for start, end in itertools.pairwise(edges):
         data += b"%x\r\n" % (end - start)
         position |= {offset + 1: len(data) + offset + 1 - start for offset in range(start, end)}
@@ -118,7 +122,7 @@ groups = st.lists(st.lists(st.integers(0, 200_000), max_size=4), min_size=1, max
 texts = st.text(max_size=6)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(PATIENT, max_examples=200)
 @given(groups=groups, text=texts, data=st.data())
 def test_any_split_into_reads_and_chunks_gives_the_same_tokens_at_the_stamp_that_completed_them(
     groups: list[list[int]], text: str, data: st.DataObject
@@ -139,7 +143,7 @@ def test_any_split_into_reads_and_chunks_gives_the_same_tokens_at_the_stamp_that
     assert (record.sent_s, record.end_s) == (1.0, reads[-1][0] / 1e9)
 
 
-@settings(deadline=None)
+@PATIENT
 @given(st.lists(st.integers(0, 2000), max_size=20))
 def test_token_times_never_go_back_and_lie_between_sending_and_end(at: list[int]) -> None:
     wire = encode(stream(5)).data
@@ -351,19 +355,19 @@ def test_a_head_that_is_no_http_is_an_error_and_no_exception(head: bytes) -> Non
     assert parse(head + b"x").error is not None
 
 
-@settings(deadline=None, max_examples=200)
+@settings(PATIENT, max_examples=200)
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=3))
 def test_arbitrary_bytes_are_an_error_and_no_exception(data: bytes, at: list[int]) -> None:
     assert parse(data, at=[min(one, len(data)) for one in at]).error is not None
 
 
-@settings(deadline=None, max_examples=200)
+@settings(PATIENT, max_examples=200)
 @given(st.binary(max_size=120), st.booleans())
 def test_an_arbitrary_body_is_an_error_and_no_exception(data: bytes, chunked: bool) -> None:
     assert parse((HEAD if chunked else b"HTTP/1.1 200 OK\r\n\r\n") + data).error is not None
 
 
-@settings(deadline=None, max_examples=300)
+@settings(PATIENT, max_examples=300)
 @given(st.data())
 def test_a_stream_with_damaged_bytes_never_raises(data: st.DataObject) -> None:
     wire = bytearray(encode(stream(3)).data)

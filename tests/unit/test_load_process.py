@@ -9,6 +9,7 @@ import contextlib
 import socket
 import threading
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,8 +34,14 @@ def client() -> Iterator[LoadClient]:
 
 
 def play(
-    client: LoadClient, url: str, workload: Workload = ONE_BLOCK, *, stall_s: float = 10.0, request_s: float = 30.0, key: str | None = None
-) -> RoundLog:  # fmt: skip
+    client: LoadClient,
+    url: str,
+    workload: Workload = ONE_BLOCK,
+    *,
+    stall_s: float = 10.0,
+    request_s: float = 30.0,
+    key: str | None = None,
+) -> RoundLog:
     drawn = prompts(workload, 0, vocabulary=None, nonce="case")
     endpoint = Endpoint(url, "simulated", key)
     plan = endpoint.plan(drawn, concurrency=workload.concurrency, request_timeout_s=request_s, stall_timeout_s=stall_s)
@@ -50,8 +57,9 @@ def errors(log: RoundLog) -> list[str]:
 
 @pytest.mark.parametrize("concurrency", [1, 8, 32])
 def test_exactly_the_concurrency_is_in_flight(client: LoadClient, concurrency: int) -> None:
-    workload = Workload(prompt_tokens=6, output_tokens=8, requests=64, concurrency=concurrency)
-    with SimulatedEngine(Options(clock=FAST)) as engine:
+    # Steps of 10 ms: all are in flight at some time, however slowly this machine sends them.
+    workload = Workload(prompt_tokens=6, output_tokens=8, requests=4 * concurrency, concurrency=concurrency)
+    with SimulatedEngine(Options(clock=replace(FAST, step_s=0.01))) as engine:
         log = play(client, engine.url, workload)
         assert engine.counters.peak_blocks == concurrency
     assert errors(log) == []
@@ -80,8 +88,7 @@ def test_arrivals_are_stamped_by_the_kernel(client: LoadClient) -> None:
     with SimulatedEngine(Options(clock=FAST)) as engine:
         log = play(client, engine.url)
     # The first packets after switching it on may carry none.
-    assert log.kernel_stamps > 0
-    assert log.clock_stamps <= 8
+    assert log.kernel_stamps > 4 * log.clock_stamps
 
 
 def test_a_process_plays_one_round_after_another(client: LoadClient) -> None:
@@ -150,7 +157,8 @@ def test_an_engine_that_crashes_in_the_middle_is_an_error_of_every_request_that_
         log = play(client, engine.url)
         finished = engine.counters.requests_finished
     assert len(log.records) == 64
-    assert len(errors(log)) == 64 - finished > 0
+    # The 21st request was sent after 13 answers; of the last answers some may have been lost with their connections.
+    assert 64 - finished <= len(errors(log)) <= 64 - 13
 
 
 def test_with_nothing_listening_every_request_is_an_error_and_none_was_sent(client: LoadClient) -> None:

@@ -61,7 +61,7 @@ def test_no_parallelism_is_mentioned_for_degrees_only() -> None:
 
 # ------------------------------------------------------------------------------------------------ engine arguments
 
-names = st.builds("".join, st.tuples(st.sampled_from(["max-num-seqs", "seed", "x1", "hf-overrides"]), st.sampled_from(["", ".a"])))
+names = st.sampled_from(["max-num-seqs", "seed", "x1", "hf-overrides", "hf-overrides.a", "compilation-config.level"])
 words = st.one_of(
     st.text("aZ09_./:%+=-'\" \\", max_size=8).filter(lambda word: not re.match("--?[A-Za-z]", word)),
     st.integers(-1000, 1000).map(str),
@@ -103,7 +103,7 @@ def test_a_mapping_means_the_same_as_the_command_line(args: EngineArgs) -> None:
         ("--seed -1", (("seed", ("-1",)),)),
         ("--rope-scale -0.5 -.5 -1e-3", (("rope-scale", ("-0.5", "-.5", "-1e-3")),)),
         ("--hf-overrides '{\"a\": -1}'", (("hf-overrides", ('{"a": -1}',)),)),
-        ("--hf-overrides='{\"a\": \"b=c\"}'", (("hf-overrides", ('{"a": "b=c"}',)),)),
+        ('--hf-overrides=\'{"a": "b=c"}\'', (("hf-overrides", ('{"a": "b=c"}',)),)),
         ("--limit 1 --limit 2", (("limit", ("2",)),)),
         ("-q fp8", (("q", ("fp8",)),)),
         ("", ()),
@@ -173,7 +173,7 @@ def test_a_reserved_name_is_refused_in_a_mapping_too() -> None:
 
 
 def test_a_word_before_the_first_argument_is_refused() -> None:
-    with pytest.raises(PlanError, match="^x: '64' is not an engine argument"):
+    with pytest.raises(PlanError, match=r"^x: '64' is not an engine argument"):
         parse_engine_args("64 --max-num-seqs", origin="x")
 
 
@@ -224,12 +224,12 @@ def test_an_engine_occupies_tp_times_pp_times_dp_devices() -> None:
 
 
 def test_an_engine_is_of_a_known_kind() -> None:
-    with pytest.raises(PlanError, match="^engine='sever': must be one of server, url, simulated$"):
+    with pytest.raises(PlanError, match=r"^engine='sever': must be one of server, url, simulated$"):
         EngineSpec(kind="sever")
 
 
 def test_a_url_engine_needs_a_url() -> None:
-    with pytest.raises(PlanError, match="^url='': not a URL"):
+    with pytest.raises(PlanError, match=r"^url='': not a URL"):
         EngineSpec(kind="url")
 
 
@@ -438,7 +438,7 @@ def test_an_endpoint_is_known_by_its_root(url: str, root: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "h:8000", "ftp://h", "http://", "http://:80", "http://h:x", "http://h:0", "http://h:99999", "http://[::1", "http://ho st"],
+    ["", "h:8000", "ftp://h", "http://", "http://:80", "http://h:x", "http://h:0", "http://h:99999", "http://[::1", "http://h h"],
 )
 def test_what_is_no_endpoint_is_refused_by_name_and_value(url: str) -> None:
     with pytest.raises(PlanError) as refused:

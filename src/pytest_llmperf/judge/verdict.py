@@ -6,6 +6,7 @@ on one side, an invalid launch.
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pytest_llmperf.judge import stats
+from pytest_llmperf.judge import counts, stats
 from pytest_llmperf.measure import metrics
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ def judge(
 ) -> Verdict:
     """Return the verdict on a measurement; UNDECIDED asks for one more launch.
 
-    `design` holds tolerance, budget and error rates, fixed before the run; `priors` the noise that is believed of each class
-    of metric (`fit_priors`).
+    `design` holds tolerance, budget and error rates, fixed before the run; `priors` the noise that is believed of each metric
+    (`fit_priors`), where nothing is known that of its class.
     """
     launches = len(measurement.launches)
     if measurement.invalid:
@@ -176,7 +177,7 @@ def _judge_metric(
             decision = _decide(metric, old, new[:look], design, priors)
             if decision.outcome != "more":
                 break
-    except stats.UnusableSample as error:
+    except stats.UnusableSampleError as error:
         return _with(seen, Status.NOT_COMPARABLE, str(error))
     return MetricVerdict(
         metric.name,
@@ -208,37 +209,50 @@ def _decide(
 ) -> stats.Decision:
     higher = metric.better == "higher"
     if metric.kind == "count":
-        return stats.decide_count(_counts(old), _counts(new), design=design)
+        return counts.decide_count(_counts(old), _counts(new), design=design)
     if metric.kind == "exact":
         before, now = ([one[0] for one in side] for side in (old, new))
-        if len(before) == 1 or stats.is_exact(before, tolerance=design.tolerance):
-            return stats.decide_exact(before, now, design=design, higher_is_better=higher)
-    levels = [stats.launch_medians(side, higher_is_better=higher) for side in (old, new)]
-    prior = priors.get(metric.kind, stats.PRIORS["ratio"])
-    return stats.decide(*levels, design=design, prior=prior)
+        if len(before) == 1 or counts.is_exact(before, tolerance=design.tolerance):
+            return counts.decide_exact(before, now, design=design, higher_is_better=higher)
+    scatter = stats.round_scatter(old)
+    levels = [stats.launch_levels(side, higher_is_better=higher, scatter=scatter) for side in (old, new)]
+    return stats.decide(*levels, design=design, prior=priors.get(metric.name, _default_prior(metric)))
 
 
-def _counts(side: list[list[float]]) -> stats.Counts:
-    return stats.Counts(tuple(int(sum(one)) for one in side), tuple(len(one) for one in side))
+def _default_prior(metric: Metric) -> stats.Prior:
+    return stats.PRIORS.get(metric.kind, stats.PRIORS["ratio"])
 
 
-def fit_priors(baselines: Iterable[Baseline]) -> dict[str, stats.Prior]:
-    """Return per class of metric the noise between launches that the suite's own baselines show."""
-    variances: dict[str, list[float]] = {kind: [] for kind in stats.PRIORS}
-    dfs: dict[str, list[int]] = {kind: [] for kind in stats.PRIORS}
-    for stored in baselines:
-        for metric in metrics.METRICS:
-            if metric.gating and metric.kind in stats.PRIORS:
-                variance, df = _spread(metric, stored.launches)
-                variances[metric.kind].append(variance)
-                dfs[metric.kind].append(df)
-    return {kind: stats.fit_prior(variances[kind], dfs[kind], default=stats.PRIORS[kind]) for kind in stats.PRIORS}
+def _counts(side: list[list[float]]) -> counts.Counts:
+    totals = [sum(one) for one in side]
+    if not all(math.isfinite(total) for total in totals):
+        raise stats.UnusableSampleError(f"A count is {next(one for one in totals if not math.isfinite(one))}.")
+    return counts.Counts(tuple(int(total) for total in totals), tuple(len(one) for one in side))
 
 
-def _spread(metric: Metric, launches: Sequence[Launch]) -> tuple[float, int]:
-    """Return the variance between launches and its degrees of freedom; (nan, 0) where it cannot be told."""
+def fit_priors(baselines: Iterable[Baseline]) -> dict[tuple[str, str], stats.Prior]:
+    """Return per case id and metric the noise between launches that the suite's own baselines lead to expect."""
+    fitted: dict[tuple[str, str], stats.Prior] = {}
+    stored = list(baselines)
+    for kind, default in stats.PRIORS.items():
+        keys, noise = [], []
+        for one in stored:
+            for metric in metrics.METRICS:
+                if metric.gating and metric.kind == kind and (found := _noise(metric, one.launches)):
+                    keys.append((one.case_id, metric.name))
+                    noise.append(found)
+        if noise:
+            variances, dfs, scatters = zip(*noise, strict=True)
+            fitted |= zip(keys, stats.fit_priors(variances, dfs, scatters, default=default), strict=True)
+    return fitted
+
+
+def _noise(metric: Metric, launches: Sequence[Launch]) -> tuple[float, int, float] | None:
+    """Return the variance between launches, its degrees of freedom and the scatter of rounds; None where it cannot be told."""
+    values = _values(metric, launches)
     try:
-        levels = stats.launch_medians(_values(metric, launches), higher_is_better=metric.better == "higher")
-    except stats.UnusableSample:
-        return float("nan"), 0
-    return (float(np.var(levels, ddof=1)), levels.size - 1) if levels.size > 1 else (float("nan"), 0)
+        scatter = stats.round_scatter(values)
+        levels = stats.launch_levels(values, higher_is_better=metric.better == "higher", scatter=scatter)
+    except stats.UnusableSampleError:
+        return None
+    return (float(np.var(levels, ddof=1)), levels.size - 1, scatter) if levels.size > 1 else None

@@ -19,6 +19,7 @@ from pytest_llmperf.plugin.collection import PLANNED
 from pytest_llmperf.report import Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from pytest_llmperf.judge.stats import Prior
@@ -64,7 +65,8 @@ class Run:
         plans = [item.stash[PLANNED] for item in items if PLANNED in item.stash]
         self._ids = [plan.case_id for plan in plans if plan.compares]
         self._comparisons = max(1, len(self._ids) * len(GATING))
-        self._priors: dict[str, Prior] | None = None
+        self._priors: dict[tuple[str, str], Prior] = {}
+        self._baselines: dict[str, store.Baseline] | None = None
         self._commit: str | None = None
 
     def path(self, case_id: str) -> Path:
@@ -96,7 +98,7 @@ class Run:
             comparisons=self._comparisons,
             launches=self.settings.max_launches,
         )
-        verdict = state.verdict = judge(state.measurement, stored, design=design, priors=self._fitted())
+        verdict = state.verdict = judge(state.measurement, stored, design=design, priors=self._fitted(stored))
         if verdict.status is Status.UNDECIDED:
             raise Undecided
         state.decided = True
@@ -173,17 +175,25 @@ class Run:
             self._commit = done.stdout.strip()
         return self._commit or None
 
-    def _fitted(self) -> dict[str, Prior]:
-        """Return the noise that the suite's baselines show, fitted once: it must not follow what this run measures."""
-        if self._priors is None:
-            found = []
-            for case_id in self._ids:
-                try:
-                    found.append(store.load(self.path(case_id)))
-                except store.BaselineError:
-                    continue  # the case itself fails with this error, by name
-            self._priors = fit_priors(one for one in found if one is not None)
-        return self._priors
+    def _fitted(self, stored: store.Baseline | None) -> dict[str, Prior]:
+        """Return per metric of a case the noise that the suite's baselines lead to expect; nothing measured now enters it."""
+        if stored is None:
+            return {}
+        if self._baselines is None:
+            self._baselines = dict(self._load(self._ids))
+        if stored.case_id not in self._baselines or not self._priors:
+            self._baselines[stored.case_id] = stored
+            self._priors = fit_priors(self._baselines.values())
+        return {metric: prior for (case_id, metric), prior in self._priors.items() if case_id == stored.case_id}
+
+    def _load(self, case_ids: Iterable[str]) -> Iterator[tuple[str, store.Baseline]]:
+        for case_id in case_ids:
+            try:
+                found = store.load(self.path(case_id))
+            except store.BaselineError:
+                continue  # the case itself fails with this error, by name
+            if found is not None:
+                yield case_id, found
 
     def outcome(self, state: CaseState, nodeid: str) -> Outcome:
         """Return what came of a case."""

@@ -85,9 +85,7 @@ class Server:
     async def listen(self, bound: socket.socket) -> None:
         """Accept connections; raises OSError when another process listens there since."""
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(
-            lambda: Connection(self.answer, self.connections), sock=bound, backlog=2048
-        )
+        self._listener = await loop.create_server(lambda: Connection(self.answer, self.connections), sock=bound, backlog=2048)
 
     def close(self) -> None:
         """Stop listening and drop every connection, as vLLM's `shutdown mode=abort` does."""
@@ -234,9 +232,7 @@ class SimulatedEngine:
             raise self._error or RuntimeError("The simulated engine did not start; its thread said why.")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Drop every connection and return when the thread has ended."""
         with contextlib.suppress(RuntimeError):  # the loop is closed after a crash
             self._stop()

@@ -19,8 +19,7 @@ VOCABULARY = 32_000
 """Generated token ids are below this."""
 
 EVENT_STREAM_HEAD = (
-    b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
-    b"transfer-encoding: chunked\r\n\r\n"
+    b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 )
 
 _TYPES = {400: "BadRequestError", 404: "NotFoundError", 500: "InternalServerError"}
@@ -262,9 +261,7 @@ def _completion_prompt(asked: dict[str, Any]) -> tuple[int | str, ...]:
 def _chat_prompt(asked: dict[str, Any]) -> tuple[int | str, ...]:
     messages = asked.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
-        raise RefusedError(
-            "[{'type': 'missing', 'loc': ('body', 'messages'), 'msg': 'Field required'}]", param="messages"
-        )
+        raise RefusedError("[{'type': 'missing', 'loc': ('body', 'messages'), 'msg': 'Field required'}]", param="messages")
     words: list[str] = []
     for message in messages:
         content = message.get("content") or ""

@@ -1,0 +1,52 @@
+"""The main job in three steps on real vLLM engines: record a baseline, pass against it, fail when the engine is slower.
+
+    python examples/quickstart/demo.py
+
+Exit code 0 when the three steps came out as they should. Everything it writes goes into a temporary folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+QUICKSTART = Path(__file__).parent
+ROOT = QUICKSTART.parents[1]
+# Two shared cores are a noisy place: one run differs from the next by 10 % and more. On a GPU leave the default of 5 %.
+COMMON = ("--llmperf-tolerance=40%", "--llmperf-rounds=3", "-p", "no:cacheprovider")
+STEPS = (
+    ("record a baseline at TP 1 and TP 2", ("--update-baselines", "--llmperf-launches=3"), 0, {"RECORDED"}),
+    ("run again: nothing has changed, so it passes", (), 0, {"PASS", "IMPROVED"}),
+    ("run with an engine that serves one request at a time: it fails", ("--llmperf-engine-args=--max-num-seqs 1",), 1, {"REGRESSED"}),
+)
+
+
+def main() -> int:
+    """Run the steps; return the exit code."""
+    degrees = "1,2" if len(os.sched_getaffinity(0)) > 1 else "1"
+    failures = 0
+    with tempfile.TemporaryDirectory(prefix="llmperf-demo-") as folder:
+        for number, (what, options, code, statuses) in enumerate(STEPS, 1):
+            command = ["pytest", "examples/quickstart", f"--llmperf-tp={degrees}", *options]
+            print(f"\n##### Step {number}: {what}\n##### {' '.join(command)}\n", flush=True)
+            report = Path(folder) / "report.json"
+            extra = (*COMMON, f"--llmperf-baselines={folder}/baselines", f"--llmperf-json={report}")
+            began = time.monotonic()
+            done = subprocess.run([sys.executable, "-m", *command, *extra], cwd=ROOT, check=False)
+            cases = json.loads(report.read_text())["cases"] if report.exists() else []
+            found = [case["status"] for case in cases]
+            right = done.returncode == code and len(found) == len(degrees.split(",")) and set(found) <= statuses
+            failures += not right
+            seconds = time.monotonic() - began
+            verdict = "as it should be" if right else f"NOT as it should be (expected {' or '.join(sorted(statuses))})"
+            print(f"\n##### Step {number}: {', '.join(found) or 'nothing measured'} in {seconds:.0f} s: {verdict}", flush=True)
+    return min(failures, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

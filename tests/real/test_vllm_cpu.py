@@ -1,0 +1,104 @@
+"""The main job on real vLLM engines: the bundled model on vLLM's CPU build."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llmperf.testing import Example
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TIMEOUT_S = 420
+# Two shared cores are noisy; what is tested here is that real engines are driven and judged, not how small a change is seen.
+NOISY = ("--llmperf-tolerance=45%", "--llmperf-rounds=3")
+SERVING = """
+def test_serving(llmperf, baseline):
+    measured = llmperf(prompt_tokens=100, output_tokens=30, requests=24)
+    assert measured == baseline
+"""
+CASE = "test_it.py::test_serving[tiny-tp1-c8]"
+
+
+
+
+def test_record_then_pass_then_fail_when_the_engine_serves_one_request_at_a_time(tmp_path: Path):
+    project = Example({"test_it.py": SERVING}, NOISY)
+    recorded = project.run(tmp_path, "--update-baselines", "--llmperf-launches=2", timeout_s=TIMEOUT_S)
+    assert recorded.statuses == {CASE: "RECORDED"}, recorded.stdout
+    assert recorded.engine_starts == 2
+    [file] = (tmp_path / "baselines").rglob("*.json")
+    stored = json.loads(file.read_text())
+    assert stored["provenance"]["versions"]["vllm"]
+    assert stored["launches"][0]["metrics"]["kv_cache_tokens"] == 512 * 128
+
+    passed = project.run(tmp_path, timeout_s=TIMEOUT_S)
+    assert passed.outcomes == {"passed": 1}, passed.stdout
+    assert passed.statuses[CASE] in ("PASS", "IMPROVED")
+
+    slow = project.run(tmp_path, "--llmperf-engine-args=--max-num-seqs 1", timeout_s=TIMEOUT_S)
+    assert slow.outcomes == {"failed": 1}, slow.stdout
+    assert slow.statuses == {CASE: "REGRESSED"}
+    assert len(slow.cases[0]["launches"]) == 2
+    assert "changed since the baseline: engine argument --max-num-seqs: not set -> 1" in slow.stdout
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="TP 2 on CPU needs two cores")
+def test_tp_2_on_cpu_runs_two_ranks(tmp_path: Path):
+    source = """
+import re
+
+def test_ranks(llm_engine, llmperf):
+    measured = llmperf(prompt_tokens=100, output_tokens=20, requests=8)
+    ranks = set(re.findall(r"Worker_TP(\\d+) pid=", llm_engine.log_path.read_text()))
+    assert ranks == {"0", "1"}
+    assert measured["output_tokens_per_s"] > 0
+"""
+    result = Example({"test_it.py": source}, NOISY).run(tmp_path, "--llmperf-tp=2", timeout_s=TIMEOUT_S)
+    assert result.outcomes == {"passed": 1}, result.stdout
+
+
+def test_too_many_ranks_skip_with_the_numbers_and_fail_under_require_gpus(tmp_path: Path):
+    project = Example({"test_it.py": SERVING}, ())
+    cores = len(os.sched_getaffinity(0))
+    skipped = project.run(tmp_path, f"--llmperf-tp={cores + 62}", "-rs")
+    assert skipped.outcomes == {"skipped": 1}
+    assert f"needs {cores + 62} GPUs" in skipped.stdout
+    assert f"this host has {cores}" in re.sub(r"\s+", " ", skipped.stdout)
+    red = project.run(tmp_path, f"--llmperf-tp={cores + 62}", "--llmperf-require-gpus")
+    assert red.returncode == 1
+
+
+def test_29_preemptions_per_round_are_a_baseline_and_half_the_kv_cache_fails_against_it(tmp_path: Path):
+    """80 blocks of 128 tokens hold every prompt of 55 requests at once, but not their 200 output tokens."""
+    source = """
+import pytest
+
+@pytest.mark.llmperf(concurrency=55)
+def test_preemptions(llmperf, baseline):
+    measured = llmperf(prompt_tokens=100, output_tokens=200, requests=55)
+    assert measured == baseline
+"""
+    project = Example({"test_it.py": source}, (*NOISY, "--llmperf-rounds=2"))
+    recorded = project.run(
+        tmp_path, "--llmperf-engine-args=--num-gpu-blocks-override 80", "--update-baselines", "--llmperf-launches=2",
+        timeout_s=TIMEOUT_S,
+    )  # fmt: skip
+    assert recorded.outcomes == {"passed": 1}, recorded.stdout
+    [file] = (tmp_path / "baselines").rglob("*.json")
+    rounds = [one["metrics"]["preemptions"] for launch in json.loads(file.read_text())["launches"] for one in launch["rounds"]]
+    assert statistics.median(rounds) == 29, rounds
+
+    halved = project.run(tmp_path, "--llmperf-engine-args=--num-gpu-blocks-override 40", timeout_s=TIMEOUT_S)
+    assert halved.outcomes == {"failed": 1}, halved.stdout
+    [case] = halved.cases
+    verdicts = {row["metric"]: row["status"] for row in case["verdict"]["metrics"]}
+    assert verdicts["preemptions"] == "REGRESSED", halved.stdout
+    assert verdicts["kv_cache_tokens"] == "REGRESSED"
+    assert "--num-gpu-blocks-override (now 40): raise it" in halved.stdout
