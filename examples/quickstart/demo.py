@@ -22,7 +22,12 @@ COMMON = ("--llmperf-tolerance=40%", "--llmperf-rounds=3", "-p", "no:cacheprovid
 STEPS = (
     ("record a baseline at TP 1 and TP 2", ("--update-baselines", "--llmperf-launches=3"), 0, {"RECORDED"}),
     ("run again: nothing has changed, so it passes", (), 0, {"PASS", "IMPROVED"}),
-    ("run with an engine that serves one request at a time: it fails", ("--llmperf-engine-args=--max-num-seqs 1",), 1, {"REGRESSED"}),
+    (
+        "run with an engine that serves one request at a time: it fails",
+        ("--llmperf-engine-args=--max-num-seqs 1",),
+        1,
+        {"REGRESSED"},
+    ),
 )
 
 

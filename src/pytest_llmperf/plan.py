@@ -75,23 +75,28 @@ def parse_engine_args(source: str | dict[str, Any] | Sequence[str], *, origin: s
     passed as JSON. `origin` names the option or fixture in the PlanError for anything that is not an argument, or that the
     plugin sets itself.
     """
+    if not isinstance(source, (str, dict, list, tuple)):
+        raise PlanError(f"{origin}={source!r}: must be a text, a list of words or a dict")
     if isinstance(source, str):
         try:
             source = shlex.split(source)
         except ValueError as error:
             raise PlanError(f"{origin}={source!r}: {error}; quote it as on a shell command line") from None
-    pairs = _from_mapping(source) if isinstance(source, dict) else _from_words(list(source), origin)
+    pairs = _from_mapping(source, origin) if isinstance(source, dict) else _from_words(list(source), origin)
     found: dict[str, tuple[str, ...]] = {}
     for name, values in pairs:
         if name in _RESERVED:
             raise PlanError(f"{origin}: --{name} is set by the plugin; use {_RESERVED[name]} instead")
+        found.pop(name[3:] if name.startswith("no-") else f"no-{name}", None)
         found[name] = values
     return tuple(sorted(found.items()))
 
 
-def _from_mapping(source: dict[str, Any]) -> Iterable[tuple[str, tuple[str, ...]]]:
+def _from_mapping(source: dict[str, Any], origin: str) -> Iterable[tuple[str, tuple[str, ...]]]:
     for key, value in source.items():
-        name = key.lstrip("-").replace("_", "-")
+        if not isinstance(key, str):
+            raise PlanError(f"{origin}: {key!r} is not the name of an engine argument")
+        name = _spelled(key)
         if value is None:
             continue
         if isinstance(value, bool):
@@ -104,14 +109,24 @@ def _from_mapping(source: dict[str, Any]) -> Iterable[tuple[str, tuple[str, ...]
             yield name, (str(value),)
 
 
+def _spelled(name: str) -> str:
+    """Return a name as vLLM knows it: only what stands before the first dot has its underscores replaced."""
+    if re.fullmatch(r"-[A-Za-z]\w+", name) and name.lstrip("-") not in _RESERVED:
+        return name  # a short option of several letters keeps its one dash
+    head, dot, field_name = name.lstrip("-").partition(".")
+    return head.replace("_", "-") + dot + field_name
+
+
 def _from_words(words: Sequence[str], origin: str) -> Iterable[tuple[str, tuple[str, ...]]]:
     name, values = "", list[str]()
     for word in words:
+        if not isinstance(word, str):
+            raise PlanError(f"{origin}: {word!r} is not an engine argument; write it as text")
         if re.match(r"--?[A-Za-z]", word):
             if name:
                 yield name, tuple(values)
-            name, equals, first = word.lstrip("-").partition("=")
-            name = name.replace("_", "-") if len(name) > 1 else name
+            name, equals, first = word.partition("=")
+            name = _spelled(name)
             values = [first] if equals else []
         elif not name:
             raise PlanError(f"{origin}: {word!r} is not an engine argument; arguments begin with --, e.g. --max-num-seqs 64")
@@ -132,7 +147,11 @@ def merge_engine_args(*layers: EngineArgs) -> EngineArgs:
 
 def command_line(args: EngineArgs) -> list[str]:
     """Return engine arguments as the words of a command line."""
-    return [word for name, values in args for word in (f"{'-' if len(name) == 1 else '--'}{name}", *values)]
+    return [
+        word
+        for name, values in args
+        for word in (name if name.startswith("-") else f"{'-' if len(name) == 1 else '--'}{name}", *values)
+    ]
 
 
 @dataclass(frozen=True)
@@ -156,7 +175,7 @@ class EngineSpec:
     def __post_init__(self) -> None:
         """Raise PlanError where a field is unusable."""
         for name in ("tp", "pp", "dp"):
-            degree(name, getattr(self, name))
+            object.__setattr__(self, name, degree(name, getattr(self, name)))
         if self.kind not in ENGINE_KINDS:
             raise PlanError(f"engine={self.kind!r}: must be one of {', '.join(ENGINE_KINDS)}")
         if self.kind == "url":
@@ -177,7 +196,12 @@ def check_url(url: str, *, origin: str) -> str:
     """Return an OpenAI-compatible endpoint's root without a trailing `/` or `/v1`, or raise PlanError."""
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        usable = (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and not re.search(r"\s", url)
+            and (parts.port is None or parts.port > 0)
+        )
     except ValueError:
         usable = False
     if not usable:
@@ -199,7 +223,7 @@ class Workload:
     def __post_init__(self) -> None:
         """Raise PlanError where a field is unusable."""
         for name in ("prompt_tokens", "output_tokens", "requests", "concurrency"):
-            degree(name, getattr(self, name))
+            object.__setattr__(self, name, degree(name, getattr(self, name)))
         if self.concurrency > self.requests:
             raise PlanError(
                 f"requests={self.requests}: fewer than concurrency={self.concurrency}, which could never be reached;"
@@ -301,6 +325,8 @@ def _axis_values(name: str, value: object) -> tuple[Any, ...]:
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     if not values:
         raise PlanError(f"llmperf({name}=...): an empty list allows nothing; leave the argument out to allow everything")
+    if name == "model" and not all(isinstance(one, str) for one in values):
+        raise PlanError(f"llmperf(model={value!r}): must be the name or the folder of a model")
     return values if name == "model" else tuple(degree(name, one) for one in values)
 
 

@@ -7,12 +7,15 @@ import re
 import signal
 import subprocess
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
 from pytest_llmperf.testing import Example
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LONG = """
 def test_long(llmperf):

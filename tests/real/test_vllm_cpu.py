@@ -26,8 +26,6 @@ def test_serving(llmperf, baseline):
 CASE = "test_it.py::test_serving[tiny-tp1-c8]"
 
 
-
-
 def test_record_then_pass_then_fail_when_the_engine_serves_one_request_at_a_time(tmp_path: Path):
     project = Example({"test_it.py": SERVING}, NOISY)
     recorded = project.run(tmp_path, "--update-baselines", "--llmperf-launches=2", timeout_s=TIMEOUT_S)

@@ -66,8 +66,12 @@ def measurement(*launches: Launch, workload: Workload | None = None) -> Measurem
     return Measurement(Case("test_a.py::test_x", EngineSpec(), workload or Workload()), launches)
 
 
-QUIET = fit_priors([stored(launches=5)] * 10)
+QUIET = {name: prior for (_, name), prior in fit_priors([stored(launches=5)] * 10).items()}
 """The noise that a suite of such baselines shows; the shipped belief is of 2 to 3 % and passes nothing in two launches."""
+
+
+SHIPPED: dict[str, stats.Prior] = {}
+"""Nothing is known of any metric but what the package believes of its class."""
 
 
 def judged(
@@ -118,7 +122,7 @@ def test_an_engine_like_the_baselines_passes_on_every_gating_metric() -> None:
     assert (verdict.launches, verdict.baseline_launches, verdict.reasons) == (2, 3, ())
 
 
-@pytest.mark.parametrize("priors", [QUIET, stats.PRIORS], ids=["fitted", "shipped"])
+@pytest.mark.parametrize("priors", [QUIET, SHIPPED], ids=["fitted", "shipped"])
 def test_an_engine_half_as_fast_is_regressed_by_two_launches_against_three(priors: Mapping[str, stats.Prior]) -> None:
     verdict = judged(slower(2.0), priors=priors)
     assert verdict.status is Status.REGRESSED
@@ -142,12 +146,12 @@ def test_one_launch_like_the_baselines_is_enough_to_pass() -> None:
 
 def test_a_slow_down_near_the_tolerance_is_inconclusive_when_the_launches_are_spent() -> None:
     design = replace(DESIGN, launches=3)
-    assert judged(slower(1.05), 2, design=design, priors=stats.PRIORS).status is Status.UNDECIDED
-    assert judged(slower(1.05), 3, design=design, priors=stats.PRIORS).status is Status.INCONCLUSIVE
+    assert judged(slower(1.05), 2, design=design, priors=SHIPPED).status is Status.UNDECIDED
+    assert judged(slower(1.05), 3, design=design, priors=SHIPPED).status is Status.INCONCLUSIVE
 
 
 def test_without_a_baseline_there_are_numbers_and_no_verdict() -> None:
-    verdict = judge(measurement(launch(USUAL)), None, design=DESIGN, priors=stats.PRIORS)
+    verdict = judge(measurement(launch(USUAL)), None, design=DESIGN, priors=SHIPPED)
     assert verdict.status is Status.NO_BASELINE
     assert {row.status for row in verdict.metrics} == {None}
     assert {row.metric: row.measured for row in verdict.metrics} == pytest.approx(USUAL)
@@ -155,18 +159,18 @@ def test_without_a_baseline_there_are_numbers_and_no_verdict() -> None:
 
 def test_an_invalid_launch_is_invalid_whatever_its_numbers_and_says_why() -> None:
     bad = launch(USUAL, invalid=("1 of 32 requests failed",))
-    verdict = judge(measurement(launch(USUAL), bad, bad), stored(), design=DESIGN, priors=stats.PRIORS)
+    verdict = judge(measurement(launch(USUAL), bad, bad), stored(), design=DESIGN, priors=SHIPPED)
     assert verdict == Verdict(Status.INVALID, reasons=("1 of 32 requests failed",), launches=3)
 
 
 def test_an_invalid_launch_is_invalid_also_without_a_baseline() -> None:
     bad = launch(USUAL, invalid=("stalled",))
-    assert judge(measurement(bad), None, design=DESIGN, priors=stats.PRIORS).status is Status.INVALID
+    assert judge(measurement(bad), None, design=DESIGN, priors=SHIPPED).status is Status.INVALID
 
 
 def test_another_workload_is_not_comparable_and_says_what_changed() -> None:
     now = measurement(launch(USUAL), workload=Workload(prompt_tokens=512, requests=64))
-    verdict = judge(now, stored(), design=DESIGN, priors=stats.PRIORS)
+    verdict = judge(now, stored(), design=DESIGN, priors=SHIPPED)
     assert verdict.status is Status.NOT_COMPARABLE
     assert verdict.reasons == (
         "the workload has changed: prompt_tokens 100 -> 512",
@@ -231,7 +235,7 @@ def test_with_nothing_to_compare_nothing_has_passed() -> None:
 
 
 def test_a_measurement_without_launches_has_not_passed() -> None:
-    verdict = judge(measurement(), stored(), design=DESIGN, priors=stats.PRIORS)
+    verdict = judge(measurement(), stored(), design=DESIGN, priors=SHIPPED)
     assert not verdict.status.compared
 
 
@@ -300,7 +304,7 @@ def preemptions(before: Sequence[float], now: Sequence[float]) -> Status | None:
     """Return the status of preemptions, with the counts of a launch the same in each of its rounds."""
     baseline = replace(stored(), launches=tuple(launch({**USUAL, "preemptions": count}) for count in before))
     new = measurement(*(launch({**USUAL, "preemptions": count}) for count in now))
-    verdict = judge(new, baseline, design=DESIGN, priors=stats.PRIORS)
+    verdict = judge(new, baseline, design=DESIGN, priors=SHIPPED)
     return next(row.status for row in verdict.metrics if row.metric == "preemptions")
 
 
@@ -395,12 +399,15 @@ def test_a_slower_engine_is_never_judged_better(factor: float, more: float) -> N
     assert rank.index(judged(slower(factor * more)).status) >= rank.index(judged(slower(factor)).status)
 
 
-def test_priors_are_fitted_for_each_class_that_is_tested_by_launches() -> None:
-    fitted = fit_priors([stored(launches=5)] * 10)
-    assert fitted.keys() == stats.PRIORS.keys()
+def test_priors_are_fitted_for_each_case_and_metric_that_is_tested_by_launches() -> None:
+    other = replace(stored(launches=5), case_id="test_a.py::test_y")
+    fitted = fit_priors([stored(launches=5), other])
+    tested = {name for name in GATING if BY_NAME[name].kind in stats.PRIORS}
+    assert fitted.keys() == {(case_id, name) for case_id in ("test_a.py::test_x", "test_a.py::test_y") for name in tested}
     # The launches of these baselines differ by a tenth of a percent: much less than the shipped belief.
-    assert all(fitted[kind].variance < stats.PRIORS[kind].variance for kind in fitted)
+    assert all(prior.variance < stats.PRIORS[BY_NAME[name].kind].variance for (_, name), prior in fitted.items())
 
 
-def test_priors_of_a_suite_without_baselines_are_the_shipped_ones() -> None:
-    assert fit_priors([]) == stats.PRIORS
+@pytest.mark.parametrize("baselines", [[], [stored(launches=1)]], ids=["no baseline", "one launch"])
+def test_a_suite_whose_baselines_show_no_noise_is_left_to_the_shipped_priors(baselines: list[Baseline]) -> None:
+    assert fit_priors(baselines) == {}

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
+import shlex
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
 
 from pytest_llmperf.measure import Launch, Round, metrics
 from pytest_llmperf.plan import command_line
@@ -67,7 +71,7 @@ def engine_facts(case: Case) -> dict[str, Any]:
         "tp": spec.tp,
         "pp": spec.pp,
         "dp": spec.dp,
-        "args": " ".join(command_line(spec.args)),
+        "args": shlex.join(command_line(spec.args)),
         "env": dict(spec.env),
     }
 
@@ -80,17 +84,23 @@ def path_for(folder: Path, host: str, case_id: str) -> Path:
     """
     file, _, rest = case_id.partition("::")
     name = rest.replace("::", ".").replace("[", "-", 1).removesuffix("]") or "case"
-    safe = re.sub(r"[^\w.+=-]", "-", name)[:150]
-    if safe != name:
-        safe += "-" + hashlib.sha256(case_id.encode()).hexdigest()[:8]
-    parts = [re.sub(r"[^\w.+=-]", "-", part) for part in Path(file).with_suffix("").parts if part not in ("/", "..")]
+    safe = re.sub(r"[^\w.+=-]", "-", name, flags=re.ASCII)[:150]
+    parts = [
+        re.sub(r"[^\w.+=-]", "-", part, flags=re.ASCII) for part in Path(file).with_suffix("").parts if part not in ("/", "..")
+    ]
+    if (
+        not re.fullmatch(r"(?:[\w.+=-]+/)*[\w+=-]+\.py::(?:\w+::)?\w+(?:\[[\w.+=-]+\])?", case_id, re.ASCII)
+        or len(name) > 150
+        or ".." in case_id.partition("::")[0].split("/")
+    ):
+        safe += "-" + hashlib.sha256(case_id.encode(errors="surrogatepass")).hexdigest()[:8]
     return folder.joinpath(host, *parts, f"{safe}.json")
 
 
 def load(path: Path) -> Baseline | None:
     """Return the stored baseline, None where the file does not exist; raises BaselineError for an unusable file."""
     try:
-        text = path.read_text()
+        text = path.read_bytes()
     except FileNotFoundError:
         return None
     remedy = "restore it from version control, or delete it and record anew with --update-baselines"
@@ -98,32 +108,53 @@ def load(path: Path) -> Baseline | None:
         data = json.loads(text)
         if data["version"] != VERSION:
             raise BaselineError(f"{path}: format version {data['version']!r}, this plugin reads {VERSION}; {remedy}")
+        stored = msgspec.convert(data, _Stored, strict=True)
         return Baseline(
-            case_id=str(data["case"]),
-            host=str(data["host"]),
-            workload=dict(data["workload"]),
-            workload_fingerprint=str(data["workload_fingerprint"]),
+            case_id=stored.case,
+            host=stored.host,
+            workload=stored.workload,
+            workload_fingerprint=stored.workload_fingerprint,
             provenance=Provenance(**data["provenance"]),
-            launches=tuple(_launch(one) for one in data["launches"]),
-            formulas=int(data["formulas"]),
+            launches=tuple(_launch(one) for one in stored.launches),
+            formulas=stored.formulas,
         )
     except BaselineError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BaselineError(f"{path}: not a baseline ({type(error).__name__}: {error}); {remedy}") from error
 
 
-def _launch(data: dict[str, Any]) -> Launch:
-    rounds = tuple(Round({str(k): _number(v) for k, v in one["metrics"].items()}) for one in data["rounds"])
-    if not rounds:
-        raise ValueError("a launch without rounds")
+class _StoredRound(msgspec.Struct):
+    metrics: dict[str, float | None]
+
+
+class _StoredLaunch(msgspec.Struct):
+    id: str
+    started: str
+    rounds: Annotated[list[_StoredRound], msgspec.Meta(min_length=1)]
+    metrics: dict[str, float | None]
+    dropped_rounds: int
+    versions: dict[str, str] = {}
+
+
+class _Stored(msgspec.Struct):
+    case: str
+    host: str
+    workload: dict[str, Any]
+    workload_fingerprint: str
+    provenance: Provenance
+    launches: Annotated[list[_StoredLaunch], msgspec.Meta(min_length=1)]
+    formulas: int
+
+
+def _launch(one: _StoredLaunch) -> Launch:
     return Launch(
-        id=str(data["id"]),
-        started=str(data["started"]),
-        rounds=rounds,
-        metrics={str(k): _number(v) for k, v in data["metrics"].items()},
-        dropped_rounds=int(data["dropped_rounds"]),
-        versions=dict(data.get("versions", {})),
+        id=one.id,
+        started=one.started,
+        rounds=tuple(Round({k: _number(v) for k, v in each.metrics.items()}) for each in one.rounds),
+        metrics={k: _number(v) for k, v in one.metrics.items()},
+        dropped_rounds=one.dropped_rounds,
+        versions=one.versions,
     )
 
 
@@ -132,6 +163,8 @@ def _number(value: object) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{value!r} is not a number")
+    if not math.isfinite(value):
+        raise ValueError(f"{value!r} is not finite")
     return float(value)
 
 
@@ -149,7 +182,7 @@ def dump(baseline: Baseline) -> str:
 def _dump_launch(launch: dict[str, Any]) -> str:
     rounds = ",\n".join(f"      {json.dumps(one, sort_keys=True, allow_nan=False)}" for one in launch.pop("rounds"))
     del launch["invalid"]  # only sound launches are stored
-    rest = ", ".join(f"{json.dumps(key)}: {json.dumps(launch[key], sort_keys=True)}" for key in sorted(launch))
+    rest = ", ".join(f"{json.dumps(key)}: {json.dumps(launch[key], sort_keys=True, allow_nan=False)}" for key in sorted(launch))
     return "    {" + rest + ', "rounds": [\n' + rounds + "\n    ]}"
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # What the last lines of an engine's log tell, the most telling first.
 _CAUSES: tuple[tuple[str, str], ...] = (
     (
-        r"out of memory|OutOfMemoryError|Free memory on device .* less than desired",
+        r"out of memory|OutOfMemoryError|is less than desired [CG]PU memory utilization",
         "the GPU has too little free memory: lower --gpu-memory-utilization, --max-model-len or --max-num-seqs, raise the"
         " TP degree, or end the process that holds the memory",
     ),
@@ -38,7 +38,8 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         "an engine argument is wrong: see --llmperf-engine-args",
     ),
     (
-        r"Repo id must be in the form|is not a local folder|Repository Not Found|Can't load the configuration|HFValidationError",
+        r"Repo id must be in the form|is not a local folder|Repository Not Found|Can't load the configuration|HFValidationError"
+        r"|LocalEntryNotFoundError",
         "the model cannot be found: --llmperf-model takes a folder, or a name that the hub has",
     ),
     (r"address already in use", "another process took the port first"),

@@ -100,6 +100,8 @@ def judge(
     (`fit_priors`), where nothing is known that of its class.
     """
     launches = len(measurement.launches)
+    if not launches:
+        return Verdict(Status.INVALID, reasons=("nothing was measured",))
     if measurement.invalid:
         return Verdict(Status.INVALID, reasons=measurement.invalid, launches=launches)
     if stored is None:

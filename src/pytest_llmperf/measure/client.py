@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -147,8 +148,9 @@ class Endpoint:
         tls = parts.scheme == "https"
         port = parts.port or (443 if tls else 80)
         key = f"Authorization: Bearer {self.api_key}\r\n" if self.api_key else ""
+        shown = f"[{host}]" if ":" in host else host
         head = (
-            f"POST {parts.path}/v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+            f"POST {parts.path}/v1/completions HTTP/1.1\r\nHost: {shown}:{port}\r\nContent-Type: application/json\r\n"
             f"Accept: text/event-stream\r\n{key}Content-Length: "
         )
         bodies = [_body(self.model, prompt) for prompt in prompts]
@@ -212,15 +214,15 @@ def parse_response(reads: Sequence[tuple[int, bytes]], *, sent_ns: int, wanted: 
     if not separator:
         return RequestRecord(sent_s, error=error or "the connection closed before any response")
     status = head.split(b" ", 2)[1:2]
-    pieces = list(_payload(wire, len(head) + 4, chunked=b"transfer-encoding: chunked" in head.lower()))
+    pieces = list(_payload(wire, len(head) + 4, chunked=is_chunked(head)))
     body = b"".join(piece for _, piece in pieces)
     if status != [b"200"]:
         text = body[:300].decode(errors="replace").strip()
-        return RequestRecord(sent_s, end_s=end_s, error=error or f"HTTP {b''.join(status).decode()}: {text}")
+        return RequestRecord(sent_s, end_s=end_s, error=error or f"HTTP {b''.join(status).decode(errors='replace')}: {text}")
     events = _Events(pieces, reads, seconds)
     try:
         times, prompt_tokens, output_tokens, failure = _read_events(events, body)
-    except msgspec.MsgspecError as broken:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as broken:
         return RequestRecord(sent_s, error=error or f"an event is not the JSON of a completion: {broken}")
     error = error or failure or _count_error(output_tokens, wanted)
     return RequestRecord(sent_s, tuple(times), end_s, prompt_tokens, output_tokens, error)
@@ -256,6 +258,11 @@ def _read_events(events: _Events, body: bytes) -> tuple[list[float], int | None,
     return times, prompt_tokens, reported if reported is not None else len(times) if has_ids else None, None
 
 
+def is_chunked(head: bytes) -> bool:
+    """Return whether a response's head says that its body comes in chunks."""
+    return re.search(rb"^transfer-encoding:[ \t]*chunked[ \t]*\r?$", head, re.I | re.M) is not None
+
+
 def _payload(wire: bytes, start: int, *, chunked: bool) -> Iterator[tuple[int, bytes]]:
     """Yield (offset on the wire, bytes) of the response's body, with the chunk framing taken off."""
     if not chunked:
@@ -267,7 +274,7 @@ def _payload(wire: bytes, start: int, *, chunked: bool) -> Iterator[tuple[int, b
         except ValueError:
             return
         start = line_end + 2
-        if size == 0:
+        if size <= 0:
             return
         yield start, wire[start : start + size]
         start += size + 2

@@ -107,8 +107,8 @@ def _visible(named: list[tuple[str, str]], visible: str | None) -> list[str]:
         if entry.isdigit():
             match = [named[int(entry)][1]] if int(entry) < len(named) else []
         else:
-            match = [name for uuid, name in named if uuid.startswith(entry)]
-        if not match:
+            match = [name for uuid, name in named if entry and uuid.startswith(entry)]
+        if len(match) != 1:
             break
         names.append(match[0])
     return names

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pytest_llmperf.measure.client import RequestRecord, RoundLog, RoundPlan, parse_response
+from pytest_llmperf.measure.client import RequestRecord, RoundLog, RoundPlan, is_chunked, parse_response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,9 +61,9 @@ class _Exchange:
         if not separator:
             return False
         lines = head.lower().split(b"\r\n")
-        self.chunked = b"transfer-encoding: chunked" in lines
+        self.chunked = is_chunked(head)
         for line in lines:
-            if line.startswith(b"content-length:"):
+            if line.startswith(b"content-length:") and line[15:].strip().isdigit():
                 self.length = len(head) + 4 + int(line[15:])
         return True
 

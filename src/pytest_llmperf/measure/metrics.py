@@ -1,6 +1,6 @@
 """The metrics in one table: name, unit, direction, class and formula.
 
-The documentation page of metrics is generated from it (`python -m pytest_llmperf.measure.metrics`). A metric that could not
+The documentation page of metrics is generated from it (`documentation`). A metric that could not
 be measured is None and never 0. `FORMULAS` goes into every baseline: when a formula changes, old numbers are not comparable.
 """
 
@@ -87,7 +87,8 @@ def _itl(record: RequestRecord) -> list[float]:
 
 def _tpot(record: RequestRecord) -> list[float]:
     times = record.token_times_s
-    return [(times[-1] - times[0]) / (len(times) - 1)] if len(times) > 1 else []
+    count = record.output_tokens or len(times)
+    return [(times[-1] - times[0]) / (count - 1)] if len(times) > 1 and count > 1 else []
 
 
 def _e2e(record: RequestRecord) -> list[float]:
@@ -214,7 +215,3 @@ def documentation() -> str:
         gates = "yes" if one.gating else "no"
         lines.append(f"| `{one.name}` | {one.unit} | {one.better} | {one.kind} | {gates} | {one.formula} |")
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(documentation(), end="")

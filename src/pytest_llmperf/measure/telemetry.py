@@ -6,6 +6,7 @@ means that the engine was restarted behind our back.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from dataclasses import dataclass
@@ -61,7 +62,8 @@ def parse_metrics(text: str) -> list[tuple[str, dict[str, str], float]]:
     found = []
     for line in text.splitlines():
         if match := _SERIES.match(line):
-            found.append((match[1], dict(_LABEL.findall(match[2] or "")), float(match[3])))
+            with contextlib.suppress(ValueError):
+                found.append((match[1], dict(_LABEL.findall(match[2] or "")), float(match[3])))
     return found
 
 
