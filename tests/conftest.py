@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_llmperf.testing import Example
+from tests.processes import marked, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pytest_llmperf.testing import Result
@@ -20,6 +24,11 @@ def test_serving(llmperf, baseline):
     assert measured == baseline
 """
 
+LONG = """
+def test_long(llmperf):
+    llmperf(prompt_tokens=8, output_tokens=2000, requests=8)
+"""
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Result]:
@@ -30,3 +39,23 @@ def run(tmp_path: Path) -> Callable[..., Result]:
         return Example(files, QUICK if quick else (), env).run(tmp_path, *args)
 
     return run_project
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start a run in the background and wait until its engine is measured."""
+
+    def start_run(*engine_args: str, kind: str = "simulated", source: str = LONG, timeout_s: float = 60.0):
+        project = Example({"test_it.py": source}, (f"--llmperf-engine={kind}",))
+        project.write(tmp_path)
+        command = project.command(tmp_path, "-v", f"--llmperf-engine-args={' '.join(engine_args)}")
+        environment = {**os.environ, "LLMPERF_TEST_MARK": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+        with (tmp_path / "output").open("w") as output:
+            child = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        ready = re.compile(r"engine 1 \(.*\): ready")
+        assert wait_until(lambda: ready.search((tmp_path / "output").read_text()), timeout_s), (tmp_path / "output").read_text()
+        return child
+
+    yield start_run
+    for process in marked(tmp_path):
+        process.kill()

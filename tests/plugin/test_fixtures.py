@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tests.conftest import SERVING
-
 from pytest_llmperf.testing import Clock, Options, SimulatedEngine
+from tests.conftest import SERVING
 
 
 def test_llm_engine_is_the_running_engine(run):

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from tests.conftest import SERVING
 
 from pytest_llmperf.testing import Example
+from tests.conftest import SERVING
 
 RECORD = ("--update-baselines", "--llmperf-launches=2")
 PAIR = SERVING.replace("test_serving", "test_a") + SERVING.replace("test_serving", "test_b")

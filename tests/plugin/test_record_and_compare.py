@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from tests.conftest import SERVING
 
 RECORD = ("--update-baselines", "--llmperf-launches=3")

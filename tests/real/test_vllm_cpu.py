@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llmperf.testing import Example
+from tests.conftest import LONG
+from tests.processes import marked, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,3 +102,11 @@ def test_preemptions(llmperf, baseline):
     assert verdicts["preemptions"] == "REGRESSED", halved.stdout
     assert verdicts["kv_cache_tokens"] == "REGRESSED"
     assert "--num-gpu-blocks-override (now 40): raise it" in halved.stdout
+
+
+def test_no_engine_process_is_left_15_s_after_sigkill_of_pytest(start, tmp_path: Path):
+    child = start(kind="server", source=LONG.replace("output_tokens=2000", "output_tokens=1900"), timeout_s=120)
+    assert len(marked(tmp_path)) >= 4  # supervisor, API server, engine core, load process
+    child.kill()
+    child.wait()
+    assert wait_until(lambda: not marked(tmp_path), 15), marked(tmp_path)

@@ -374,3 +374,12 @@ def test_a_stream_with_damaged_bytes_never_raises(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 4))):
         wire[data.draw(st.integers(0, len(wire) - 1))] = data.draw(st.integers(0, 255))
     parse(bytes(wire), 3)
+
+
+def test_events_that_end_with_carriage_returns_are_read_too() -> None:
+    event = b'data: {"choices":[{"text":"a","token_ids":[1]}],"usage":{"prompt_tokens":3,"completion_tokens":1}}'
+    body = event + b"\r\n\r\ndata: [DONE]\r\n\r\n"
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    wire = head + f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n"
+    record = parse_response([(7_000_000_000, wire)], sent_ns=1, wanted=1)
+    assert (record.error, record.output_tokens, record.token_times_s) == (None, 1, (7.0,))

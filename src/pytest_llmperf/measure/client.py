@@ -198,6 +198,7 @@ class _Event(msgspec.Struct):
     error: Any = None
 
 
+_EVENT_END = re.compile(rb"\r?\n\r?\n")
 _DECODER = msgspec.json.Decoder(_Event)
 
 
@@ -240,8 +241,8 @@ def _read_events(events: _Events, body: bytes) -> tuple[list[float], int | None,
     prompt_tokens = reported = None
     has_ids = False
     start = 0
-    while (end := body.find(b"\n\n", start)) >= 0:
-        event, start = body[start:end].strip(), end + 2
+    for end in _EVENT_END.finditer(body):
+        event, start = body[start : end.start()].strip(), end.end()
         if not event.startswith(b"data:") or event == b"data: [DONE]":
             continue
         data = _DECODER.decode(event[5:])
@@ -250,7 +251,7 @@ def _read_events(events: _Events, body: bytes) -> tuple[list[float], int | None,
         for choice in data.choices:
             has_ids = has_ids or choice.token_ids is not None
             new = len(choice.token_ids) if choice.token_ids is not None else int(bool(choice.text))
-            times += [events.arrival_s(end + 2)] * new
+            times += [events.arrival_s(start)] * new
         if data.usage is not None:
             prompt_tokens, reported = data.usage.prompt_tokens, data.usage.completion_tokens
     if has_ids and reported is not None and reported != len(times):

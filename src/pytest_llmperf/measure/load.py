@@ -221,6 +221,8 @@ def play(plan: RoundPlan) -> RoundLog:
         for _ in range(min(plan.concurrency, len(plan.requests))):
             connections.append(state.connect())
     except OSError as error:
+        for connection in connections:
+            connection.close()
         return RoundLog(tuple(RequestRecord(None, error=f"cannot connect: {error}") for _ in plan.requests))
     gc.collect()
     gc.disable()

@@ -36,7 +36,7 @@ OPTIONS: tuple[tuple[str, str | bool | None, str], ...] = (
     ("--llmperf-python", None, "interpreter that has vLLM (default: the one that runs pytest)"),
     ("--llmperf-engine-args", None, "engine arguments as on vLLM's command line, e.g. '--max-num-seqs 64'"),
     ("--llmperf-startup-timeout", "600", "seconds for an engine to give its first token"),
-    ("--llmperf-stop-grace", "15", "seconds between SIGTERM and SIGKILL when an engine is stopped"),
+    ("--llmperf-stop-grace", "10", "seconds between SIGTERM and SIGKILL when an engine is stopped"),
     ("--llmperf-stall-timeout", "120", "seconds without any token after which a round counts as hung"),
     ("--llmperf-baselines", "baselines", "folder of the baselines, relative to the rootdir"),
     ("--llmperf-missing-baseline", "fail", "fail, skip, or record where no baseline is stored"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,12 +24,22 @@ def tell(config: pytest.Config, text: str) -> None:
         return
     capture: Any = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        reporter.ensure_newline()
         if reporter.isatty:
-            reporter.rewrite(f"llmperf: {text}", erase=True)
+            width = shutil.get_terminal_size().columns - 1  # a longer line would wrap, and could not be rewritten
+            reporter.rewrite(f"llmperf: {text}"[:width], erase=True)
         else:
-            reporter.ensure_newline()
             reporter.write_line(f"llmperf: {text}")
         reporter.flush()
+
+
+def clear(config: pytest.Config) -> None:
+    """Take the changing line off a terminal, before pytest writes a result there."""
+    reporter: Any = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None and reporter.isatty and config.get_verbosity() >= 0:
+        reporter.ensure_newline()
+        reporter.rewrite("", erase=True)
+        reporter.write("\r")
 
 
 def collected(config: pytest.Config, items: list[pytest.Item]) -> list[str]:

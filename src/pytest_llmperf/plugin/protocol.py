@@ -124,10 +124,12 @@ def _attach_properties(item: pytest.Item) -> None:
 
 
 def _publish(item: pytest.Item, reports: list[tuple[pytest.CallInfo[Any], pytest.TestReport]]) -> None:
+    from pytest_llmperf.plugin.output import clear
     from pytest_llmperf.report.text import section
 
     run = item.config.stash[RUN]
     outcomes = [run.outcome(state, item.nodeid) for state in item.stash[STATES]]
+    clear(item.config)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for call, report in reports:
         if report.when == "call" or (report.when == "setup" and report.failed):

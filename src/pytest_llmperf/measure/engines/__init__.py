@@ -103,7 +103,7 @@ class StartSettings:
 
     log_folder: Path
     startup_timeout_s: float = 600.0
-    stop_grace_s: float = 15.0
+    stop_grace_s: float = 10.0
     api_key: str | None = None
     served_model: str | None = None
     """The model's name at a `url` engine; None asks the endpoint."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -33,6 +34,8 @@ def _send(request: urllib.request.Request, timeout_s: float) -> tuple[int, str]:
             return response.status, response.read().decode(errors="replace")
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode(errors="replace")
+    except http.client.HTTPException as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def served_models(url: str, *, api_key: str | None = None, timeout_s: float = 5.0) -> list[str]:
