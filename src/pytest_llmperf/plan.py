@@ -289,13 +289,15 @@ class Marker:
     axes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Per axis the values that the test allows; an axis that is missing allows every value."""
     engine_args: EngineArgs = ()
+    env: tuple[tuple[str, str], ...] = ()
+    """Environment variables of the engine, over those of the run."""
     tolerance: float | None = None
     """The slow-down that must not pass, as a fraction; None for the run's default."""
 
 
 def parse_marker(arguments: Mapping[str, object]) -> Marker:
     """Return the marker's arguments, checked; unknown names and bad values raise PlanError."""
-    known = (*AXES, "engine_args", "tolerance")
+    known = (*AXES, "engine_args", "env", "tolerance")
     unknown = sorted(set(arguments) - set(known))
     if unknown:
         raise PlanError(f"llmperf({unknown[0]}=...): unknown marker argument; known are {', '.join(known)}")
@@ -305,8 +307,15 @@ def parse_marker(arguments: Mapping[str, object]) -> Marker:
     return Marker(
         axes=axes,
         engine_args=parse_engine_args(source, origin="llmperf(engine_args=...)"),
+        env=_environment(arguments.get("env") or {}),
         tolerance=None if tolerance is None else parse_fraction("llmperf(tolerance=...)", tolerance),
     )
+
+
+def _environment(source: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(source, dict) or not all(isinstance(name, str) and name for name in source):
+        raise PlanError(f"llmperf(env={source!r}): must be a dict of environment variables, e.g. {{'OMP_NUM_THREADS': 4}}")
+    return tuple(sorted((name, str(value)) for name, value in source.items()))
 
 
 def parse_fraction(name: str, value: object) -> float:

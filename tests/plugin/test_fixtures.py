@@ -36,6 +36,35 @@ def test_x(llm_engine):
     assert run(files, "--llmperf-engine-args=--max-num-seqs 2").outcomes == {"passed": 1}
 
 
+def test_the_marker_sets_environment_variables_of_its_engine(run):
+    source = """
+import pytest
+
+@pytest.mark.llmperf(env={"VLLM_SERVER_DEV_MODE": 0})
+def test_x(llm_engine):
+    import urllib.error, urllib.request
+    assert llm_engine.spec.env == (("VLLM_SERVER_DEV_MODE", "0"),)
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(urllib.request.Request(llm_engine.url + "/reset_prefix_cache", method="POST"))
+"""
+    assert run(source).outcomes == {"passed": 1}
+
+
+def test_a_measurement_of_a_test_that_is_over_cannot_be_compared(run):
+    source = """
+KEPT = []
+
+def test_a(llmperf):
+    KEPT.append(llmperf(requests=8, output_tokens=2))
+
+def test_b(llmperf, baseline):
+    assert KEPT[0] == baseline
+"""
+    result = run(source)
+    assert result.outcomes == {"passed": 1, "failed": 1}
+    assert "was measured by a test that is over" in result.stdout
+
+
 def test_llm_workload_sets_the_defaults_of_a_call(run):
     source = """
 import pytest

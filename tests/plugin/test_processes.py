@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import pytest
@@ -20,12 +21,15 @@ def test_no_process_is_left_15_s_after_sigkill_of_pytest(start, tmp_path, stubbo
 
 
 def test_ctrl_c_stops_the_engine_and_keeps_what_was_measured(start, tmp_path):
-    source = LONG + "\ndef test_first(llmperf):\n    llmperf(requests=8, output_tokens=2)\n"
-    child = start(source=source.replace("test_long", "test_z_long"))
+    source = "def test_first(llmperf):\n    llmperf(requests=8, output_tokens=2)\n" + LONG
+    child = start(source=source)
+    assert wait_until(lambda: "PASSED" in (tmp_path / "output").read_text(), 30)
     child.send_signal(signal.SIGINT)
     assert child.wait(30) == 2
     assert wait_until(lambda: not marked(tmp_path), 15), marked(tmp_path)
     assert "KeyboardInterrupt" in (tmp_path / "output").read_text()
+    cases = json.loads((tmp_path / "llmperf.json").read_text())["cases"]
+    assert [case["nodeid"] for case in cases if case["launches"]] == ["test_it.py::test_first[tiny-tp1-c8]"]
 
 
 def test_an_engine_that_ignores_sigterm_is_killed_with_its_children(run, tmp_path):

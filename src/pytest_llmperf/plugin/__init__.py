@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check the options, so that a wrong one fails at once, and register the marker."""
     config.addinivalue_line(
         "markers",
-        "llmperf(model=..., tp=..., pp=..., dp=..., concurrency=..., engine_args=..., tolerance=...): "
+        "llmperf(model=..., tp=..., pp=..., dp=..., concurrency=..., engine_args=..., env=..., tolerance=...): "
         "the grid that a performance test allows, its engine arguments and the slow-down that must not pass",
     )
     if any_given(config):

@@ -100,7 +100,7 @@ def _plan(item: pytest.Item, base: EngineSpec, settings: Settings) -> Planned:
         if axes.endpoint:
             spec = replace(base, model=axes.endpoint, url=settings.urls[axes.endpoint])
         else:
-            spec = engine_spec(base, axes, marker.engine_args, settings.engine_args)
+            spec = engine_spec(replace(base, env=marker.env), axes, marker.engine_args, settings.engine_args)
         return Planned(item.nodeid, axes, marker, spec, compares)
     except PlanError as error:
         return Planned(item.nodeid, Axes(), Marker(), base, compares, error=f"{item.nodeid}: {error}")

@@ -207,7 +207,10 @@ class BaselineView:
 
         if not isinstance(measured, Measurement):
             return NotImplemented
-        return self.run.compare(self.run.states[measured.case.id], self._tolerance)
+        state = self.run.states.get(measured.case.id)
+        if state is None:
+            raise ValueError(f"{measured.case.id} was measured by a test that is over; compare it in the test that measures it")
+        return self.run.compare(state, self._tolerance)
 
     __hash__ = None  # type: ignore[assignment]  # equality is a judgement: nothing may be looked up by it
 

@@ -128,7 +128,8 @@ def _publish(item: pytest.Item, reports: list[tuple[pytest.CallInfo[Any], pytest
     from pytest_llmperf.report.text import section
 
     run = item.config.stash[RUN]
-    outcomes = [run.outcome(state, item.nodeid) for state in item.stash[STATES]]
+    nodeid = item.stash[PLANNED].case_id  # as collected: xdist may have added a group to the item's own
+    outcomes = [run.outcome(state, nodeid) for state in item.stash[STATES]]
     clear(item.config)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for call, report in reports:

@@ -69,4 +69,6 @@ def change(row: MetricVerdict) -> str:
         return "-"
     if abs(row.worse) < 0.0005:
         return "same"
-    return f"{row.worse:.1%} worse" if row.worse > 0 else f"{-row.worse:.1%} better"
+    if row.worse <= 0:
+        return f"{-row.worse:.1%} better"
+    return f"{row.worse:.1%} worse" if row.worse < 2 else f"{1 + row.worse:.1f} times as long"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.report import Outcome
 
 
+_LARGEST_BOUND = 100.0  # as a fraction: beyond it a bound says nothing, and its digits only distract
 _ASSERTION_LINES = 5  # pytest cuts an explanation after 8 lines or 640 characters
 
 
@@ -24,9 +25,11 @@ def bounds(row: MetricVerdict) -> str:
     """Return the one-sided bounds of the change, e.g. `[+4.1 %, +8.0 %]`, empty where there are none."""
     if row.worse_low is None and row.worse_high is None:
         return ""
-    low = "-inf" if row.worse_low is None else f"{row.worse_low:+.1%}"
-    high = "inf" if row.worse_high is None else f"{row.worse_high:+.1%}"
-    return f"[{low}, {high}]"
+    return f"[{_bound(row.worse_low, '-inf')}, {_bound(row.worse_high, 'inf')}]"
+
+
+def _bound(value: float | None, unbounded: str) -> str:
+    return unbounded if value is None or abs(value) > _LARGEST_BOUND else f"{value:+.1%}"
 
 
 def headline(outcome: Outcome) -> str:

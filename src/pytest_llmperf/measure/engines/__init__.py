@@ -5,6 +5,7 @@ Every engine is a process of its own or a URL. It is a context manager: what it 
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -110,17 +111,22 @@ class StartSettings:
 
 
 def open_engine(
-    spec: EngineSpec, host: Host, settings: StartSettings, progress: Callable[[str], None] = lambda _: None
+    spec: EngineSpec,
+    host: Host | None = None,
+    settings: StartSettings | None = None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> AbstractContextManager[Engine]:
     """Return the engine of a spec as a context manager that starts it on entry and stops it on exit.
 
     Entering raises EngineError when it does not come up within the start-up time-out. A `url` engine is only checked, and
-    never stopped.
+    never stopped. `host` is this machine where it is not given, and logs go to a new temporary folder without `settings`.
     """
+    settings = settings or StartSettings(log_folder=Path(tempfile.mkdtemp(prefix="llmperf-")))
     if spec.kind == "url":
         from pytest_llmperf.measure.engines.url import UrlEngine
 
         return UrlEngine(spec, settings)
     from pytest_llmperf.measure.engines.server import ServerEngine
+    from pytest_llmperf.measure.host import describe_host
 
-    return ServerEngine(spec, host, settings, progress)
+    return ServerEngine(spec, host or describe_host(spec.kind), settings, progress)
