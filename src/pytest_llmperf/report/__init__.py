@@ -71,4 +71,4 @@ def change(row: MetricVerdict) -> str:
         return "same"
     if row.worse <= 0:
         return f"{-row.worse:.1%} better"
-    return f"{row.worse:.1%} worse" if row.worse < 2 else f"{1 + row.worse:.1f} times as long"
+    return f"{row.worse:.1%} worse" if row.worse < 2 else f"{1 + row.worse:.1f}x as much"
