@@ -29,7 +29,7 @@ def test_xdist_gives_the_same_cases_and_one_json_file(run, dist):
 
 
 def test_it_works_where_xdist_is_switched_off(run):
-    assert run(SERVING, *RECORD, "-p", "no:xdist").outcomes == {"passed": 1}
+    assert run(SERVING, *RECORD, "-p", "no:xdist", "--strict-markers").outcomes == {"passed": 1}
 
 
 def test_x_stops_at_the_first_red_case(run):

@@ -85,8 +85,9 @@ def plan_items(items: list[pytest.Item], settings: Settings) -> list[pytest.Item
     for item in planned:
         spec = item.stash[PLANNED].spec
         order.setdefault(spec, len(order))
-        # Keeps one engine's cases on one worker under `--dist loadgroup`.
-        item.add_marker(pytest.mark.xdist_group(f"llmperf-{spec.short_model}-tp{spec.tp}-{order[spec]}"))
+        if item.config.pluginmanager.hasplugin("xdist"):  # without it the mark is unknown, an error under --strict-markers
+            # Keeps one engine's cases on one worker under `--dist loadgroup`.
+            item.add_marker(pytest.mark.xdist_group(f"llmperf-{spec.short_model}-tp{spec.tp}-{order[spec]}"))
     planned.sort(key=lambda item: order[item.stash[PLANNED].spec])
     items[:] = others + planned
     return deselected
