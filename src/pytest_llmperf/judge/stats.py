@@ -63,7 +63,7 @@ class Design:
     launches: int = 8
     """Most candidate launches that may be asked for."""
     suite_share: float = 0.1
-    """Part of alpha kept for the one comparison of the whole suite (`decide_suite`)."""
+    """Part of alpha that single comparisons do not spend: reserved for one comparison of the suite as a whole."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value outside its range."""
@@ -120,14 +120,6 @@ class Decision:
 
 
 # --- from rounds to levels -----------------------------------------------------------------------------------------
-def launch_medians(rounds: Sequence[Sequence[float]], *, higher_is_better: bool) -> NDArray[np.float64]:
-    """Return per launch the median of 100·ln of its rounds, negated when higher is better, so that + is worse.
-
-    `rounds` holds one sequence of rounds per launch; lengths may differ.  Medians are taken after the logarithm, so
-    that a metric and its reciprocal agree for even numbers of rounds too.  Raises `UnusableSampleError` for no launch, an
-    empty launch or a value that is not positive and finite.
-    """
-    return np.array([median(x.tolist()) for x in _log_percent(rounds, higher_is_better)])
 
 
 def launch_levels(rounds: Sequence[Sequence[float]], *, higher_is_better: bool, scatter: float) -> NDArray[np.float64]:
@@ -147,7 +139,7 @@ def round_scatter(rounds: Sequence[Sequence[float]]) -> float:
     """Return the sd of rounds inside their launch, in log-percent, from the median distance to the launch's median.
 
     Pooled over launches, so a few launches of 5 rounds measure it well; nearly half of the rounds may be stray.
-    Raises `UnusableSampleError` as `launch_medians`.
+    Raises `UnusableSampleError` for no launch, an empty one, or a value that is not positive and finite.
     """
     launches = _log_percent(rounds, higher_is_better=False)
     distances = np.concatenate([abs(x - median(x.tolist())) for x in launches])
@@ -334,53 +326,3 @@ def undecided(look: int, design: Design) -> tuple[Outcome, str]:
 def t_critical(tail: float, df: float) -> float:
     """Return the one-sided critical value of Student's t."""
     return -float(stdtrit(df, tail))
-
-
-def minimum_detectable_effect(sd: float, baseline_launches: int, *, design: Design, df: float | None = None) -> float:
-    """Return the slow-down in percent that is found with probability 95 % when all K launches are spent.
-
-    `sd` is that of a launch level in log-percent; `df` its degrees of freedom (default: those of both samples alone).
-    Print it before spending GPU time: a tolerance below it will mostly end inconclusive.
-    """
-    k = max(design.launches, 2)
-    freedom = max(baseline_launches + k - 2 if df is None else df, 1)
-    quantiles = t_critical(design.alpha_at(k), freedom) + t_critical(0.05, freedom)
-    return 100 * math.expm1(quantiles * sd * math.sqrt(1 / baseline_launches + 1 / k) / 100)
-
-
-# --- the whole suite -----------------------------------------------------------------------------------------------
-def decide_suite(
-    engines: Sequence[Sequence[tuple[ArrayLike, ArrayLike]]], *, design: Design, prior: Prior, least: float = 1.0
-) -> Decision:
-    """Return the verdict on the mean of all comparisons: it sees 1.5 % on everything, which no single one can prove.
-
-    Per engine, the comparisons' levels (baseline, candidate).  They share the engine's launches, so an engine counts
-    with its mean over comparisons as *one* comparison, over the launches that all of them have; only engines are taken
-    as independent.  A host that is slow today looks just like it: read it as "everything", and look at the host first.
-    Regressed: significant at alpha x suite_share, at least `least` log-percent, two candidate launches or more.  Never
-    "more": call it once, when every comparison has ended.  `prior` is `fit_prior`'s (too wide for a mean: cautious).
-    """
-    if not engines or not all(engines):
-        raise UnusableSampleError("There is no engine, or one without comparisons.")
-    total, look = sum(map(len, engines)), 0
-    d = variance = squares = 0.0
-    for engine in engines:
-        b, c = (_common(side, what) for side, what in zip(zip(*engine, strict=True), ("baseline", "candidate"), strict=True))
-        part, df = _moderated(b, c, prior)
-        weight = len(engine) / total
-        d += weight * float(c.mean() - b.mean())
-        variance, squares = variance + weight**2 * part, squares + (weight**2 * part) ** 2 / df
-        look += c.size
-    se, df = math.sqrt(variance), variance**2 / squares  # Welch-Satterthwaite
-    reach = t_critical(design.alpha * max(design.suite_share, 1e-12), df) * se
-    proven = look >= 2 and abs(d) >= max(reach, least)
-    outcome: Outcome = "pass" if not proven else "regressed" if d > 0 else "improved"
-    bounds = {"estimate": d, "lower": d - reach, "upper": d + reach, "p": float(stdtr(df, -d / se)), "se": se, "df": df}
-    return Decision(outcome=outcome, rule="mean of all comparisons", launches=look, **bounds)
-
-
-def _common(side: Sequence[ArrayLike], what: str) -> NDArray[np.float64]:
-    levels = [sample(values, what) for values in side]
-    shortest = min(x.size for x in levels)
-    mean: NDArray[np.float64] = np.mean([x[:shortest] for x in levels], axis=0)
-    return mean

@@ -118,7 +118,8 @@ def measure_launch(
     load process is.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    vocabulary = model_config(engine.spec.model).get("vocab_size")
+    config = model_config(engine.spec.model) or model_config(engine.endpoint.model)
+    vocabulary = config.get("vocab_size")
     play = _Player(engine, client, workload, settings, vocabulary)
     invalid = _problems(play.warm_up().records, None)
     rounds: list[Round] = []

@@ -6,10 +6,14 @@ import http.client
 import json
 import urllib.error
 import urllib.request
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.measure.engines import Completion, EngineError
 
+if TYPE_CHECKING:
+    from pytest_llmperf.measure.client import Endpoint
+
+_COMPLETION_TIMEOUT_S = 120.0
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # engines are reached directly
 
 
@@ -52,21 +56,29 @@ def served_models(url: str, *, api_key: str | None = None, timeout_s: float = 5.
         raise EngineError(f"{url}/v1/models answered HTTP {status} without a list of models: {body[:200]}") from error
 
 
-def complete(
-    url: str, model: str, prompt: str | list[int], *, max_tokens: int, api_key: str | None, timeout_s: float
-) -> Completion:
+def complete(endpoint: Endpoint, prompt: str | list[int], max_tokens: int) -> Completion:
     """Return the completion of one prompt with at least one token, or raise EngineError."""
-    body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+    body = {"model": endpoint.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+    url = f"{endpoint.url}/v1/completions"
     try:
-        status, answer = post(f"{url}/v1/completions", body, timeout_s=timeout_s, api_key=api_key)
+        status, answer = post(url, body, timeout_s=_COMPLETION_TIMEOUT_S, api_key=endpoint.api_key)
     except OSError as error:
-        raise EngineError(f"{url} gave no completion within {timeout_s:g} s ({error}).") from error
+        raise EngineError(f"{endpoint.url} gave no completion within {_COMPLETION_TIMEOUT_S:g} s ({error}).") from error
     try:
         data = json.loads(answer)
         usage = data["usage"]
         done = Completion(data["choices"][0]["text"], int(usage["prompt_tokens"]), int(usage["completion_tokens"]))
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise EngineError(f"{url}/v1/completions answered HTTP {status}: {answer[:300]}") from error
+        raise EngineError(f"{url} answered HTTP {status}: {answer[:300]}") from error
     if done.output_tokens < 1:
-        raise EngineError(f"{url}/v1/completions answered HTTP {status}, but with no token.")
+        raise EngineError(f"{url} answered HTTP {status}, but with no token.")
     return done
+
+
+def metrics_text(endpoint: Endpoint) -> str | None:
+    """Return the endpoint's `/metrics`, None if it has none or doesn't answer."""
+    try:
+        status, body = get(f"{endpoint.url}/metrics", api_key=endpoint.api_key)
+    except OSError:
+        return None
+    return body if status == 200 else None

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _LAUNCHER = Path(__file__).with_name("launch_vllm.py")
 _POLL_S = 0.1
-_TOKEN_TIMEOUT_S = 120.0
 _LAST_BREATH_S = 2.0
 _PORT_ATTEMPTS = 3
 _TAIL_LINES = 25
@@ -84,7 +83,7 @@ class ServerEngine:
         self.startup_s: float | None = None
         self.log_path: Path = settings.log_folder / "engine.log"
         self.versions: dict[str, str] = {}
-        self.endpoint = Endpoint("", spec.model)
+        self.endpoint = Endpoint("", spec.model, settings.api_key)
         self._host = host
         self._settings = settings
         self._progress = progress
@@ -242,22 +241,11 @@ class ServerEngine:
 
     def generate(self, prompt: str | list[int], *, max_tokens: int = 16) -> Completion:
         """Return the completion of one prompt, or raise EngineError."""
-        return api.complete(
-            self.url,
-            self.endpoint.model,
-            prompt,
-            max_tokens=max_tokens,
-            api_key=self._settings.api_key,
-            timeout_s=_TOKEN_TIMEOUT_S,
-        )
+        return api.complete(self.endpoint, prompt, max_tokens)
 
     def metrics_text(self) -> str | None:
         """Return the engine's `/metrics`, None if it has none or doesn't answer."""
-        try:
-            status, body = api.get(f"{self.url}/metrics", api_key=self._settings.api_key)
-        except OSError:
-            return None
-        return body if status == 200 else None
+        return api.metrics_text(self.endpoint)
 
     def log_text(self) -> str:
         """Return the log so far."""

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.plan import EngineSpec
 
-_CHECK_TIMEOUT_S = 60.0
-
 
 class UrlEngine:
     """An engine behind a URL; what its `/metrics` doesn't tell stays unknown."""
@@ -61,11 +59,7 @@ class UrlEngine:
 
     def metrics_text(self) -> str | None:
         """Return the endpoint's `/metrics`, None if it has none."""
-        try:
-            status, body = api.get(f"{self.url}/metrics", api_key=self._settings.api_key)
-        except OSError:
-            return None
-        return body if status == 200 else None
+        return api.metrics_text(self.endpoint)
 
     def log_text(self) -> str:
         """Return nothing: the log is somebody else's."""
@@ -77,11 +71,4 @@ class UrlEngine:
 
     def generate(self, prompt: str | list[int], *, max_tokens: int = 16) -> Completion:
         """Return the completion of one prompt, or raise EngineError."""
-        return api.complete(
-            self.url,
-            self.endpoint.model,
-            prompt,
-            max_tokens=max_tokens,
-            api_key=self._settings.api_key,
-            timeout_s=_CHECK_TIMEOUT_S,
-        )
+        return api.complete(self.endpoint, prompt, max_tokens)
