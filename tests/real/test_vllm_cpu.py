@@ -98,9 +98,13 @@ def test_preemptions(llmperf, baseline):
     halved = project.run(tmp_path, "--llmperf-engine-args=--num-gpu-blocks-override 40", timeout_s=TIMEOUT_S)
     assert halved.outcomes == {"failed": 1}, halved.stdout
     [case] = halved.cases
-    verdicts = {row["metric"]: row["status"] for row in case["verdict"]["metrics"]}
-    assert verdicts["preemptions"] == "REGRESSED", halved.stdout
-    assert verdicts["kv_cache_tokens"] == "REGRESSED"
+    assert case["status"] == "REGRESSED"
+    rows = {row["metric"]: row for row in case["verdict"]["metrics"]}
+    assert rows["kv_cache_tokens"]["status"] == "REGRESSED"  # exact: two launches are enough
+    # A count that differs between launches needs more than the two which the exact metric took to end the case.
+    assert rows["preemptions"]["status"] in ("REGRESSED", "UNDECIDED")
+    assert rows["preemptions"]["baseline"] == 29
+    assert rows["preemptions"]["measured"] > 1.5 * 29
     assert "--num-gpu-blocks-override (now 40): raise it" in halved.stdout
 
 
