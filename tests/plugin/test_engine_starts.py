@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.conftest import SERVING
 
 TWELVE = """
@@ -62,6 +64,61 @@ def test_a(llmperf, baseline, resource):
     result = run(source, "--update-baselines", "--llmperf-launches=3", "-s")
     assert result.outcomes == {"passed": 1}
     assert result.stdout.count("RESOURCE up") == result.stdout.count("RESOURCE down") == 3
+
+
+def test_undecided_tests_of_several_files_and_classes_wait_for_each_other(run):
+    files = {
+        "test_one.py": SERVING,
+        "sub/test_two.py": SERVING,
+        "test_three.py": "".join(
+            f"class Test{name}:\n    def test_it(self, llmperf, baseline):\n        assert llmperf(requests=8) == baseline\n\n"
+            for name in "AB"
+        ),
+    }
+    result = run(files, "--update-baselines", "--llmperf-launches=2", "--llmperf-rounds=1")
+    assert result.outcomes == {"passed": 4}, result.stdout
+    assert result.engine_starts == 2
+
+
+def test_session_fixtures_live_through_all_launches_and_tmp_path_works(run):
+    source = """
+import pytest
+
+@pytest.fixture(scope="session")
+def costly():
+    print("COSTLY up")
+    yield
+    print("COSTLY down")
+
+def test_a(llmperf, baseline, costly, tmp_path):
+    assert llmperf(prompt_tokens=8, output_tokens=4, requests=8) == baseline
+
+def test_b(llmperf, baseline, costly, tmp_path):
+    assert llmperf(prompt_tokens=8, output_tokens=4, requests=8) == baseline
+"""
+    result = run(source, "--update-baselines", "--llmperf-launches=3", "-s")
+    assert result.outcomes == {"passed": 2}, result.stdout
+    assert result.stdout.count("COSTLY up") == result.stdout.count("COSTLY down") == 1
+
+
+BROKEN = """
+import pytest
+
+@pytest.fixture
+def broken():
+    yield
+    raise RuntimeError("broken teardown")
+
+def test_a(llmperf, baseline, broken):
+    assert llmperf(prompt_tokens=8, output_tokens=4, requests=8) == baseline
+"""
+
+
+@pytest.mark.parametrize("files", [BROKEN + SERVING, {"test_a.py": BROKEN, "test_b.py": SERVING}], ids=["one", "two"])
+def test_a_teardown_that_fails_between_launches_is_an_error_and_the_others_go_on(run, files):
+    result = run(files, "--update-baselines", "--llmperf-launches=2", "--llmperf-rounds=1")
+    assert result.outcomes == {"passed": 1, "error": 1}, result.stdout
+    assert "broken teardown" in result.stdout
 
 
 def test_other_tests_run_once_and_first(run):

@@ -42,6 +42,7 @@ def test_a_crash_at_start_is_an_error_with_the_likely_cause_and_the_last_log_lin
     assert "The engine ended with exit code 1 while it was starting." in result.stdout
     assert "torch.OutOfMemoryError: CUDA out of memory" in result.stdout
     assert "Whole log: " in result.stdout
+    assert "0 compared, 1 not compared (1 INVALID)" in result.stdout
     assert "During handling of the above exception" not in result.stdout
 
 

@@ -109,7 +109,7 @@ def test_a_baseline_whose_test_is_gone_is_reported_when_baselines_are_updated(re
 
 
 def test_inconclusive_warns_by_default_and_fails_when_asked(recorded, run):
-    impossible = ("--llmperf-tolerance=0.01%", "--llmperf-max-launches=1")
+    impossible = ("--llmperf-tolerance=0.01%", "--llmperf-max-launches=2")
     result = run(SERVING, *impossible)
     assert result.outcomes == {"passed": 1}
     assert result.statuses == {CASE: "INCONCLUSIVE"}
@@ -122,6 +122,22 @@ def test_an_absolute_limit_that_one_launch_misses_is_confirmed_by_a_second(recor
     result = run(limited)
     assert result.outcomes == {"failed": 1}
     assert result.engine_starts == len(result.cases[0]["launches"]) >= 2
+
+
+def test_a_test_that_fails_moves_no_baseline(run, tmp_path):
+    failing = SERVING + "    assert measured['ttft_p50_s'] < 1e-6\n"
+    result = run(failing, *RECORD)
+    assert result.outcomes == {"failed": 1}
+    assert result.statuses == {CASE: "MEASURED"}
+    assert "not recorded, because the test failed" in result.stdout
+    assert not (tmp_path / FILE).exists()
+
+
+def test_a_baseline_that_cannot_be_written_fails_the_test(run, tmp_path):
+    (tmp_path / "baselines").write_text("a file where the folder should be")
+    result = run(SERVING, *RECORD)
+    assert result.outcomes == {"failed": 1}
+    assert "baselines/simulated" in result.stdout
 
 
 def test_a_test_that_never_compares_is_measured_once_and_counted_as_not_compared(run):

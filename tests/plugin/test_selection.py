@@ -47,6 +47,7 @@ def test_too_few_gpus_skip_with_the_numbers(run):
     assert result.outcomes == {"skipped": 1, "deselected": 4}
     assert "needs 64 GPUs (TP 64 x PP 1 x DP 1 = 64), this host has 8 (8x Simulated)" in result.stdout
     assert result.engine_starts == 0
+    assert "0 compared, 1 not compared (1 SKIPPED)" in result.stdout
 
 
 def test_too_few_gpus_fail_under_require_gpus(run):

@@ -22,6 +22,7 @@ from tests.conftest import SERVING
         ("--llmperf-engine-args=64", "'64' is not an engine argument; arguments begin with --"),
         ("--llmperf-engine-args=--x 'y", "quote it as on a shell command line"),
         ("--llmperf-json=/proc/no/such", "--llmperf-json=/proc/no/such: cannot be written"),
+        ("--llmperf-max-launches=1", "--llmperf-max-launches=1: one launch can never fail a test; give 2 or more"),
         ("--llmperf-rounds=0", "--llmperf-rounds=0: the smallest value is 1"),
     ],
 )

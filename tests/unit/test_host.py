@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_llmperf.measure.host import Host, core_groups, describe_host, exclusive_host, shortage
-from pytest_llmperf.plan import EngineSpec
+from pytest_llmperf.plan import EngineSpec, PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,17 +91,21 @@ def gpus() -> list[str]:
         ("-1", []),
         ("0,-1,1", ["H200"]),
         ("1,9,0", ["H100"]),
-        ("9", []),
         ("0,GPU-dddd,1", ["H200"]),
-        ("NoDevFiles", []),
         ("0,", ["H200"]),
         ("0,,1", ["H200"]),
-        (",0", []),
     ],
 )
 def test_the_gpus_are_those_that_cuda_would_show(cards: Callable[..., Any], visible: str | None, expected: list[str]) -> None:
     cards(visible)
     assert gpus() == expected
+
+
+@pytest.mark.parametrize("visible", ["9", "NoDevFiles", ",0", "MIG-abc"])
+def test_a_list_that_names_no_gpu_is_refused_and_never_taken_for_a_cpu_host(cards: Callable[..., Any], visible: str) -> None:
+    cards(visible)
+    with pytest.raises(PlanError, match=f"CUDA_VISIBLE_DEVICES={visible}: names none of the"):
+        gpus()
 
 
 def test_a_uuid_prefix_that_two_gpus_share_ends_the_list(cards: Callable[..., Any]) -> None:

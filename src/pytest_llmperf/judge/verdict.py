@@ -38,6 +38,8 @@ class Status(StrEnum):
     NOT_COMPARABLE = "NOT-COMPARABLE"
     INVALID = "INVALID"
     RECORDED = "RECORDED"
+    SKIPPED = "SKIPPED"
+    """Never measured: the host cannot run it, or the test skipped itself."""
     MEASURED = "MEASURED"
     """The test never asked for the baseline."""
 

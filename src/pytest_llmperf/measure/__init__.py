@@ -118,8 +118,9 @@ def measure_launch(
     load process is.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    config = model_config(engine.spec.model) or model_config(engine.endpoint.model)
-    vocabulary = config.get("vocab_size")
+    # What an endpoint serves is known by the name it answers to; its spec only has the name that the user gave it.
+    model = engine.endpoint.model if engine.spec.kind == "url" else engine.spec.model
+    vocabulary = model_config(model).get("vocab_size")
     play = _Player(engine, client, workload, settings, vocabulary)
     invalid = _problems(play.warm_up().records, None)
     rounds: list[Round] = []

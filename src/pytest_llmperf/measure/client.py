@@ -121,7 +121,10 @@ class LoadClient:
             raise ClientError(f"the load process ended with exit code {self._process.wait()} ({error})") from error
         if not answer:
             raise ClientError(f"the load process ended with exit code {self._process.wait()}")
-        return msgspec.msgpack.decode(answer, type=RoundLog)
+        log = msgspec.msgpack.decode(answer, type=RoundLog)
+        if len(log.records) != len(plan.requests):
+            raise ClientError(f"the load process answered for {len(log.records)} requests, not {len(plan.requests)}")
+        return log
 
 
 def _environment() -> dict[str, str]:

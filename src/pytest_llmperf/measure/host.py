@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.plan import PlanError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -95,7 +97,14 @@ def _nvidia() -> tuple[tuple[str, ...], str | None]:
         named = [(str(pynvml.nvmlDeviceGetUUID(one)), str(pynvml.nvmlDeviceGetName(one))) for one in handles]
     finally:
         pynvml.nvmlShutdown()
-    return tuple(_visible(named, visible)), driver
+    found = tuple(_visible(named, visible))
+    if named and not found:
+        # Taking it for a CPU host would file a GPU's figures under the CPU's name.
+        raise PlanError(
+            f"CUDA_VISIBLE_DEVICES={visible}: names none of the {len(named)} GPUs that NVML lists (MIG slices are not"
+            " supported yet); give indices or UUIDs, or an empty value for CPU"
+        )
+    return found, driver
 
 
 def _visible(named: list[tuple[str, str]], visible: str | None) -> list[str]:

@@ -84,9 +84,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Group the tests by engine, and deselect those that the options exclude."""
     if _used(items):
         from pytest_llmperf.plugin.collection import PLANNED, plan_items
-        from pytest_llmperf.plugin.output import COLLECTED
+        from pytest_llmperf.plugin.output import COLLECTED, DESELECTED
 
         deselected = plan_items(items, settings_of(config))
+        config.stash[DESELECTED] = len(deselected)
         config.stash[COLLECTED] = [one.stash[PLANNED].case_id for one in (*items, *deselected) if PLANNED in one.stash]
         if deselected:
             config.hook.pytest_deselected(items=deselected)

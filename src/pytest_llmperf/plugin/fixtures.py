@@ -59,19 +59,23 @@ def llm_engine(
     llm_engine_url: str | None,
 ) -> Engine:
     """Return the running engine of this test: `.spec`, `.url`, `.gpus`, `.startup_s`, `.log_path`, `.generate()`."""
+    from pytest_llmperf.judge.verdict import Status, Verdict
     from pytest_llmperf.measure.engines import EngineError
     from pytest_llmperf.plugin.collection import PLANNED
     from pytest_llmperf.plugin.protocol import STATES
-    from pytest_llmperf.plugin.session import POOL
+    from pytest_llmperf.plugin.session import POOL, skip_or_fail
 
     pool = request.config.stash[POOL]
     spec = _spec(request.node.stash[PLANNED].spec, llm_engine_args, llm_engine_url)
+    skip_or_fail(request.node, spec)
     used = frozenset[int]().union(*(state.starts for state in request.node.stash[STATES]))
     try:
         return pool.acquire(spec, used=used, log_folder=llmperf_logs)
     except EngineError as error:
         failure = error  # failing inside `except` would show the error twice
     pool.discard()
+    for state in request.node.stash[STATES]:
+        state.verdict = Verdict(Status.INVALID, reasons=(failure.what,), launches=len(state.launches))
     return fail_engine(failure)
 
 
@@ -164,6 +168,9 @@ class LLMPerf:
             )
         except (EngineError, ClientError) as error:
             failure: Exception | None = error
+        except BaseException:
+            pool.discard()  # the answer that was not read would be taken for the next round's
+            raise
         else:
             failure = None
         if failure is not None:

@@ -13,6 +13,8 @@ from pytest_llmperf.plugin.options import OUTCOMES
 if TYPE_CHECKING:
     from pytest_llmperf.plugin.run import Run
 
+DESELECTED = pytest.StashKey[int]()
+"""How many tests the options excluded; other plugins deselect for reasons of their own."""
 COLLECTED = pytest.StashKey[list[str]]()
 """The ids of all cases that were collected, deselected ones too."""
 
@@ -53,7 +55,7 @@ def collected(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
         return []
     found, new = run.stored_and_new()
     engines = len({plan.spec for plan in planned})
-    skipped = len(config.stash[COLLECTED]) - len(planned)
+    skipped = config.stash[DESELECTED]
     line = f"llmperf: {run.host.summary} ({run.host.key}); {len(planned)} tests on {engines} engines"
     line += f"; baselines: {found} found, {new} new"
     return [line + (f"; {skipped} deselected, which their markers allow only at other values" if skipped else "")]

@@ -36,46 +36,54 @@ class Protocol:
         """Run an item, and behind the last one of its engine also those that wait."""
         spec = item.stash[PLANNED].spec
         item.stash[STATES] = []
-        # Under xdist a worker may report only the item that it was told to run, so an item cannot wait there.
-        shares = not hasattr(item.config, "workerinput")
         last = nextitem is None or PLANNED not in nextitem.stash or nextitem.stash[PLANNED].spec != spec
-        self._attempt(item, nextitem, last=last)
-        while self._waiting and (last or not shares):
+        # Under xdist a worker may report only the item that it was told to run, so an item cannot wait for others there.
+        ends = last or hasattr(item.config, "workerinput")
+        self._attempt(item, nextitem, ends=ends, last=last)
+        while self._waiting and ends:
             turn, self._waiting = self._waiting, []
             for position, one in enumerate(turn, 1):
                 if item.session.shouldfail or item.session.shouldstop:
                     self._waiting = []
-                    break
-                following = turn[position] if position < len(turn) else nextitem
-                self._attempt(one, following, last=last and position == len(turn))
+                    return
+                final_turn = position == len(turn)
+                following = nextitem if final_turn else turn[position]
+                self._attempt(one, following, ends=final_turn, last=last and final_turn)
 
-    def _attempt(self, item: pytest.Item, nextitem: pytest.Item | None, *, last: bool) -> None:
+    def _attempt(self, item: pytest.Item, nextitem: pytest.Item | None, *, ends: bool, last: bool) -> None:
         """Run setup, call and teardown, and report them if they are final; otherwise the item waits for another start.
 
-        The `last` item of an engine stops it in its teardown, where trouble has a test to be reported on.
+        Where the turn `ends` here, the first item that waits runs next. The `last` item of an engine stops it in its
+        teardown, where trouble has a test to be reported on.
         """
         _renew(item)
         calls = [_call(item, "setup")]
         if calls[0].excinfo is None and not item.config.getoption("setuponly", False):
             calls.append(_call(item, "call"))
-        reports: list[tuple[pytest.CallInfo[Any], pytest.TestReport]] = []
         final = not self._must_wait(item, calls[-1])
         if final:
-            _attach_properties(item)
-            reports = [(call, _report(item, call)) for call in calls]
+            _settle(item, calls)
+            _publish(item, calls)
         else:
             self._waiting.append(item)
-        # An undecided item may run next itself: with its parent as the next one its own fixtures are torn down all the same.
-        following: Any = nextitem if final else item.parent
-        teardown = _call(item, "teardown", nextitem=following)
+            # Fixtures such as `tmp_path` look for the report of the call when they are torn down: it is made, and not told.
+            for call in (calls[0], pytest.CallInfo.from_call(lambda: None, when="call")):
+                _report(item, call)
+        coming = self._waiting[0] if ends and self._waiting else nextitem
+        # An item that runs next itself: with its parent as the next one, its own fixtures are torn down all the same.
+        stand_in: Any = item.parent if coming is item else coming
+        teardown = _call(item, "teardown", nextitem=stand_in)
         if last and not self._waiting and teardown.excinfo is None:
-            teardown = pytest.CallInfo.from_call(self._pool.close, when="teardown")
+            teardown = _timed(item, "teardown", self._pool.close)
         if teardown.excinfo is not None and not final:
             self._waiting.remove(item)  # its fixtures are broken: a further launch would prove nothing
-            reports = [(calls[0], _report(item, calls[0]))]
-        if reports:
-            reports.append((teardown, _report(item, teardown)))
-            _publish(item, reports)
+            _publish(item, calls[:1])
+            if coming is item:
+                _call(item, "teardown", nextitem=self._waiting[0] if self._waiting else nextitem)
+            final = True
+        if final:
+            _log(item, teardown, _report(item, teardown))
+            item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
 
     def _must_wait(self, item: pytest.Item, call: pytest.CallInfo[Any]) -> bool:
         if call.excinfo is None:
@@ -101,10 +109,13 @@ def _renew(item: pytest.Item) -> None:
 
 def _call(item: pytest.Item, when: Any, **arguments: Any) -> pytest.CallInfo[Any]:
     hook = getattr(item.ihook, f"pytest_runtest_{when}")
+    return _timed(item, when, lambda: hook(item=item, **arguments))
+
+
+def _timed(item: pytest.Item, when: Any, run: Callable[[], Any]) -> pytest.CallInfo[Any]:
     stop: tuple[type[BaseException], ...] = (pytest.exit.Exception,)
     if not item.config.getoption("usepdb", False):
         stop += (KeyboardInterrupt,)
-    run: Callable[[], Any] = lambda: hook(item=item, **arguments)  # noqa: E731  CallInfo takes a callable
     return pytest.CallInfo.from_call(run, when=when, reraise=stop)
 
 
@@ -113,32 +124,43 @@ def _report(item: pytest.Item, call: pytest.CallInfo[Any]) -> pytest.TestReport:
     return report
 
 
-def _attach_properties(item: pytest.Item) -> None:
-    """Put every metric's median into the JUnit properties of the test."""
-    states: list[CaseState] = item.stash[STATES]
-    for number, state in enumerate(states, 1):
+def _settle(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
+    """Write what a test that passed has recorded; a file that cannot be written makes it fail."""
+    run, states = item.config.stash[RUN], item.stash[STATES]
+    passed = calls[-1].when == "call" and calls[-1].excinfo is None
+    settled = _timed(item, "call", lambda: run.settle(states, passed=passed))
+    if settled.excinfo is not None:
+        calls[-1] = settled
+    for number, state in enumerate(states, 1):  # every metric's median becomes a JUnit property
         prefix = "llmperf." if number == 1 else f"llmperf.{number}."
-        for row in item.config.stash[RUN].outcome(state, item.nodeid).verdict.metrics:
+        for row in run.outcome(state, state.case.id).verdict.metrics:
             if row.measured is not None:
                 item.user_properties.append((prefix + row.metric, row.measured))
 
 
-def _publish(item: pytest.Item, reports: list[tuple[pytest.CallInfo[Any], pytest.TestReport]]) -> None:
+def _publish(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
+    """Report setup and call, with what came of the test's cases on the last of the two."""
     from pytest_llmperf.plugin.output import clear
     from pytest_llmperf.report.text import section
 
-    run = item.config.stash[RUN]
-    nodeid = item.stash[PLANNED].case_id  # as collected: xdist may have added a group to the item's own
-    outcomes = [run.outcome(state, nodeid) for state in item.stash[STATES]]
+    reports = [_report(item, call) for call in calls]
+    run, plan = item.config.stash.get(RUN, None), item.stash[PLANNED]
+    # Ids as collected: xdist may have added a group to the item's own.
+    outcomes = [run.outcome(state, plan.case_id) for state in item.stash[STATES]] if run else []
+    if run and not outcomes and calls[-1].excinfo is not None:
+        outcomes = [run.unmeasured(plan, skipped=reports[-1].skipped, why=str(calls[-1].excinfo.value))]
+    reports[-1].llmperf = [to_data(outcome) for outcome in outcomes]  # type: ignore[attr-defined]  # travels with xdist
+    shown = [outcome for outcome in outcomes if outcome.verdict.metrics]
+    reports[-1].sections += [(f"llmperf {outcome.id}", section(outcome)) for outcome in shown]
     clear(item.config)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for call, report in reports:
-        if report.when == "call" or (report.when == "setup" and report.failed):
-            report.llmperf = [to_data(outcome) for outcome in outcomes]  # type: ignore[attr-defined]  # travels with xdist
-            report.sections += [(f"llmperf {outcome.id}", section(outcome)) for outcome in outcomes]
-        item.ihook.pytest_runtest_logreport(report=report)
-        if call.excinfo is not None and report.failed and not hasattr(report, "wasxfail"):
-            item.ihook.pytest_exception_interact(node=item, call=call, report=report)
-    for outcome in outcomes:
-        run.states.pop(outcome.id, None)
-    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    for call, report in zip(calls, reports, strict=True):
+        _log(item, call, report)
+    for state in item.stash[STATES]:
+        item.config.stash[RUN].states.pop(state.case.id, None)
+
+
+def _log(item: pytest.Item, call: pytest.CallInfo[Any], report: pytest.TestReport) -> None:
+    item.ihook.pytest_runtest_logreport(report=report)
+    if call.excinfo is not None and report.failed and not hasattr(report, "wasxfail"):
+        item.ihook.pytest_exception_interact(node=item, call=call, report=report)

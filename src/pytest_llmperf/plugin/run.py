@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +15,7 @@ from pytest_llmperf.judge.stats import Design
 from pytest_llmperf.judge.verdict import Status, Verdict, fit_priors, judge, observed
 from pytest_llmperf.measure import Measurement
 from pytest_llmperf.measure.metrics import GATING
+from pytest_llmperf.plan import Case, Workload
 from pytest_llmperf.plugin.collection import PLANNED
 from pytest_llmperf.report import Outcome
 
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
     from pytest_llmperf.judge.stats import Prior
     from pytest_llmperf.measure import Launch
     from pytest_llmperf.measure.host import Host
-    from pytest_llmperf.plan import Case
+    from pytest_llmperf.plugin.collection import Planned
     from pytest_llmperf.plugin.settings import Settings
+
+
+_MOST_MEASUREMENTS = 9
+"""How many measurements of one test are looked for among the stored baselines when the comparisons are counted."""
 
 
 class Undecided(BaseException):
@@ -45,6 +50,8 @@ class CaseState:
     decided: bool = False
     """No further launch is needed."""
     notes: list[str] = field(default_factory=list)
+    pending: tuple[Path, store.Baseline] | None = None
+    """The baseline to be written if the test passes."""
 
     @property
     def measurement(self) -> Measurement:
@@ -63,11 +70,15 @@ class Run:
         self._rootpath = rootpath
         self._collected = collected
         plans = [item.stash[PLANNED] for item in items if PLANNED in item.stash]
-        self._ids = [plan.case_id for plan in plans if plan.compares]
+        self._ids = [case_id for plan in plans if plan.compares for case_id in self._measured_by(plan.case_id)]
         self._comparisons = max(1, len(self._ids) * len(GATING))
-        self._priors: dict[tuple[str, str], Prior] = {}
-        self._baselines: dict[str, store.Baseline] | None = None
+        self._priors: dict[tuple[str, str], Prior] | None = None
         self._commit: str | None = None
+
+    def _measured_by(self, case_id: str) -> list[str]:
+        """Return the cases of a test: its first measurement, and the further ones that have a baseline."""
+        further = (f"{case_id}#{number}" for number in range(2, _MOST_MEASUREMENTS + 1))
+        return [case_id, *(one for one in further if self.path(one).is_file())]
 
     def path(self, case_id: str) -> Path:
         """Return the baseline file of a case."""
@@ -141,11 +152,28 @@ class Run:
             provenance=self._provenance(state),
             launches=state.launches,
         )
-        store.save(path, new)
+        state.pending = (path, new)
         rows = observed(state.launches, None)
         state.verdict = Verdict(Status.RECORDED, rows, launches=len(state.launches))
         state.notes = [f"recorded {self._shown(path)}"]
         state.decided = True
+
+    def settle(self, states: list[CaseState], *, passed: bool) -> None:
+        """Write the baselines that a test has recorded; a test that failed moves none."""
+        for state in states:
+            if state.pending and passed:
+                store.save(*state.pending)
+            elif state.pending:
+                state.verdict = Verdict(Status.MEASURED, observed(state.launches, None), launches=len(state.launches))
+                state.notes = ["not recorded, because the test failed"]
+            state.pending = None
+
+    def unmeasured(self, plan: Planned, *, skipped: bool, why: str) -> Outcome:
+        """Return the outcome of a test that ended before it measured anything."""
+        status = Status.SKIPPED if skipped else Status.INVALID
+        verdict = Verdict(status, reasons=(why.partition("\n")[0],))
+        engine = store.engine_facts(Case(plan.case_id, plan.spec, Workload()))
+        return Outcome(plan.case_id, plan.case_id, status, verdict, (), engine, {})
 
     def _shown(self, path: Path) -> str:
         return str(path.relative_to(self._rootpath) if path.is_relative_to(self._rootpath) else path)
@@ -179,11 +207,8 @@ class Run:
         """Return per metric of a case the noise that the suite's baselines lead to expect; nothing measured now enters it."""
         if stored is None:
             return {}
-        if self._baselines is None:
-            self._baselines = dict(self._load(self._ids))
-        if stored.case_id not in self._baselines or not self._priors:
-            self._baselines[stored.case_id] = stored
-            self._priors = fit_priors(self._baselines.values())
+        if self._priors is None:
+            self._priors = fit_priors(one for _, one in self._load(self._ids))
         return {metric: prior for (case_id, metric), prior in self._priors.items() if case_id == stored.case_id}
 
     def _load(self, case_ids: Iterable[str]) -> Iterator[tuple[str, store.Baseline]]:
@@ -201,6 +226,8 @@ class Run:
         if verdict is None:
             status = Status.INVALID if state.measurement.invalid else Status.MEASURED
             verdict = Verdict(status, observed(state.launches, None), state.measurement.invalid, launches=len(state.launches))
+        elif verdict.status is Status.UNDECIDED:
+            verdict = replace(verdict, status=Status.INCONCLUSIVE, reasons=("the run ended before it was decided",))
         return Outcome(
             id=state.case.id,
             nodeid=nodeid,

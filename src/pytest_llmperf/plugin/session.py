@@ -9,6 +9,7 @@ import pytest
 
 from pytest_llmperf.measure.engines import EngineError, StartSettings
 from pytest_llmperf.measure.host import describe_host, shortage
+from pytest_llmperf.plan import PlanError
 from pytest_llmperf.plugin.collection import PLANNED
 from pytest_llmperf.plugin.options import OUTCOMES
 from pytest_llmperf.plugin.output import COLLECTED, tell
@@ -18,6 +19,7 @@ from pytest_llmperf.plugin.run import RUN, Run
 from pytest_llmperf.report import from_data, json_document
 
 if TYPE_CHECKING:
+    from pytest_llmperf.plan import EngineSpec
     from pytest_llmperf.plugin.settings import Settings
 
 POOL = pytest.StashKey[EnginePool]()
@@ -33,7 +35,10 @@ def prepare(session: pytest.Session, settings: Settings) -> None:
         raise pytest.UsageError("\n".join(error for error in errors if error))
     if not planned or any(errors):
         return
-    host = describe_host(settings.kind)
+    try:
+        host = describe_host(settings.kind)
+    except PlanError as error:
+        raise pytest.UsageError(str(error)) from None
     config.stash[RUN] = Run(session.items, settings, host, config.rootpath, config.stash[COLLECTED])
     start = StartSettings(
         log_folder=config.rootpath,  # replaced by pytest's temporary folder when the first engine starts
@@ -46,7 +51,8 @@ def prepare(session: pytest.Session, settings: Settings) -> None:
     config.stash[PROTOCOL] = Protocol(config.stash[POOL])
     if config.option.collectonly or hasattr(config, "workerinput"):
         return
-    if settings.kind == "server" and any(not shortage(item.stash[PLANNED].spec, host) for item in planned):
+    started = [item for item in planned if not _brings_url(item) and not shortage(item.stash[PLANNED].spec, host)]
+    if settings.kind == "server" and started:
         _require_vllm(settings.python)
 
 
@@ -63,14 +69,30 @@ def _require_vllm(python: str) -> None:
 
 
 def set_up(item: pytest.Item) -> None:
-    """Open the session's pool before its first llmperf test; skip or fail a test that this host cannot run."""
-    plan, run = item.stash[PLANNED], item.config.stash.get(RUN, None)
-    if plan.error or run is None:
+    """Skip or fail a test that this host cannot run, before any of its fixtures are made."""
+    plan = item.stash[PLANNED]
+    if plan.error or RUN not in item.config.stash:
         pytest.fail(plan.error or "another test of this run has an unusable llmperf marker", pytrace=False)
-    if reason := shortage(plan.spec, run.host):
+    if not _brings_url(item):
+        skip_or_fail(item, plan.spec)
+
+
+def skip_or_fail(item: pytest.Item, spec: EngineSpec) -> None:
+    """Skip a test whose engine this host cannot run; fail it under --llmperf-require-gpus."""
+    run = item.config.stash[RUN]
+    if reason := shortage(spec, run.host):
         if run.settings.require_gpus:
             pytest.fail(f"{reason}; --llmperf-require-gpus turns this skip into a failure", pytrace=False)
         pytest.skip(reason)
+
+
+def _brings_url(item: pytest.Item) -> bool:
+    """Return whether a project's own `llm_engine_url` replaces ours: then only running it tells what is started.
+
+    Which fixtures a test will use is known to pytest when it is collected, but there is no public way to ask.
+    """
+    info = getattr(item, "_fixtureinfo", None)
+    return info is not None and len(info.name2fixturedefs.get("llm_engine_url", ())) > 1
 
 
 def end(session: pytest.Session, settings: Settings) -> None:
@@ -81,7 +103,7 @@ def end(session: pytest.Session, settings: Settings) -> None:
             config.stash[POOL].shutdown()
         except EngineError as error:
             tell(config, str(error))
-    if settings.json_path is None or hasattr(config, "workerinput"):
+    if settings.json_path is None or hasattr(config, "workerinput") or config.option.collectonly:
         return
     outcomes = [from_data(data) for data in config.stash.get(OUTCOMES, [])]
     run = config.stash.get(RUN, None)

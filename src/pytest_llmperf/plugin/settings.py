@@ -77,6 +77,10 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
             if urls
             else "--llmperf-engine=url: needs an endpoint; add --llmperf-url=http://HOST:PORT"
         )
+    if degree("--llmperf-max-launches", raw["--llmperf-max-launches"]) < 2:
+        raise pytest.UsageError(
+            f"--llmperf-max-launches={raw['--llmperf-max-launches']}: one launch can never fail a test; give 2 or more"
+        )
     if raw["--update-baselines"] and raw["--update-baselines-new-only"]:
         raise pytest.UsageError("--update-baselines and --update-baselines-new-only: give only one of them")
     models = selected.pop("model", None) if kind == "url" else None

@@ -20,6 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from pytest_llmperf.measure.client import Endpoint
 from pytest_llmperf.measure.engines import Completion, EngineError, StartSettings, api
 from pytest_llmperf.measure.host import Host, core_groups
@@ -213,6 +215,10 @@ class ServerEngine:
             models = api.served_models(self.url, api_key=self._settings.api_key)
         except OSError:
             return False
+        except EngineError as error:
+            if "401" in error.what:
+                raise
+            return False  # it answers /health already, but not this yet
         if self.endpoint.model not in models:
             raise EngineError(f"{self.url} is answered by another server, which serves {models}.", tail="address already in use")
         return True
@@ -278,7 +284,11 @@ class ServerEngine:
             supervisor.stdin.close()
             supervisor.wait(self._settings.stop_grace_s + 20)
         except subprocess.TimeoutExpired:
-            supervisor.kill()  # the engine's own parent-death signal follows
+            left = psutil.Process(supervisor.pid).children(recursive=True)
+            supervisor.kill()
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             supervisor.wait()
             raise self.failure("The engine could not be stopped; its processes may still hold memory.") from None
         finally:
