@@ -107,12 +107,12 @@ def fixed(body: bytes, status: str = "200 OK") -> bytes:
 
 def test_the_encoder_writes_what_vllm_was_seen_to_send() -> None:
     seen = (
-        b'138\r\ndata: {"id":"cmpl-ae7a87072531104f","object":"text_completion","created":1795247342,"model":"/tmp/w/facts/tiny",'
+        b'138\r\ndata: {"id":"cmpl-ae7a87072531104f","object":"text_completion","created":1795247342,"model":"models/facts/tiny",'
         b'"choices":[{"index":0,"text":"%","logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,'
         b'"token_ids":[7]}],"usage":{"prompt_tokens":4,"total_tokens":6,"completion_tokens":2}}\n\n\r\n'
     )
     ours = encode([event([7], text="%", usage=(4, 2))], head=b"").data.removesuffix(b"0\r\n\r\n").partition(b"\r\n")[2]
-    expected = seen.partition(b"\r\n")[2].replace(b"cmpl-ae7a87072531104f", b"cmpl-1").replace(b"/tmp/w/facts/tiny", b"m")
+    expected = seen.partition(b"\r\n")[2].replace(b"cmpl-ae7a87072531104f", b"cmpl-1").replace(b"models/facts/tiny", b"m")
     assert ours == expected
 
 
