@@ -98,6 +98,8 @@ def test_a_broken_baseline_file_is_an_error_that_names_the_file_and_stays_as_it_
     assert f"{FILE}: " in result.stdout
     assert "--update-baselines" in result.stdout
     assert (tmp_path / FILE).read_text() == text
+    other = run(SERVING.replace("test_serving", "test_other"), *RECORD)
+    assert list(other.statuses.values()) == ["RECORDED"]  # somebody else's broken file is no reason to stop
 
 
 def test_a_baseline_whose_test_is_gone_is_reported_when_baselines_are_updated(recorded, run, tmp_path):

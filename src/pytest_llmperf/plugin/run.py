@@ -101,7 +101,8 @@ class Run:
         """
         path = self.path(state.case.id)
         stored = store.load(path)
-        if self.settings.update == "all" or (stored is None and "record" in self._when_missing()):
+        new_too = self.settings.update == "new" or self.settings.missing == "record"
+        if self.settings.update == "all" or (stored is None and new_too):
             self._record(state, path)
             return True
         design = Design(
@@ -124,9 +125,6 @@ class Run:
             state.notes = self._explain(verdict, state, stored)
         accepted = {Status.PASS, Status.IMPROVED} | (set() if self.settings.fail_inconclusive else {Status.INCONCLUSIVE})
         return verdict.status in accepted
-
-    def _when_missing(self) -> tuple[str, ...]:
-        return ("record",) if self.settings.update == "new" else (self.settings.missing,)
 
     def _explain(self, verdict: Verdict, state: CaseState, stored: store.Baseline) -> list[str]:
         if verdict.status is Status.PASS:
@@ -208,17 +206,17 @@ class Run:
         if stored is None:
             return {}
         if self._priors is None:
-            self._priors = fit_priors(one for _, one in self._load(self._ids))
+            self._priors = fit_priors(self._load(self._ids))
         return {metric: prior for (case_id, metric), prior in self._priors.items() if case_id == stored.case_id}
 
-    def _load(self, case_ids: Iterable[str]) -> Iterator[tuple[str, store.Baseline]]:
+    def _load(self, case_ids: Iterable[str]) -> Iterator[store.Baseline]:
         for case_id in case_ids:
             try:
                 found = store.load(self.path(case_id))
             except store.BaselineError:
                 continue  # the case itself fails with this error, by name
             if found is not None:
-                yield case_id, found
+                yield found
 
     def outcome(self, state: CaseState, nodeid: str) -> Outcome:
         """Return what came of a case."""
