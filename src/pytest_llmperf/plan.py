@@ -293,11 +293,47 @@ class Marker:
     """Environment variables of the engine, over those of the run."""
     tolerance: float | None = None
     """The slow-down that must not pass, as a fraction; None for the run's default."""
+    gate: tuple[Gate, ...] = ()
+    """Which metrics gate, over what the run says."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One entry of a gate setting: which metrics it is about, and what becomes of them."""
+
+    metrics: str
+    """A metric's name, or a pattern such as `*_p90_s`."""
+    on: bool
+    tolerance: float | None = None
+    """The change for the worse that must not pass, as a fraction; None for the metric's default."""
+    origin: str = "gate"
+    """The option or marker argument it came from, for messages."""
+
+
+def parse_gate(source: object, *, origin: str) -> tuple[Gate, ...]:
+    """Return gate entries from `"ttft_p90_s=8%,preemptions=off"`, or from a dict of the same; a later entry wins.
+
+    A value is a tolerance, `on` (True) for the metric's default tolerance, or `off` (False) for a metric that is only observed.
+    """
+    if isinstance(source, str):
+        words = [word.strip() for word in source.split(",") if word.strip()]
+        if any("=" not in word for word in words):
+            raise PlanError(f"{origin}={source!r}: write METRIC=TOLERANCE by comma, e.g. ttft_p90_s=8%,preemptions=off")
+        source = {name.strip(): value.strip() for name, _, value in (word.partition("=") for word in words)}
+    if not isinstance(source, dict) or not all(isinstance(name, str) and name for name in source):
+        raise PlanError(f"{origin}={source!r}: must be a dict of metrics and tolerances, e.g. {{'ttft_p90_s': '8 %'}}")
+    found = []
+    for name, value in source.items():
+        if value is True or value is False or str(value).lower() in ("on", "off"):
+            found.append(Gate(name, on=value is True or str(value).lower() == "on", origin=origin))
+        else:
+            found.append(Gate(name, True, parse_fraction(f"{origin}: {name}", value), origin))
+    return tuple(found)
 
 
 def parse_marker(arguments: Mapping[str, object]) -> Marker:
     """Return the marker's arguments, checked; unknown names and bad values raise PlanError."""
-    known = (*AXES, "engine_args", "env", "tolerance")
+    known = (*AXES, "engine_args", "env", "tolerance", "gate")
     unknown = sorted(set(arguments) - set(known))
     if unknown:
         raise PlanError(f"llmperf({unknown[0]}=...): unknown marker argument; known are {', '.join(known)}")
@@ -309,6 +345,7 @@ def parse_marker(arguments: Mapping[str, object]) -> Marker:
         engine_args=parse_engine_args(source, origin="llmperf(engine_args=...)"),
         env=_environment(arguments.get("env") or {}),
         tolerance=None if tolerance is None else parse_fraction("llmperf(tolerance=...)", tolerance),
+        gate=parse_gate(arguments.get("gate") or {}, origin="llmperf(gate=...)"),
     )
 
 

@@ -14,7 +14,7 @@ import os
 import re
 import shlex
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.plan import Case
 
-VERSION = 1
-"""Format of the files. History: 1, the first."""
+VERSION = 2
+"""Format of the files. History: 1, the first; 2, the job of each launch, and the noise."""
+_READABLE = (1, 2)
+MOST_LAUNCHES = 40
+"""More launches than this bring nothing (their mean is known far better than the run's); the oldest go."""
 
 
 class BaselineError(ValueError):
@@ -60,6 +63,18 @@ class Baseline:
     provenance: Provenance
     launches: tuple[Launch, ...]
     formulas: int = metrics.FORMULAS
+    noise: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """What --llmperf-calibrate found per metric: parts of the noise, detectable slow-down, proposed tolerance. For people."""
+
+    @property
+    def jobs(self) -> int:
+        """Return in how many runs of pytest its launches were measured."""
+        return len({launch.job for launch in self.launches})
+
+
+def extended(stored: Baseline, new: Baseline) -> Baseline:
+    """Return the new launches behind the stored ones, the newest `MOST_LAUNCHES` of them; provenance is the new one's."""
+    return replace(new, launches=(*stored.launches, *new.launches)[-MOST_LAUNCHES:])
 
 
 def engine_facts(case: Case) -> dict[str, Any]:
@@ -106,8 +121,8 @@ def load(path: Path) -> Baseline | None:
     remedy = "restore it from version control, or delete it and record anew with --update-baselines"
     try:
         data = json.loads(text)
-        if data["version"] != VERSION:
-            raise BaselineError(f"{path}: format version {data['version']!r}, this plugin reads {VERSION}; {remedy}")
+        if data["version"] not in _READABLE:
+            raise BaselineError(f"{path}: format version {data['version']!r}, this plugin reads up to {VERSION}; {remedy}")
         stored = msgspec.convert(data, _Stored, strict=True)
         return Baseline(
             case_id=stored.case,
@@ -117,6 +132,7 @@ def load(path: Path) -> Baseline | None:
             provenance=Provenance(**data["provenance"]),
             launches=tuple(_launch(one) for one in stored.launches),
             formulas=stored.formulas,
+            noise=stored.noise,
         )
     except BaselineError:
         raise
@@ -135,6 +151,7 @@ class _StoredLaunch(msgspec.Struct):
     metrics: dict[str, float | None]
     dropped_rounds: int
     versions: dict[str, str] = {}
+    job: str = ""
 
 
 class _Stored(msgspec.Struct):
@@ -145,6 +162,7 @@ class _Stored(msgspec.Struct):
     provenance: Provenance
     launches: Annotated[list[_StoredLaunch], msgspec.Meta(min_length=1)]
     formulas: int
+    noise: dict[str, dict[str, float | None]] = {}
 
 
 def _launch(one: _StoredLaunch) -> Launch:
@@ -155,6 +173,7 @@ def _launch(one: _StoredLaunch) -> Launch:
         metrics={k: _number(v) for k, v in one.metrics.items()},
         dropped_rounds=one.dropped_rounds,
         versions=one.versions,
+        job=one.job,
     )
 
 
@@ -174,7 +193,7 @@ def dump(baseline: Baseline) -> str:
     launches = data.pop("launches")
     data["case"] = data.pop("case_id")
     data["version"] = VERSION
-    lines = [f"  {json.dumps(key)}: {json.dumps(data[key], sort_keys=True)}" for key in sorted(data)]
+    lines = [f"  {json.dumps(key)}: {json.dumps(data[key], sort_keys=True, allow_nan=False)}" for key in sorted(data)]
     stored = ",\n".join(_dump_launch(one) for one in launches)
     return "{\n" + ",\n".join(lines) + ',\n  "launches": [\n' + stored + "\n  ]\n}\n"
 

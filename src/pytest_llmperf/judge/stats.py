@@ -42,10 +42,20 @@ class Prior:
     """d0: how many degrees of freedom the belief is worth."""
 
 
-PRIORS: Final = {"ratio": Prior(4.0, 4.0), "quantile": Prior(9.0, 4.0)}
-"""Shipped beliefs by metric class, for suites too small to tell: sd 2 % and 3 %, worth 4 launches.  Real launches have
+PRIORS: Final = {"ratio": Prior(4.0, 4.0), "quantile": Prior(9.0, 4.0), "tail": Prior(25.0, 4.0)}
+"""Shipped beliefs by metric class, for suites too small to tell: sd 2 %, 3 % and 5 %, worth 4 launches.  Real launches have
 0.2 % (a 7B model on an H200) to 4 % (a tiny model on shared CPUs); with 4 degrees of freedom an sd of 1.2 % to 4 % is
 likely, and quieter metrics earn their precision by their own launches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How much jobs (pytest runs) differ beyond their launches: a host's good and bad days, which no launch averages out."""
+
+    share: float
+    """Variance between jobs, as a multiple of the variance between launches of one job; 0 or more."""
+    jobs: tuple[str, ...]
+    """The job of each baseline launch.  All candidate launches are one job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,27 +286,48 @@ def _trigamma_inverse(x: float) -> float:
 
 
 # --- ratios and quantiles ------------------------------------------------------------------------------------------
-def decide(baseline: ArrayLike, candidate: ArrayLike, *, design: Design, prior: Prior) -> Decision:
+def decide(baseline: ArrayLike, candidate: ArrayLike, *, design: Design, prior: Prior, drift: Drift | None = None) -> Decision:
     """Return the verdict on launch levels (log-percent, + worse) of a ratio or quantile metric.
 
     Pass: the upper bound of the slow-down is below the tolerance (possible after one launch).  Regressed: the slow-down
     is significant, the estimate and the lower median of the candidate launches are at least half the tolerance, and
     there are two launches or more.  Pass is asked first, so a proven small slow-down passes.  Improved is a pass with
-    the mirror image of a regression; it fails nothing, so one launch may show it.  Raises `UnusableSampleError`.
+    the mirror image of a regression; it fails nothing, so one launch may show it.  `drift`, where it is known, widens the
+    bounds by what one job says less than several.  Raises `UnusableSampleError`.
     """
     b, c = sample(baseline, "baseline"), sample(candidate, "candidate")
-    variance, df = _moderated(b, c, prior)
-    se = math.sqrt(variance)
+    ss_b, df_b = within_jobs(b, drift.jobs if drift else None)
+    ss = ss_b + float(((c - c.mean()) ** 2).sum())
+    se, df = standard_error(ss, df_b + c.size - 1, prior=prior, sizes=(b.size, c.size), drift=drift)
     ordered = np.sort(c) - b.mean()
     typical = float(ordered[(c.size - 1) // 2]), float(ordered[c.size // 2])
     return _verdict(float(c.mean() - b.mean()), se, df, typical, look=c.size, design=design)
 
 
-def _moderated(b: NDArray[np.float64], c: NDArray[np.float64], prior: Prior) -> tuple[float, float]:
-    """Return variance and degrees of freedom of mean(c) - mean(b), the prior being worth `prior.df` more launches."""
-    df = b.size + c.size - 2 + prior.df
-    ss = float(((b - b.mean()) ** 2).sum() + ((c - c.mean()) ** 2).sum())
-    return max((prior.df * prior.variance + ss) / df, FLOOR_SD**2) * (1 / b.size + 1 / c.size), df
+def within_jobs(levels: NDArray[np.float64], jobs: Sequence[str] | None) -> tuple[float, int]:
+    """Return sum of squares and degrees of freedom of launch levels around their job's mean; None takes all as one job."""
+    groups = [levels] if jobs is None else [levels[[one == job for one in jobs]] for job in dict.fromkeys(jobs)]
+    return sum(float(((x - x.mean()) ** 2).sum()) for x in groups), levels.size - len(groups)
+
+
+def standard_error(
+    ss: float, df: int, *, prior: Prior, sizes: tuple[int, int], drift: Drift | None = None
+) -> tuple[float, float]:
+    """Return se and degrees of freedom of mean(candidate) - mean(baseline), for `sizes` = (baseline, candidate) launches.
+
+    `ss` and `df` are those of launches within their jobs; the prior is worth `prior.df` more.  A drift adds the variance
+    of one job against the baseline's, known to the baseline's number of jobs less one (Satterthwaite 1946).
+    """
+    freedom = df + prior.df
+    launch = max((prior.df * prior.variance + ss) / freedom, FLOOR_SD**2)
+    b, c = sizes
+    variance = launch * (1 / b + 1 / c)
+    if drift is None or not drift.share:
+        return math.sqrt(variance), freedom
+    repeated = sum(drift.jobs.count(job) ** 2 for job in set(drift.jobs)) / b**2
+    between, jobs = launch * drift.share * (1 + repeated), len(set(drift.jobs))
+    total = variance + between
+    return math.sqrt(total), total**2 / (variance**2 / freedom + between**2 / max(jobs - 1, 1))
 
 
 def _verdict(d: float, se: float, df: float, typical: tuple[float, float], *, look: int, design: Design) -> Decision:

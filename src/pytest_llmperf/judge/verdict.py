@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pytest_llmperf.judge import counts, stats
+from pytest_llmperf.judge import counts, noise, power, stats, suite
+from pytest_llmperf.judge.gates import Tolerance, gates
+from pytest_llmperf.judge.noise import Belief, Parts
 from pytest_llmperf.measure import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from pytest_llmperf.judge.baseline import Baseline
     from pytest_llmperf.measure import Launch, Measurement
     from pytest_llmperf.measure.metrics import Metric
+
+
+_IMPLAUSIBLE = 20
+"""Nothing gets so many times better, but a unit that changes does."""
 
 
 class Status(StrEnum):
@@ -47,6 +56,11 @@ class Status(StrEnum):
     def compared(self) -> bool:
         """Return whether numbers were held against a baseline."""
         return self in (Status.PASS, Status.IMPROVED, Status.REGRESSED, Status.INCONCLUSIVE)
+
+    @property
+    def green(self) -> bool:
+        """Return whether it was proven to be as good as the baseline."""
+        return self in (Status.PASS, Status.IMPROVED)
 
 
 _OUTCOMES = {
@@ -75,6 +89,14 @@ class MetricVerdict:
     worse_high: float | None = None
     """One-sided upper bound of `worse`, at the level that a pass needs; None where there is none."""
     rule: str = ""
+    tolerance: float | None = None
+    """The change for the worse that must not pass; None for a metric that is only observed."""
+    detectable: float | None = None
+    """The slow-down that is found 19 times in 20 within the budget of launches; None for counts and exact metrics."""
+    noise: Parts | None = None
+    """The noise of a baseline that was recorded just now."""
+    levels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Levels of the launches of baseline and run in log-percent, + worse; None for counts and exact metrics."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +116,13 @@ def judge(
     stored: Baseline | None,
     *,
     design: stats.Design,
-    priors: Mapping[str, stats.Prior],
+    gated: Mapping[str, Tolerance] | None = None,
+    beliefs: Mapping[str, Belief],
 ) -> Verdict:
     """Return the verdict on a measurement; UNDECIDED asks for one more launch.
 
-    `design` holds tolerance, budget and error rates, fixed before the run; `priors` the noise that is believed of each metric
-    (`fit_priors`), where nothing is known that of its class.
+    `design` holds tolerance, budget and error rates, fixed before the run; `gated` the gating metrics (by default the table's);
+    `beliefs` the noise that is expected of each metric (`noise.beliefs`), where nothing is known that of its class.
     """
     launches = len(measurement.launches)
     if not launches:
@@ -111,7 +134,8 @@ def judge(
     if reasons := not_comparable(measurement, stored):
         rows = observed(measurement.launches, stored.launches)
         return Verdict(Status.NOT_COMPARABLE, rows, reasons, launches, len(stored.launches))
-    rows = tuple(_judge_metric(one, stored.launches, measurement.launches, design, priors) for one in metrics.METRICS)
+    asked = gates(tolerance=design.tolerance) if gated is None else gated
+    rows = tuple(_judge_metric(one, measurement, stored, asked.get(one.name), design, beliefs) for one in metrics.METRICS)
     return Verdict(_together(rows), rows, launches=launches, baseline_launches=len(stored.launches))
 
 
@@ -137,13 +161,61 @@ def _together(rows: Iterable[MetricVerdict]) -> Status:
     return next((one for one in order if one in found), Status.PASS if Status.PASS in found else Status.NOT_COMPARABLE)
 
 
+def calibrated(
+    now: Sequence[Launch], before: Baseline | None, recorded: Baseline, gated: Mapping[str, Tolerance], design: stats.Design
+) -> tuple[MetricVerdict, ...]:
+    """Return every metric's medians, and how noisy the recorded baseline is: parts of the noise, what could be found with it.
+
+    `tolerance` is the one to propose: the detectable slow-down, rounded up to a whole percent.
+    """
+    believed = noise.beliefs([recorded], {recorded.case_id: tuple(gated)})
+    rows = []
+    for row in observed(now, before.launches if before else None):
+        metric, gate = metrics.BY_NAME[row.metric], gated.get(row.metric)
+        parts = noise.parts(metric, recorded.launches)
+        if gate is not None and parts is not None:
+            values = noise.values(metric, recorded.launches)
+            comparison = Comparison(metric, values, gate, design, believed.get((recorded.case_id, metric.name)))
+            found = comparison.detectable
+            proposed = None if found is None else max(math.ceil(100 * found), 1) / 100
+            row = replace(row, noise=parts, detectable=found, tolerance=proposed)
+        rows.append(row)
+    return tuple(rows)
+
+
+def noise_of(rows: Iterable[MetricVerdict]) -> dict[str, dict[str, float | None]]:
+    """Return what a baseline stores of a calibration, per metric: sds in log-percent, shares as fractions."""
+    return {
+        row.metric: {
+            "round_sd": row.noise.rounds,
+            "launch_sd": row.noise.launches,
+            "job_sd": row.noise.jobs,
+            "launches": row.noise.launch_count,
+            "jobs": row.noise.job_count,
+            "detectable": row.detectable,
+            "proposed_tolerance": row.tolerance,
+        }
+        for row in rows
+        if row.noise is not None
+    }
+
+
+def prospects(
+    stored: Baseline, gated: Mapping[str, Tolerance], design: stats.Design, beliefs: Mapping[str, Belief]
+) -> list[Comparison]:
+    """Return the gating comparisons of a stored case, as far as their baselines are usable."""
+    found = []
+    for name, gate in gated.items():
+        metric, values = metrics.BY_NAME[name], noise.values(metrics.BY_NAME[name], stored.launches)
+        comparison = Comparison(metric, values, gate, design, beliefs.get(name))
+        if all(values) and comparison.usable:
+            found.append(comparison)
+    return found
+
+
 def observed(now: Sequence[Launch], before: Sequence[Launch] | None) -> tuple[MetricVerdict, ...]:
     """Return every metric's medians without a verdict."""
     return tuple(_observe(metric, before or (), now) for metric in metrics.METRICS)
-
-
-def _values(metric: Metric, launches: Iterable[Launch]) -> list[list[float]]:
-    return [[value for value in launch.values(metric.name) if value is not None] for launch in launches]
 
 
 def _median(values: list[list[float]]) -> float | None:
@@ -152,7 +224,7 @@ def _median(values: list[list[float]]) -> float | None:
 
 
 def _observe(metric: Metric, before: Iterable[Launch], now: Iterable[Launch]) -> MetricVerdict:
-    old, new = _median(_values(metric, before)), _median(_values(metric, now))
+    old, new = _median(noise.values(metric, before)), _median(noise.values(metric, now))
     worse = None
     if old and new:
         worse = new / old - 1 if metric.better == "lower" else 1 - new / old
@@ -161,42 +233,67 @@ def _observe(metric: Metric, before: Iterable[Launch], now: Iterable[Launch]) ->
 
 def _judge_metric(
     metric: Metric,
-    before: Sequence[Launch],
-    now: Sequence[Launch],
+    measurement: Measurement,
+    stored: Baseline,
+    gate: Tolerance | None,
     design: stats.Design,
-    priors: Mapping[str, stats.Prior],
+    beliefs: Mapping[str, Belief],
 ) -> MetricVerdict:
-    seen = _observe(metric, before, now)
-    if not metric.gating:
+    seen = _observe(metric, stored.launches, measurement.launches)
+    if gate is None:
         return seen
-    old, new = _values(metric, before), _values(metric, now)
-    if not all(old) or not all(new):
-        if not any(old):
-            return seen  # the baseline never had it: there is nothing to lose
-        where = "this run" if not all(new) else "some baseline launches"
-        return _with(seen, Status.NOT_COMPARABLE, f"not measured in {where}")
+    old, new = noise.values(metric, stored.launches), noise.values(metric, measurement.launches)
+    if not any(old) and not gate.asked:
+        return seen  # the baseline never had it: there is nothing to lose
+    if reason := _not_judged(metric, measurement, stored, old, new):
+        return replace(seen, status=Status.NOT_COMPARABLE, rule=reason)
+    comparison = Comparison(metric, old, gate, design, beliefs.get(metric.name))
     try:
         # Judged as it was after each launch: a decision, once made, stands.
         for look in range(1, len(new) + 1):
-            decision = _decide(metric, old, new[:look], design, priors)
+            decision = comparison.decide(new[:look])
             if decision.outcome != "more":
                 break
+        detectable, levels = comparison.detectable, comparison.levels(new)
     except stats.UnusableSampleError as error:
-        return _with(seen, Status.NOT_COMPARABLE, str(error))
+        return replace(seen, status=Status.NOT_COMPARABLE, rule=str(error))
+    status, rule = _OUTCOMES[decision.outcome], decision.rule
+    if status.green and metric.kind != "count" and _implausible(seen, metric):
+        status = Status.NOT_COMPARABLE
+        rule = (
+            "so much better that the unit or what is measured must have changed; if it is real, accept it with --update-baselines"
+        )
     return MetricVerdict(
         metric.name,
-        _OUTCOMES[decision.outcome],
+        status,
         seen.baseline,
         seen.measured,
         _fraction(decision.estimate, metric),
         _fraction(decision.lower, metric),
         _fraction(decision.upper, metric),
-        decision.rule,
+        rule,
+        tolerance=gate.share,
+        detectable=detectable,
+        levels=levels,
     )
 
 
-def _with(seen: MetricVerdict, status: Status, rule: str) -> MetricVerdict:
-    return MetricVerdict(seen.metric, status, seen.baseline, seen.measured, seen.worse, rule=rule)
+def _implausible(seen: MetricVerdict, metric: Metric) -> bool:
+    if not seen.baseline or not seen.measured:
+        return False
+    better = seen.measured / seen.baseline
+    return (better if metric.better == "higher" else 1 / better) > _IMPLAUSIBLE
+
+
+def _not_judged(
+    metric: Metric, measurement: Measurement, stored: Baseline, old: list[list[float]], new: list[list[float]]
+) -> str | None:
+    """Return why a gating metric cannot be judged: missing on a side, or a percentile of too few values."""
+    if not all(new) or not all(old):
+        where = "this run" if not all(new) else "some baseline launches" if any(old) else "the baseline"
+        return f"not measured in {where}"
+    rounds = min(len(launch.rounds) for launch in (*stored.launches, *measurement.launches))
+    return metric.too_few(measurement.case.workload, rounds)
 
 
 def _fraction(log_percent: float, metric: Metric) -> float | None:
@@ -204,27 +301,82 @@ def _fraction(log_percent: float, metric: Metric) -> float | None:
     return sign * float(np.expm1(sign * log_percent / 100)) if abs(log_percent) < 2000 else None
 
 
-def _decide(
-    metric: Metric,
-    old: list[list[float]],
-    new: list[list[float]],
-    design: stats.Design,
-    priors: Mapping[str, stats.Prior],
-) -> stats.Decision:
-    higher = metric.better == "higher"
-    if metric.kind == "count":
-        return counts.decide_count(_counts(old), _counts(new), design=design)
-    if metric.kind == "exact":
-        before, now = ([one[0] for one in side] for side in (old, new))
-        if len(before) == 1 or counts.is_exact(before, tolerance=design.tolerance):
-            return counts.decide_exact(before, now, design=design, higher_is_better=higher)
-    scatter = stats.round_scatter(old)
-    levels = [stats.launch_levels(side, higher_is_better=higher, scatter=scatter) for side in (old, new)]
-    return stats.decide(*levels, design=design, prior=priors.get(metric.name, _default_prior(metric)))
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of one case against its baseline: everything that is known before this run's first launch."""
 
+    metric: Metric
+    rounds: list[list[float]]
+    """The baseline's values, one list per launch."""
+    gate: Tolerance
+    design: stats.Design
+    belief: Belief | None = None
 
-def _default_prior(metric: Metric) -> stats.Prior:
-    return stats.PRIORS.get(metric.kind, stats.PRIORS["ratio"])
+    @property
+    def _design(self) -> stats.Design:
+        # An exact metric's tolerance is its allowance; where it varies after all, it is judged as a ratio.
+        return self.design if self.metric.kind == "exact" else replace(self.design, tolerance=self.gate.share)
+
+    @cached_property
+    def exact(self) -> bool:
+        """Whether the metric does not vary, so that two launches tell."""
+        if self.metric.kind != "exact":
+            return False
+        values = [one[0] for one in self.rounds]
+        return len(values) == 1 or counts.is_exact(values, tolerance=self.design.tolerance)
+
+    @cached_property
+    def _baseline(self) -> tuple[NDArray[np.float64], float]:
+        scatter = stats.round_scatter(self.rounds)
+        return noise.levels(self.metric, self.rounds, scatter), scatter
+
+    @property
+    def _noise(self) -> dict[str, Any]:
+        default = stats.PRIORS.get(self.metric.kind, stats.PRIORS["ratio"])
+        belief = self.belief or Belief(default)
+        return {"design": self._design, "prior": belief.prior, "drift": belief.drift}
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether it is judged by the levels of launches."""
+        return self.metric.kind != "count" and not self.exact
+
+    @property
+    def usable(self) -> bool:
+        """Whether its baseline can be compared with at all."""
+        try:
+            self.decide(self.rounds[:1])
+        except stats.UnusableSampleError:
+            return False
+        return True
+
+    @property
+    def detectable(self) -> float | None:
+        """The slow-down found 19 times in 20 within the budget, as a fraction; None for counts and exact metrics."""
+        return power.minimum_detectable_effect(self._baseline[0], **self._noise) if self.has_levels else None
+
+    @property
+    def launches_needed(self) -> int | None:
+        """How many launches would find the tolerance 19 times in 20; None where it cannot be told, or beyond 64."""
+        return power.launches_needed(self._baseline[0], **self._noise) if self.has_levels else None
+
+    def levels(self, now: list[list[float]]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Return the levels of baseline and run in log-percent, + worse; None for counts and exact metrics."""
+        if not self.has_levels:
+            return None
+        before, scatter = self._baseline
+        return tuple(before.tolist()), tuple(noise.levels(self.metric, now, scatter).tolist())
+
+    def decide(self, now: list[list[float]]) -> stats.Decision:
+        """Return what these launches say; raises UnusableSampleError."""
+        if self.metric.kind == "count":
+            return counts.decide_count(_counts(self.rounds), _counts(now), design=self.design, tolerance=self.gate.share)
+        if self.exact:
+            before, new = ([one[0] for one in side] for side in (self.rounds, now))
+            higher = self.metric.better == "higher"
+            return counts.decide_exact(before, new, design=self.design, higher_is_better=higher, rel=self.gate.share)
+        before_levels, scatter = self._baseline
+        return stats.decide(before_levels, noise.levels(self.metric, now, scatter), **self._noise)
 
 
 def _counts(side: list[list[float]]) -> counts.Counts:
@@ -234,29 +386,16 @@ def _counts(side: list[list[float]]) -> counts.Counts:
     return counts.Counts(tuple(int(total) for total in totals), tuple(len(one) for one in side))
 
 
-def fit_priors(baselines: Iterable[Baseline]) -> dict[tuple[str, str], stats.Prior]:
-    """Return per case id and metric the noise between launches that the suite's own baselines lead to expect."""
-    fitted: dict[tuple[str, str], stats.Prior] = {}
-    stored = list(baselines)
-    for kind, default in stats.PRIORS.items():
-        keys, noise = [], []
-        for one in stored:
-            for metric in metrics.METRICS:
-                if metric.gating and metric.kind == kind and (found := _noise(metric, one.launches)):
-                    keys.append((one.case_id, metric.name))
-                    noise.append(found)
-        if noise:
-            variances, dfs, scatters = zip(*noise, strict=True)
-            fitted |= zip(keys, stats.fit_priors(variances, dfs, scatters, default=default), strict=True)
-    return fitted
-
-
-def _noise(metric: Metric, launches: Sequence[Launch]) -> tuple[float, int, float] | None:
-    """Return the variance between launches, its degrees of freedom and the scatter of rounds; None where it cannot be told."""
-    values = _values(metric, launches)
-    try:
-        scatter = stats.round_scatter(values)
-        levels = stats.launch_levels(values, higher_is_better=metric.better == "higher", scatter=scatter)
-    except stats.UnusableSampleError:
-        return None
-    return (float(np.var(levels, ddof=1)), levels.size - 1, scatter) if levels.size > 1 else None
+def judge_suite(verdicts: Iterable[tuple[str, Verdict]]) -> stats.Decision | None:
+    """Return the verdict on all comparisons together, from (engine, verdict) of the compared cases; None where there is none."""
+    engines: dict[str, list[tuple[tuple[float, ...], tuple[float, ...]]]] = {}
+    for engine, verdict in verdicts:
+        for row in verdict.metrics:
+            if row.levels is not None and metrics.BY_NAME[row.metric].kind in noise.RATIOS:
+                engines.setdefault(engine, []).append(row.levels)
+    pairs = [pair for of_engine in engines.values() for pair in of_engine]
+    if len(pairs) < 2:
+        return None  # a single comparison is not made twice
+    spread = [(float(np.var(before, ddof=1)), len(before) - 1) for before, _ in pairs if len(before) > 1]
+    prior = stats.fit_prior(*zip(*spread, strict=True)) if spread else stats.PRIORS["ratio"]
+    return suite.decide_suite(list(engines.values()), design=stats.Design(), prior=prior)

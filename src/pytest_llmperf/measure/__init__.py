@@ -11,6 +11,7 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure import metrics, telemetry
@@ -35,6 +36,7 @@ class RoundSettings:
     nonce: str
     """Keeps the prompts of different cases apart; see `workload.prompts`."""
     rounds: int = 5
+    job: str = ""
     request_timeout_s: float = 600.0
     stall_timeout_s: float = 120.0
 
@@ -61,6 +63,8 @@ class Launch:
     invalid: tuple[str, ...] = ()
     """Why the launch must not be judged nor become a baseline; empty for a sound launch."""
     versions: dict[str, str] = field(default_factory=dict)
+    job: str = ""
+    """The pytest run that measured it: launches of one run share the state that the host was in."""
 
     def values(self, metric: str) -> list[float | None]:
         """Return a metric's value in every round, or its one value of the launch."""
@@ -124,13 +128,16 @@ def measure_launch(
     play = _Player(engine, client, workload, settings, vocabulary)
     invalid = _problems(play.warm_up().records, None)
     rounds: list[Round] = []
+    complete: list[list[RequestRecord]] = []
     dropped = 0
     while not invalid and len(rounds) < settings.rounds:
-        played, invalid = play.round()
+        played, records, invalid = play.round()
         rounds.append(played)
+        complete.append(records)
         progress(f"round {len(rounds)}/{settings.rounds}: {played.metrics['output_tokens_per_s'] or 0:,.0f} tok/s")
         if len(rounds) == 2 and dropped < _MOST_DROPPED and not _agree(*rounds):
             rounds.pop(0)
+            complete.pop(0)
             dropped += 1
     if invalid:
         engine.check()
@@ -139,10 +146,11 @@ def measure_launch(
         id=uuid.uuid4().hex[:12],
         started=started,
         rounds=tuple(rounds),
-        metrics=metrics.launch_metrics(metrics.LaunchSample(engine.startup_s, capacity)),
+        metrics=metrics.launch_metrics(metrics.LaunchSample(engine.startup_s, capacity, tuple(chain.from_iterable(complete)))),
         dropped_rounds=dropped,
         invalid=tuple(invalid),
         versions=dict(engine.versions),
+        job=settings.job,
     )
 
 
@@ -168,14 +176,14 @@ class _Player:
         """Send one full wave of other prompts of the real lengths."""
         return self.send(WARM_UP)
 
-    def round(self) -> tuple[Round, list[str]]:
-        """Play the next round; return it and why it must not count."""
+    def round(self) -> tuple[Round, list[RequestRecord], list[str]]:
+        """Play the next round; return it, its complete requests, and why it must not count."""
         recorder = telemetry.Recorder(self.engine)
         with recorder:
             log = self.send(self.number)
         self.number += 1
         sample = metrics.RoundSample(log.records, recorder.result())
-        return Round(metrics.round_metrics(sample)), _problems(log.records, sample.telemetry)
+        return Round(metrics.round_metrics(sample)), sample.complete, _problems(log.records, sample.telemetry)
 
     def send(self, number: int) -> RoundLog:
         """Send the requests of one round."""

@@ -5,7 +5,7 @@ It is imported in every pytest run of an environment that has the plugin, so eve
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,7 +20,10 @@ from pytest_llmperf.plugin.fixtures import (
     llmperf_logs,
     simulated_engine,
 )
-from pytest_llmperf.plugin.options import OUTCOMES, SETTINGS, add_options, any_given, settings_of
+from pytest_llmperf.plugin.options import OUTCOMES, SELFTESTS, SETTINGS, add_options, any_given, settings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 __all__ = [
     "baseline",
@@ -51,24 +54,26 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check the options, so that a wrong one fails at once, and register the marker."""
     config.addinivalue_line(
         "markers",
-        "llmperf(model=..., tp=..., pp=..., dp=..., concurrency=..., engine_args=..., env=..., tolerance=...): "
-        "the grid that a performance test allows, its engine arguments and the slow-down that must not pass",
+        "llmperf(model=..., tp=..., pp=..., dp=..., concurrency=..., engine_args=..., env=..., tolerance=..., gate=...): "
+        "the grid that a performance test allows, its engine arguments, which metrics gate it and how much worse may pass",
     )
     if any_given(config):
         settings_of(config)
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_Collector(config.stash.setdefault(OUTCOMES, [])))
+        config.pluginmanager.register(_Collector(config.stash.setdefault(OUTCOMES, []), config.stash.setdefault(SELFTESTS, [])))
 
 
 class _Collector:
     """Collects what reports bring, in the one process that sees all of them: the same with and without xdist."""
 
-    def __init__(self, outcomes: list[dict[str, Any]]) -> None:
+    def __init__(self, outcomes: list[dict[str, Any]], selftests: list[dict[str, Any]]) -> None:
         self._outcomes = outcomes
+        self._selftests = selftests
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the outcomes that ride on a report."""
         self._outcomes += getattr(report, "llmperf", [])
+        self._selftests += getattr(report, "llmperf_selftest", [])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -111,6 +116,17 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
     return []
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Judge the suite as a whole when its last test is over."""
+    result = yield
+    if session.config.stash.get(OUTCOMES, None):
+        from pytest_llmperf.plugin.session import judge_suite
+
+        judge_suite(session)
+    return result
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> object:
     """Run an llmperf test as often as its evidence needs."""
@@ -120,6 +136,11 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
     if PROTOCOL not in item.config.stash:
         return None
+    if settings_of(item.config).selftest:
+        from pytest_llmperf.plugin import selftest
+
+        selftest.run(item)
+        return True
     item.config.stash[PROTOCOL].run(item, nextitem)
     return True
 
@@ -145,7 +166,7 @@ def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Show what came of every case."""
-    if config.stash.get(OUTCOMES, None):
+    if config.stash.get(OUTCOMES, None) or config.stash.get(SELFTESTS, None):
         from pytest_llmperf.plugin.output import summarize
 
         summarize(terminalreporter, config)

@@ -97,6 +97,10 @@ def _plan(item: pytest.Item, base: EngineSpec, settings: Settings) -> Planned:
     compares = "baseline" in getattr(item, "fixturenames", ())
     try:
         marker = marker_of(item)
+        if marker.gate:
+            from pytest_llmperf.judge.gates import gates
+
+            gates(marker.gate, tolerance=settings.tolerance)
         axes: Axes = getattr(item, "callspec").params[AXES_FIXTURE]  # noqa: B009  pytest.Item has no callspec, Function has
         if axes.endpoint:
             spec = replace(base, model=axes.endpoint, url=settings.urls[axes.endpoint])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.measure import Measurement
     from pytest_llmperf.measure.engines import Engine
-    from pytest_llmperf.plan import Axes, Case, EngineSpec
+    from pytest_llmperf.plan import Axes, Case, EngineSpec, Marker
     from pytest_llmperf.plugin.run import CaseState, Run
     from pytest_llmperf.testing import SimulatedEngine
 
@@ -159,6 +159,7 @@ class LLMPerf:
             # An endpoint that outlives the run has seen a fixed seed before.
             nonce=uuid.uuid4().hex if self._engine.spec.kind == "url" else state.case.id,
             rounds=options.rounds,
+            job=config.stash[RUN].job,
             stall_timeout_s=options.stall_timeout_s,
         )
         name = f"{state.case.id} launch {len(state.launches) + 1}"
@@ -203,10 +204,10 @@ def simulated_engine() -> Iterator[SimulatedEngine]:
 class BaselineView:
     """The `baseline` fixture: `measured == baseline` is true when no gating metric is proven worse."""
 
-    def __init__(self, run: Run, tolerance: float | None) -> None:
-        """Note the run, and the test's own tolerance where it has one."""
+    def __init__(self, run: Run, marker: Marker) -> None:
+        """Note the run, and what the test itself says of its gates."""
         self.run = run
-        self._tolerance = tolerance
+        self._marker = marker
 
     def __eq__(self, measured: object) -> bool:
         """Judge a measurement; asks for another launch where it is undecided."""
@@ -217,7 +218,7 @@ class BaselineView:
         state = self.run.states.get(measured.case.id)
         if state is None:
             raise ValueError(f"{measured.case.id} was measured by a test that is over; compare it in the test that measures it")
-        return self.run.compare(state, self._tolerance)
+        return self.run.compare(state, self._marker)
 
     __hash__ = None  # type: ignore[assignment]  # equality is a judgement: nothing may be looked up by it
 
@@ -235,4 +236,4 @@ def baseline(request: pytest.FixtureRequest) -> BaselineView:
     plan = request.node.stash.get(PLANNED, None)
     if plan is None:
         pytest.fail("the baseline fixture belongs to a test that measures: ask for the llmperf fixture too", pytrace=False)
-    return BaselineView(request.config.stash[RUN], plan.marker.tolerance)
+    return BaselineView(request.config.stash[RUN], plan.marker)

@@ -42,10 +42,14 @@ OPTIONS: tuple[tuple[str, str | bool | None, str], ...] = (
     ("--llmperf-missing-baseline", "fail", "fail, skip, or record where no baseline is stored"),
     ("--update-baselines", False, "record the baselines of all selected cases anew"),
     ("--update-baselines-new-only", False, "record baselines only where none is stored; compare the others"),
+    ("--llmperf-update", "extend", "extend a baseline of the same version by what is recorded, or replace it always"),
+    ("--llmperf-calibrate", None, "record this many launches of what is stored, and propose tolerances from their noise"),
+    ("--llmperf-selftest", False, "measure nothing: inject changes into the stored samples, and list gates that do not fire"),
     ("--llmperf-launches", "5", "engine starts that a recorded baseline consists of"),
     ("--llmperf-rounds", "5", "measured rounds per launch"),
     ("--llmperf-max-launches", "8", "engine starts that an undecided case may use"),
     ("--llmperf-tolerance", "5 %", "slow-down that must not pass"),
+    ("--llmperf-gate", None, "gating metrics: METRIC=TOLERANCE, =on or =off by comma, e.g. ttft_p90_s=8%,itl_p50_s=off"),
     ("--llmperf-inconclusive", "warn", "warn or fail when the launches are used up without a decision"),
     (
         "--llmperf-require-gpus",
@@ -58,6 +62,8 @@ OPTIONS: tuple[tuple[str, str | bool | None, str], ...] = (
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 OUTCOMES: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 """The outcomes that reports brought, as plain data, in the order in which they became final."""
+SELFTESTS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
+"""What the self-test of each gate came to, as plain data."""
 
 
 def add_options(parser: pytest.Parser) -> None:

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf.plugin.options import OUTCOMES
+from pytest_llmperf.plugin.options import OUTCOMES, SELFTESTS
 
 if TYPE_CHECKING:
+    from pytest_llmperf.judge.stats import Decision
     from pytest_llmperf.plugin.run import Run
 
 DESELECTED = pytest.StashKey[int]()
 """How many tests the options excluded; other plugins deselect for reasons of their own."""
 COLLECTED = pytest.StashKey[list[str]]()
 """The ids of all cases that were collected, deselected ones too."""
+SUITE: pytest.StashKey[Decision] = pytest.StashKey()
+"""The verdict on all comparisons together."""
 
 
 def tell(config: pytest.Config, text: str) -> None:
@@ -45,9 +48,10 @@ def clear(config: pytest.Config) -> None:
 
 
 def collected(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
-    """Return the header line: host, cases, engines and baselines; nothing where there are no llmperf tests."""
+    """Return the header: host, cases, engines, baselines, and what they can find; nothing where there are no llmperf tests."""
     from pytest_llmperf.plugin.collection import PLANNED
     from pytest_llmperf.plugin.run import RUN
+    from pytest_llmperf.report.text import prospects
 
     run: Run | None = config.stash.get(RUN, None)
     planned = [item.stash[PLANNED] for item in items if PLANNED in item.stash]
@@ -58,7 +62,10 @@ def collected(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     skipped = config.stash[DESELECTED]
     line = f"llmperf: {run.host.summary} ({run.host.key}); {len(planned)} tests on {engines} engines"
     line += f"; baselines: {found} found, {new} new"
-    return [line + (f"; {skipped} deselected, which their markers allow only at other values" if skipped else "")]
+    lines = [line + (f"; {skipped} deselected, which their markers allow only at other values" if skipped else "")]
+    if run.settings.selftest or run.settings.calibrate or run.settings.update == "all":
+        return lines
+    return lines + prospects(run.prospects(), verbose=config.get_verbosity() > 0)
 
 
 def explain(left: object, right: object) -> list[str] | None:
@@ -79,8 +86,20 @@ def summarize(reporter: Any, config: pytest.Config) -> None:
     """Write the summary: a line per case, and how many were compared."""
     from pytest_llmperf.judge.verdict import Status
     from pytest_llmperf.report import from_data
-    from pytest_llmperf.report.text import counts_line, headline, metric_line, summary_table
+    from pytest_llmperf.report.text import (
+        counts_line,
+        headline,
+        metric_line,
+        review_table,
+        self_test_line,
+        suite_line,
+        summary_table,
+    )
 
+    if config.stash.get(SELFTESTS, None):
+        checks = config.stash[SELFTESTS]
+        reporter.section("llmperf self-test")
+        reporter.write_line(self_test_line(checks), red=any(check["fault"] for check in checks))
     outcomes = [from_data(data) for data in config.stash.get(OUTCOMES, [])]
     if not outcomes or config.get_verbosity() < -1:
         return
@@ -93,11 +112,15 @@ def summarize(reporter: Any, config: pytest.Config) -> None:
             for line in (headline(outcome), *(f"  {metric_line(row)}, {row.rule}" for row in open_rows)):
                 reporter.write_line(line)
         elif outcome.status is Status.RECORDED:
-            for line in outcome.notes:
+            for line in (*outcome.notes, *review_table(outcome).splitlines()):
                 reporter.write_line(line)
     for path in _unused(config):
         reporter.write_line(f"unused baseline: {path} (its test is gone; delete the file)")
     red = any(outcome.status in (Status.REGRESSED, Status.INVALID) for outcome in outcomes)
+    if SUITE in config.stash:
+        suite = config.stash[SUITE]
+        red |= suite.outcome == "regressed"
+        reporter.write_line(suite_line(suite), red=suite.outcome == "regressed")
     plain = all(outcome.status.compared or outcome.status is Status.RECORDED for outcome in outcomes)
     reporter.write_line(counts_line(outcomes), red=red, yellow=not red and not plain, green=not red and plain)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import uuid
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -11,27 +12,39 @@ import pytest
 import pytest_llmperf
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge import diagnosis
+from pytest_llmperf.judge.gates import comparisons, gates
+from pytest_llmperf.judge.noise import beliefs
 from pytest_llmperf.judge.stats import Design
-from pytest_llmperf.judge.verdict import Status, Verdict, fit_priors, judge, observed
+from pytest_llmperf.judge.verdict import Status, Verdict, calibrated, judge, noise_of, not_comparable, observed, prospects
 from pytest_llmperf.measure import Measurement
-from pytest_llmperf.measure.metrics import GATING
 from pytest_llmperf.plan import Case, Workload
 from pytest_llmperf.plugin.collection import PLANNED
 from pytest_llmperf.report import Outcome
+from pytest_llmperf.report.text import metric_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from pytest_llmperf.judge.stats import Prior
+    from pytest_llmperf.judge.gates import Tolerance
+    from pytest_llmperf.judge.noise import Belief
+    from pytest_llmperf.judge.selftest import Check
+    from pytest_llmperf.judge.verdict import Comparison
     from pytest_llmperf.measure import Launch
     from pytest_llmperf.measure.host import Host
+    from pytest_llmperf.plan import Marker
     from pytest_llmperf.plugin.collection import Planned
     from pytest_llmperf.plugin.settings import Settings
 
 
 _MOST_MEASUREMENTS = 9
 """How many measurements of one test are looked for among the stored baselines when the comparisons are counted."""
+
+
+def _numbered(case_id: str) -> list[str]:
+    """Return the ids that the measurements of a test would have; none for one that is numbered itself."""
+    numbers = range(2, _MOST_MEASUREMENTS + 1) if "#" not in case_id else ()
+    return [case_id, *(f"{case_id}#{number}" for number in numbers)]
 
 
 class Undecided(BaseException):
@@ -62,23 +75,39 @@ class CaseState:
 class Run:
     """The cases of this run. Judging and recording happen here, once for every comparison that a test makes."""
 
-    def __init__(self, items: list[pytest.Item], settings: Settings, host: Host, rootpath: Path, collected: list[str]) -> None:
-        """Freeze what must not depend on any measurement: how many comparisons there are, and the error rates."""
+    def __init__(
+        self,
+        items: list[pytest.Item],
+        settings: Settings,
+        host: Host,
+        rootpath: Path,
+        collected: list[str],
+        job: str | None = None,
+    ) -> None:
+        """Freeze what must not depend on any measurement: which comparisons there are, and the error rates.
+
+        `job` is the same for all processes of one run.
+        """
         self.settings = settings
         self.host = host
+        self.job = job or uuid.uuid4().hex[:12]
         self.states: dict[str, CaseState] = {}
         self._rootpath = rootpath
         self._collected = collected
         plans = [item.stash[PLANNED] for item in items if PLANNED in item.stash]
-        self._ids = [case_id for plan in plans if plan.compares for case_id in self._measured_by(plan.case_id)]
-        self._comparisons = max(1, len(self._ids) * len(GATING))
-        self._priors: dict[tuple[str, str], Prior] | None = None
+        self._markers = {case_id: plan.marker for plan in plans if plan.compares for case_id in self._measured_by(plan.case_id)}
+        self._gated = {case_id: self._gates(marker) for case_id, marker in self._markers.items()}
+        self._comparisons = max(1, sum(map(comparisons, self._gated.values())))
+        self._beliefs: dict[tuple[str, str], Belief] | None = None
         self._commit: str | None = None
+
+    def _gates(self, marker: Marker) -> dict[str, Tolerance]:
+        """Return what gates a test: its marker over the run's settings."""
+        return gates((*self.settings.gate, *marker.gate), tolerance=marker.tolerance or self.settings.tolerance)
 
     def _measured_by(self, case_id: str) -> list[str]:
         """Return the cases of a test: its first measurement, and the further ones that have a baseline."""
-        further = (f"{case_id}#{number}" for number in range(2, _MOST_MEASUREMENTS + 1))
-        return [case_id, *(one for one in further if self.path(one).is_file())]
+        return [case_id, *(one for one in _numbered(case_id)[1:] if self.path(one).is_file())]
 
     def path(self, case_id: str) -> Path:
         """Return the baseline file of a case."""
@@ -91,10 +120,10 @@ class Run:
 
     def stored_and_new(self) -> tuple[int, int]:
         """Return how many of the run's cases have a baseline, and how many have none."""
-        found = sum(self.path(case_id).is_file() for case_id in self._ids)
-        return found, len(self._ids) - found
+        found = sum(self.path(case_id).is_file() for case_id in self._gated)
+        return found, len(self._gated) - found
 
-    def compare(self, state: CaseState, tolerance: float | None) -> bool:
+    def compare(self, state: CaseState, marker: Marker) -> bool:
         """Return whether the case is as good as its baseline; records the baseline instead where that was asked for.
 
         Raises Undecided for another launch, and BaselineError for an unusable file.
@@ -102,15 +131,10 @@ class Run:
         path = self.path(state.case.id)
         stored = store.load(path)
         new_too = self.settings.update == "new" or self.settings.missing == "record"
-        if self.settings.update == "all" or (stored is None and new_too):
-            self._record(state, path)
+        if self.settings.update == "all" or self.settings.calibrate or (stored is None and new_too):
+            self._record(state, path, stored, marker)
             return True
-        design = Design(
-            tolerance=tolerance or self.settings.tolerance,
-            comparisons=self._comparisons,
-            launches=self.settings.max_launches,
-        )
-        verdict = state.verdict = judge(state.measurement, stored, design=design, priors=self._fitted(stored))
+        verdict = state.verdict = self._judge(state, stored, marker, self._design(marker))
         if verdict.status is Status.UNDECIDED:
             raise Undecided
         state.decided = True
@@ -126,6 +150,17 @@ class Run:
         accepted = {Status.PASS, Status.IMPROVED} | (set() if self.settings.fail_inconclusive else {Status.INCONCLUSIVE})
         return verdict.status in accepted
 
+    def _design(self, marker: Marker) -> Design:
+        return Design(
+            tolerance=marker.tolerance or self.settings.tolerance,
+            comparisons=self._comparisons,
+            launches=self.settings.max_launches,
+        )
+
+    def _judge(self, state: CaseState, stored: store.Baseline | None, marker: Marker, design: Design) -> Verdict:
+        beliefs = self._believed(stored.case_id) if stored else {}
+        return judge(state.measurement, stored, design=design, gated=self._gates(marker), beliefs=beliefs)
+
     def _explain(self, verdict: Verdict, state: CaseState, stored: store.Baseline) -> list[str]:
         if verdict.status is Status.PASS:
             return []
@@ -138,10 +173,11 @@ class Run:
         spec = state.case.engine
         return notes + diagnosis.advice(verdict, dict(spec.args), {"tp": spec.tp, "pp": spec.pp})
 
-    def _record(self, state: CaseState, path: Path) -> None:
+    def _record(self, state: CaseState, path: Path, stored: store.Baseline | None, marker: Marker) -> None:
         if len(state.launches) < self.settings.launches:
             raise Undecided
-        case = state.case
+        state.decided = True
+        case, design, gated = state.case, self._design(marker), self._gates(marker)
         new = store.Baseline(
             case_id=case.id,
             host=self.host.key,
@@ -150,11 +186,49 @@ class Run:
             provenance=self._provenance(state),
             launches=state.launches,
         )
-        state.pending = (path, new)
-        rows = observed(state.launches, None)
-        state.verdict = Verdict(Status.RECORDED, rows, launches=len(state.launches))
-        state.notes = [f"recorded {self._shown(path)}"]
-        state.decided = True
+        merged, how = self._merged(stored, new, state, marker)
+        rows = calibrated(state.launches, stored, merged, gated, design)
+        if self.settings.calibrate:
+            merged = replace(merged, noise=noise_of(rows))
+        state.pending = (path, merged)
+        state.verdict = Verdict(Status.RECORDED, rows, launches=len(state.launches), baseline_launches=len(merged.launches))
+        state.notes = [f"recorded {self._shown(path)}: {how}"]
+
+    def _merged(
+        self, stored: store.Baseline | None, new: store.Baseline, state: CaseState, marker: Marker
+    ) -> tuple[store.Baseline, str]:
+        """Return what is to be stored, and how it came about; fails a calibration of something else than what is stored."""
+        count = f"{len(new.launches)} launches"
+        if stored is None:
+            return new, f"new, {count}"
+        if not self.settings.extend:
+            return new, f"{count} in place of {len(stored.launches)}, as --llmperf-update=replace says"
+        other = self._other_version(stored, new, state, marker)
+        if not other:
+            merged = store.extended(stored, new)
+            return merged, f"extended by {count} of the same version to {len(merged.launches)}, from {merged.jobs} runs"
+        if self.settings.calibrate:
+            state.verdict = Verdict(Status.NOT_COMPARABLE, observed(state.launches, stored.launches), tuple(other))
+            pytest.fail(
+                "--llmperf-calibrate: this is not what the stored baseline was recorded of:\n  "
+                + "\n  ".join(other)
+                + "\nAccept it first with --update-baselines, or add --llmperf-update=replace.",
+                pytrace=False,
+            )
+        return new, f"{count} in place of {len(stored.launches)}, which were of another version: {'; '.join(other)}"
+
+    def _other_version(self, stored: store.Baseline, new: store.Baseline, state: CaseState, marker: Marker) -> list[str]:
+        """Return why the launches must not join the stored ones; empty when they are of the same version, and agree."""
+        reasons = [*not_comparable(state.measurement, stored), *diagnosis.changes(stored.provenance, new.provenance)]
+        rounds = {len(launch.rounds) for launch in stored.launches} | {len(launch.rounds) for launch in new.launches}
+        if len(rounds) > 1:
+            reasons.append(f"launches of {min(rounds)} and of {max(rounds)} rounds are not alike")
+        if not reasons:
+            # Versions say nothing of an engine that is built from a work tree: the numbers do.
+            verdict = self._judge(state, stored, marker, replace(self._design(marker), launches=len(state.launches)))
+            shifted = (Status.REGRESSED, Status.IMPROVED, Status.NOT_COMPARABLE)
+            reasons = [metric_line(row) for row in verdict.metrics if row.status in shifted]
+        return reasons
 
     def settle(self, states: list[CaseState], *, passed: bool) -> None:
         """Write the baselines that a test has recorded; a test that failed moves none."""
@@ -201,13 +275,36 @@ class Run:
             self._commit = done.stdout.strip()
         return self._commit or None
 
-    def _fitted(self, stored: store.Baseline | None) -> dict[str, Prior]:
+    def _believed(self, case_id: str) -> dict[str, Belief]:
         """Return per metric of a case the noise that the suite's baselines lead to expect; nothing measured now enters it."""
-        if stored is None:
-            return {}
-        if self._priors is None:
-            self._priors = fit_priors(self._load(self._ids))
-        return {metric: prior for (case_id, metric), prior in self._priors.items() if case_id == stored.case_id}
+        if self._beliefs is None:
+            self._beliefs = beliefs(self._load(self._gated), self._gated)
+        return {metric: belief for (of, metric), belief in self._beliefs.items() if of == case_id}
+
+    def prospects(self) -> Iterator[tuple[str, list[Comparison]]]:
+        """Return for each case that has a baseline what could be found, before anything is measured."""
+        for stored in self._load(self._gated):
+            design = self._design(self._markers[stored.case_id])
+            yield stored.case_id, prospects(stored, self._gated[stored.case_id], design, self._believed(stored.case_id))
+
+    def self_test(self, case_id: str) -> list[tuple[str, Check]]:
+        """Return what the gates of a test say of known changes to its stored samples, with the host that has them.
+
+        Baselines of all hosts count: this needs no GPU. Raises BaselineError for an unusable file.
+        """
+        from pytest_llmperf.judge.selftest import self_test
+
+        found: list[tuple[str, Check]] = []
+        marker = self._markers[case_id]
+        for host in sorted(path.name for path in self.settings.baselines.glob("*/")):
+            everywhere = (store.path_for(self.settings.baselines, host, one) for id in self._markers for one in _numbered(id))
+            stored = [one for path in everywhere if path.is_file() and (one := store.load(path))]
+            gated = {one.case_id: self._gated[one.case_id.partition("#")[0]] for one in stored}
+            believed = beliefs(stored, gated)
+            for one in (one for one in stored if one.case_id.partition("#")[0] == case_id):
+                own = {metric: belief for (of, metric), belief in believed.items() if of == one.case_id}
+                found += [(host, check) for check in self_test(one, gated[one.case_id], self._design(marker), own)]
+        return found
 
     def _load(self, case_ids: Iterable[str]) -> Iterator[store.Baseline]:
         for case_id in case_ids:

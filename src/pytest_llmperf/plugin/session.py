@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -12,15 +13,22 @@ from pytest_llmperf.measure.host import describe_host, shortage
 from pytest_llmperf.plan import PlanError
 from pytest_llmperf.plugin.collection import PLANNED
 from pytest_llmperf.plugin.options import OUTCOMES
-from pytest_llmperf.plugin.output import COLLECTED, tell
+from pytest_llmperf.plugin.output import COLLECTED, SUITE, tell
 from pytest_llmperf.plugin.pool import EnginePool
 from pytest_llmperf.plugin.protocol import Protocol
 from pytest_llmperf.plugin.run import RUN, Run
 from pytest_llmperf.report import from_data, json_document
+from pytest_llmperf.report.text import suite_line
 
 if TYPE_CHECKING:
     from pytest_llmperf.plan import EngineSpec
     from pytest_llmperf.plugin.settings import Settings
+
+SUITE_ID = "llmperf::suite"
+"""The node id that the suite as a whole is reported under."""
+SUITE_ADVICE = """
+No single comparison proves it, but all of them together do. Look at the host first: one that is slow today looks just like it.
+Then look for what all tests share: the engine's version, its start-up arguments, the driver."""
 
 POOL = pytest.StashKey[EnginePool]()
 PROTOCOL = pytest.StashKey[Protocol]()
@@ -39,7 +47,8 @@ def prepare(session: pytest.Session, settings: Settings) -> None:
         host = describe_host(settings.kind)
     except PlanError as error:
         raise pytest.UsageError(str(error)) from None
-    config.stash[RUN] = Run(session.items, settings, host, config.rootpath, config.stash[COLLECTED])
+    job = getattr(config, "workerinput", {}).get("testrunuid")  # one run, whatever the number of xdist workers
+    config.stash[RUN] = Run(session.items, settings, host, config.rootpath, config.stash[COLLECTED], job)
     start = StartSettings(
         log_folder=config.rootpath,  # replaced by pytest's temporary folder when the first engine starts
         startup_timeout_s=settings.startup_timeout_s,
@@ -52,7 +61,7 @@ def prepare(session: pytest.Session, settings: Settings) -> None:
     if config.option.collectonly or hasattr(config, "workerinput"):
         return
     started = [item for item in planned if not _brings_url(item) and not shortage(item.stash[PLANNED].spec, host)]
-    if settings.kind == "server" and started:
+    if settings.kind == "server" and started and not settings.selftest:
         _require_vllm(settings.python)
 
 
@@ -66,6 +75,45 @@ def _require_vllm(python: str) -> None:
             f"--llmperf-python={python}: {error.what} Install vLLM there (pip install 'pytest-llmperf[cpu]' or"
             " 'pytest-llmperf[cuda]'), name another interpreter, or use --llmperf-url"
         ) from None
+
+
+def judge_suite(session: pytest.Session) -> None:
+    """Judge all comparisons together when the last test is over; where that alone is red, report it as a test that failed.
+
+    The run's exit code is then 1, and JUnit files have the failure too. A run that is red already needs no second failure.
+    """
+    from pytest_llmperf.judge.verdict import Status, judge_suite
+
+    config = session.config
+    outcomes = [from_data(data) for data in config.stash[OUTCOMES]]
+    verdict = judge_suite((json.dumps(one.engine, sort_keys=True), one.verdict) for one in outcomes if one.status.compared)
+    if verdict is None:
+        return
+    config.stash[SUITE] = verdict
+    red = verdict.outcome == "regressed" and not any(one.status is Status.REGRESSED for one in outcomes)
+    cache = getattr(config, "cache", None)  # absent with -p no:cacheprovider
+    was_red = cache is not None and SUITE_ID in cache.get("cache/lastfailed", {})
+    if red or was_red:
+        _report_suite(config, suite_line(verdict) + SUITE_ADVICE if red else "")
+
+
+def _report_suite(config: pytest.Config, failure: str) -> None:
+    """Report the suite as a test: failed with this text, or passed, which takes it off the list of `--lf`."""
+    location = (SUITE_ID.partition("::")[0], None, SUITE_ID)
+    outcome: Literal["passed", "failed"] = "failed" if failure else "passed"
+    config.hook.pytest_runtest_logstart(nodeid=SUITE_ID, location=location)
+    for when in ("setup", "call", "teardown") if not failure else ("call", "teardown"):
+        one = when == "call"
+        report = pytest.TestReport(
+            nodeid=SUITE_ID,
+            location=location,
+            keywords={},
+            outcome=outcome if one else "passed",
+            longrepr=failure or None if one else None,
+            when=when,
+        )
+        config.hook.pytest_runtest_logreport(report=report)
+    config.hook.pytest_runtest_logfinish(nodeid=SUITE_ID, location=location)
 
 
 def set_up(item: pytest.Item) -> None:

@@ -14,6 +14,8 @@ from pytest_llmperf.plugin.options import OPTIONS, ini_name
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_llmperf.plan import Gate
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -34,6 +36,11 @@ class Settings:
     missing: str
     update: str
     """"no", "all" or "new"."""
+    extend: bool
+    """New launches join those of a stored baseline of the same version."""
+    calibrate: bool
+    selftest: bool
+    gate: tuple[Gate, ...]
     launches: int
     rounds: int
     max_launches: int
@@ -67,7 +74,7 @@ def _resolve(config: pytest.Config, flag: str, default: object) -> Any:
 
 
 def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tuple[Any, ...]]) -> Settings:
-    from pytest_llmperf.plan import ENGINE_KINDS, degree, parse_engine_args, parse_fraction
+    from pytest_llmperf.plan import ENGINE_KINDS, degree, parse_engine_args, parse_fraction, parse_gate
 
     urls = _urls(raw["--llmperf-url"])
     kind = _choice(raw, "--llmperf-engine", ENGINE_KINDS) if raw["--llmperf-engine"] else "url" if urls else "server"
@@ -81,8 +88,15 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         raise pytest.UsageError(
             f"--llmperf-max-launches={raw['--llmperf-max-launches']}: one launch can never fail a test; give 2 or more"
         )
-    if raw["--update-baselines"] and raw["--update-baselines-new-only"]:
-        raise pytest.UsageError("--update-baselines and --update-baselines-new-only: give only one of them")
+    _only_one(raw, "--update-baselines", "--update-baselines-new-only", "--llmperf-calibrate", "--llmperf-selftest")
+    launches = "--llmperf-calibrate" if raw["--llmperf-calibrate"] else "--llmperf-launches"
+    if launches == "--llmperf-calibrate" and degree(launches, raw[launches]) < 2:
+        raise pytest.UsageError(f"{launches}={raw[launches]}: one launch says nothing about noise; give 2 or more, better 10")
+    gate = parse_gate(raw["--llmperf-gate"] or "", origin="--llmperf-gate")
+    if gate:
+        from pytest_llmperf.judge.gates import gates
+
+        gates(gate, tolerance=0.05)  # an unknown metric must fail now, and not in each test
     models = selected.pop("model", None) if kind == "url" else None
     return Settings(
         selected=selected,
@@ -97,7 +111,11 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         baselines=config.rootpath / raw["--llmperf-baselines"],
         missing=_choice(raw, "--llmperf-missing-baseline", ("fail", "skip", "record")),
         update="all" if raw["--update-baselines"] else "new" if raw["--update-baselines-new-only"] else "no",
-        launches=degree("--llmperf-launches", raw["--llmperf-launches"]),
+        extend=_choice(raw, "--llmperf-update", ("extend", "replace")) == "extend",
+        calibrate=bool(raw["--llmperf-calibrate"]),
+        selftest=bool(raw["--llmperf-selftest"]),
+        gate=gate,
+        launches=degree(launches, raw[launches]),
         rounds=degree("--llmperf-rounds", raw["--llmperf-rounds"]),
         max_launches=degree("--llmperf-max-launches", raw["--llmperf-max-launches"]),
         tolerance=parse_fraction("--llmperf-tolerance", raw["--llmperf-tolerance"]),
@@ -105,6 +123,12 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         require_gpus=bool(raw["--llmperf-require-gpus"]),
         json_path=_writable(config, raw["--llmperf-json"]),
     )
+
+
+def _only_one(raw: dict[str, Any], *flags: str) -> None:
+    given = [flag for flag in flags if raw[flag]]
+    if len(given) > 1:
+        raise pytest.UsageError(f"{' and '.join(given)}: give only one of them")
 
 
 def _axis(axis: str, text: str) -> tuple[Any, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
@@ -12,8 +13,10 @@ from pytest_llmperf.measure.metrics import BY_NAME
 from pytest_llmperf.report import change, quantity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from pytest_llmperf.judge.stats import Decision
+    from pytest_llmperf.judge.verdict import Comparison
     from pytest_llmperf.report import Outcome
 
 
@@ -67,11 +70,16 @@ def metrics_table(outcome: Outcome) -> str:
     """Return every metric of a case, observed ones too."""
     rows = [
         (row.metric, quantity(row.baseline, BY_NAME[row.metric]), quantity(row.measured, BY_NAME[row.metric]),
-         change(row), bounds(row), row.status or "observed", row.rule)
+         change(row), bounds(row), "" if row.tolerance is None else f"{row.tolerance:.3g}",
+         "" if row.detectable is None else f"{row.detectable:.1%}", row.status or "observed", row.rule)
         for row in outcome.verdict.metrics
         if row.measured is not None or row.baseline is not None
     ]  # fmt: skip
-    return tabulate(rows, headers=("metric", "baseline", "now", "change", "bounds", "verdict", "rule"), disable_numparse=True)
+    return tabulate(
+        rows,
+        headers=("metric", "baseline", "now", "change", "bounds", "tolerance", "detectable", "verdict", "rule"),
+        disable_numparse=True,
+    )
 
 
 def summary_table(outcomes: Sequence[Outcome]) -> str:
@@ -94,6 +102,77 @@ def _cell(row: MetricVerdict | None, name: str) -> str:
         value = quantity(row.measured, BY_NAME[name])
     changed = "" if row.worse is None or abs(row.worse) < 0.0005 else f" ({change(row)})"
     return value + changed
+
+
+def review_table(outcome: Outcome) -> str:
+    """Return every metric of a baseline that was just recorded: old, new, change; and its noise where it was calibrated."""
+    rows = []
+    for row in outcome.verdict.metrics:
+        if row.measured is None and row.baseline is None:
+            continue
+        metric, parts = BY_NAME[row.metric], row.noise
+        noise = (_sd(parts.rounds), _sd(parts.launches), _sd(parts.jobs)) if parts else ("", "", "")
+        found = "" if row.detectable is None else f"{row.detectable:.1%}"
+        proposed = "" if row.tolerance is None else f"{row.tolerance:.0%}"
+        rows.append(
+            (row.metric, quantity(row.baseline, metric), quantity(row.measured, metric), change(row), *noise, found, proposed)
+        )
+    headers = ("metric", "old", "new", "change", "rounds sd", "launches sd", "jobs sd", "detectable", "tolerance to propose")
+    used = [i for i in range(len(headers)) if i < 4 or any(row[i] for row in rows)]
+    return tabulate([[row[i] for i in used] for row in rows], headers=[headers[i] for i in used], disable_numparse=True)
+
+
+def _sd(log_percent: float | None) -> str:
+    return "?" if log_percent is None else f"{log_percent:.2g}%"
+
+
+def prospects(cases: Iterable[tuple[str, list[Comparison]]], *, verbose: bool) -> list[str]:
+    """Return what the stored baselines can find within the budget, per case: everything if verbose, else what falls short.
+
+    A tolerance that the noise hides is told before any GPU time is spent on it.
+    """
+    lines, short = [], []
+    for case_id, comparisons in cases:
+        found = [(one, one.detectable) for one in comparisons]
+        able = [f"{one.metric.name} {detectable:.1%}" for one, detectable in found if detectable is not None]
+        if verbose and able:
+            budget = comparisons[0].design.launches
+            lines.append(f"llmperf: {case_id}: slow-down found 19 times in 20 within {budget} launches: {', '.join(able)}")
+        for one, detectable in found:
+            if detectable is not None and detectable > one.gate.share:
+                short.append(_shortfall(case_id, one, detectable))
+    shown = short if verbose else short[:_SHORTFALLS]
+    more = [f"llmperf: and {len(short) - len(shown)} more such tolerances; -v shows all"] if len(short) > len(shown) else []
+    return [*lines, *shown, *more]
+
+
+_SHORTFALLS = 4
+
+
+def _shortfall(case_id: str, one: Comparison, detectable: float) -> str:
+    needed = one.launches_needed
+    if needed is not None:
+        cure = f"it takes {needed} launches (--llmperf-max-launches={needed})"
+    else:
+        cure = f"no number of launches will do against {len(one.rounds)} of the baseline: extend it with --update-baselines"
+    return (
+        f"llmperf: {case_id}: {one.metric.name} may not be decided: its tolerance of {one.gate.share:.3g} is below the"
+        f" {detectable:.1%} that {one.design.launches} launches find 19 times in 20; {cure}, or a tolerance of {detectable:.0%}"
+    )
+
+
+def suite_line(decision: Decision) -> str:
+    """Return the verdict on all comparisons together in one line."""
+    low, mid, high = (math.expm1(x / 100) for x in (decision.lower, decision.estimate, decision.upper))
+    verdict = "REGRESSED" if decision.outcome == "regressed" else decision.outcome.upper()
+    way = "worse" if mid > 0 else "better"
+    return f"suite as a whole: {abs(mid):.1%} {way} [{low:+.1%}, {high:+.1%}] on the mean of all comparisons: {verdict}"
+
+
+def self_test_line(checks: Sequence[dict[str, Any]]) -> str:
+    """Return how many gates and injected changes there were, and how many were judged wrongly."""
+    faults = sum(check["fault"] is not None for check in checks)
+    return f"{len(checks)} changes injected into stored samples; {faults or 'none'} judged wrongly"
 
 
 def counts_line(outcomes: Sequence[Outcome]) -> str:

@@ -1,0 +1,50 @@
+"""Which metrics can fail a test, and by how much they may get worse: the table's defaults, then the project's entries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.measure.metrics import BY_NAME, METRICS
+from pytest_llmperf.plan import PlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pytest_llmperf.measure.metrics import Metric
+    from pytest_llmperf.plan import Gate
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What is asked of a gating metric."""
+
+    share: float
+    """The change for the worse that must not pass, as a fraction."""
+    asked: bool = False
+    """The project named the metric: that it cannot be judged is then no small matter."""
+
+
+def gates(entries: Iterable[Gate] = (), *, tolerance: float) -> dict[str, Tolerance]:
+    """Return the gating metrics; later entries win. Raises PlanError for an entry that is about no metric."""
+    found = {metric.name: Tolerance(_default(metric, tolerance)) for metric in METRICS if metric.gating}
+    for entry in entries:
+        names = [metric.name for metric in METRICS if fnmatchcase(metric.name, entry.metrics)]
+        if not names:
+            raise PlanError(f"{entry.origin}: {entry.metrics!r} is not a metric; known are {', '.join(BY_NAME)}")
+        for name in names:
+            found.pop(name, None)
+            if entry.on:
+                found[name] = Tolerance(entry.tolerance or _default(BY_NAME[name], tolerance), asked=True)
+    return found
+
+
+def _default(metric: Metric, tolerance: float) -> float:
+    own = metric.tolerance or 0.0
+    return own if metric.kind in ("count", "exact") else max(tolerance, own)
+
+
+def comparisons(gated: Mapping[str, Tolerance]) -> int:
+    """Return how many of them share the suite's error rate: all but the exact ones, which spend none of it."""
+    return sum(BY_NAME[name].kind != "exact" for name in gated)

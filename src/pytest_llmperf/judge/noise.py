@@ -1,0 +1,153 @@
+"""How noisy is it: what rounds, launches and jobs (pytest runs) each add, and what the suite's baselines lead to expect."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pytest_llmperf.judge import stats
+from pytest_llmperf.measure import metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from pytest_llmperf.judge.baseline import Baseline
+    from pytest_llmperf.measure import Launch
+    from pytest_llmperf.measure.metrics import Metric
+
+RATIOS = ("ratio", "quantile", "tail")
+"""The classes of metric whose launches have levels."""
+_JOBS_THAT_TELL = 3
+"""With fewer jobs than this nothing can be said of how they differ."""
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What is believed of a comparison's noise before this run's launches."""
+
+    prior: stats.Prior
+    drift: stats.Drift | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The noise of one metric in its parts, as standard deviations in log-percent."""
+
+    rounds: float
+    """Between rounds of a launch."""
+    launches: float
+    """Between launches of a job, beyond what their rounds explain."""
+    jobs: float | None
+    """Between jobs, beyond what their launches explain; None with fewer than three jobs, or one launch in each."""
+    launch_count: int
+    job_count: int
+
+
+def values(metric: Metric, launches: Iterable[Launch]) -> list[list[float]]:
+    """Return a metric's values, one list per launch, without those that could not be measured."""
+    return [[value for value in launch.values(metric.name) if value is not None] for launch in launches]
+
+
+def levels(metric: Metric, rounds: Sequence[Sequence[float]], scatter: float) -> NDArray[np.float64]:
+    """Return launch levels; raises UnusableSampleError."""
+    return stats.launch_levels(rounds, higher_is_better=metric.better == "higher", scatter=scatter)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A comparison's baseline, summarized."""
+
+    key: tuple[str, str]
+    levels: NDArray[np.float64]
+    scatter: float
+    jobs: tuple[str, ...]
+    rounds: float
+
+    @property
+    def within(self) -> tuple[float, int]:
+        """Return sum of squares and degrees of freedom of launches within their jobs."""
+        return stats.within_jobs(self.levels, self.jobs if self.tells_jobs else None)
+
+    @property
+    def tells_jobs(self) -> bool:
+        jobs = len(set(self.jobs))
+        return jobs >= _JOBS_THAT_TELL and self.levels.size > jobs
+
+    def between(self, variance: float) -> float:
+        """Return the variance between jobs by the method of moments (below 0 where there is none); `variance`: of launches."""
+        sizes = np.array([self.jobs.count(job) for job in dict.fromkeys(self.jobs)], dtype=np.float64)
+        means = np.array([self.levels[[one == job for one in self.jobs]].mean() for job in dict.fromkeys(self.jobs)])
+        mean_square = float((sizes * (means - self.levels.mean()) ** 2).sum()) / (sizes.size - 1)
+        typical = float((sizes.sum() - (sizes**2).sum() / sizes.sum()) / (sizes.size - 1))
+        return (mean_square - variance) / typical
+
+
+def _stored(case_id: str, metric: Metric, launches: Sequence[Launch]) -> _Stored | None:
+    rounds = values(metric, launches)
+    try:
+        scatter = stats.round_scatter(rounds)
+        found = levels(metric, rounds, scatter)
+    except stats.UnusableSampleError:
+        return None
+    return _Stored(
+        (case_id, metric.name), found, scatter, tuple(one.job for one in launches), float(np.mean([*map(len, rounds)]))
+    )
+
+
+def beliefs(baselines: Iterable[Baseline], gated: Mapping[str, Iterable[str]] | None = None) -> dict[tuple[str, str], Belief]:
+    """Return per case id and metric what the suite's own baselines lead to expect; nothing of this run enters it.
+
+    `gated` holds the gating metrics per case id; without it they are the table's defaults.
+    """
+    found: dict[tuple[str, str], Belief] = {}
+    stored = list(baselines)
+    for kind in RATIOS:
+        default, summaries = stats.PRIORS[kind], list[_Stored]()
+        for one in stored:
+            names = metrics.GATING if gated is None else gated.get(one.case_id, ())
+            of_kind = [metrics.BY_NAME[name] for name in names if metrics.BY_NAME[name].kind in ("exact", kind)]
+            # An exact metric that varies is judged as a ratio.
+            wanted = [metric for metric in of_kind if metric.kind == kind or kind == "ratio"]
+            summaries += filter(None, (_stored(one.case_id, metric, one.launches) for metric in wanted))
+        several = [one for one in summaries if one.within[1]]
+        if several:
+            spread = [(one.within[0] / one.within[1], one.within[1], one.scatter) for one in several]
+            priors = stats.fit_priors(*zip(*spread, strict=True), default=default)
+            found |= _with_drift(dict(zip((one.key for one in several), priors, strict=True)), several)
+    return found
+
+
+def _with_drift(priors: Mapping[tuple[str, str], stats.Prior], summaries: Iterable[_Stored]) -> dict[tuple[str, str], Belief]:
+    """Return the priors with each metric's drift between jobs, averaged over the suite's cases: one host has them all."""
+    shares = defaultdict[str, list[float]](list)
+    telling = [one for one in summaries if one.tells_jobs]
+    for one in telling:
+        ss, df = one.within
+        prior = priors[one.key]
+        variance = max((prior.df * prior.variance + ss) / (prior.df + df), stats.FLOOR_SD**2)
+        shares[one.key[1]].append(one.between(variance) / variance)
+    drifts = {one.key: stats.Drift(max(float(np.mean(shares[one.key[1]])), 0.0), one.jobs) for one in telling}
+    return {key: Belief(prior, drifts.get(key)) for key, prior in priors.items()}
+
+
+def parts(metric: Metric, launches: Sequence[Launch]) -> Parts | None:
+    """Return the noise of stored launches in its parts; None for fewer than two launches, or where there are no levels."""
+    summary = _stored("", metric, launches) if metric.kind in (*RATIOS, "exact") and len(launches) > 1 else None
+    if summary is None:
+        return None
+    ss, df = summary.within
+    variance = ss / df
+    between = summary.between(variance) if summary.tells_jobs else None
+    return Parts(
+        rounds=summary.scatter,
+        launches=math.sqrt(max(variance - summary.scatter**2 / summary.rounds, 0.0)),
+        jobs=None if between is None else math.sqrt(max(between, 0.0)),
+        launch_count=len(launches),
+        job_count=len(set(summary.jobs)),
+    )

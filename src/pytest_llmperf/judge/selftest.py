@@ -1,0 +1,129 @@
+"""Do the gates fire? Known changes are injected into stored samples, and the verdict on each is held against what it must be.
+
+A gate with its direction the wrong way round, or one that adds two tolerances, is green for years; nobody finds out by
+measuring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.judge.verdict import Status, judge
+from pytest_llmperf.measure import Measurement, Round
+from pytest_llmperf.measure.metrics import BY_NAME
+from pytest_llmperf.plan import Case, EngineSpec, Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from pytest_llmperf.judge.baseline import Baseline
+    from pytest_llmperf.judge.gates import Tolerance
+    from pytest_llmperf.judge.noise import Belief
+    from pytest_llmperf.judge.stats import Design
+    from pytest_llmperf.measure import Launch
+    from pytest_llmperf.measure.metrics import Metric
+
+_SHARES = (0.05, 0.10, 0.20)
+_EVENTS = 1.0
+"""What `decide_count` allows beyond the tolerance, in events a round."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One change injected into one gating metric."""
+
+    metric: str
+    change: str
+    status: Status
+    fault: str | None
+    """What is wrong with the gate; None where it did what it must."""
+
+
+@dataclass(frozen=True)
+class _Injection:
+    change: str
+    apply: Callable[[float], float | None]
+    wanted: Callable[[Status], str | None]
+    """Returns the fault of a gate with this status."""
+
+
+def self_test(stored: Baseline, gated: Mapping[str, Tolerance], design: Design, beliefs: Mapping[str, Belief]) -> list[Check]:
+    """Return what each gate says of known changes of its metric; the baseline's own launches stand in for the run's."""
+    found = []
+    for name, gate in gated.items():
+        metric = BY_NAME[name]
+        values = [value for launch in stored.launches for value in launch.values(name) if value is not None]
+        if not values:
+            fault = "the baseline has no such metric: the gate can never fire" if gate.asked else None
+            found.append(Check(name, "none", Status.NOT_COMPARABLE, fault))
+            continue
+        for injection in _injections(metric, gate.share, sum(values) / len(values)):
+            measured = Measurement(_case(stored), _changed(stored, metric, injection.apply, design.launches))
+            verdict = judge(measured, stored, design=design, gated={name: gate}, beliefs=beliefs)
+            status = next(row.status for row in verdict.metrics if row.metric == name) or verdict.status
+            found.append(Check(name, injection.change, status, injection.wanted(status)))
+    return found
+
+
+def _case(stored: Baseline) -> Case:
+    known = {name: value for name, value in stored.workload.items() if name in Workload.__dataclass_fields__}
+    return Case(stored.case_id, EngineSpec(), Workload(**known))
+
+
+def _changed(stored: Baseline, metric: Metric, apply: Callable[[float], float | None], count: int) -> tuple[Launch, ...]:
+    def changed(metrics: dict[str, float | None]) -> dict[str, float | None]:
+        value = metrics.get(metric.name)
+        return metrics if value is None else {**metrics, metric.name: apply(value)}
+
+    return tuple(
+        replace(one, metrics=changed(one.metrics), rounds=tuple(Round(changed(each.metrics)) for each in one.rounds))
+        for one in islice(cycle(stored.launches), count)
+    )
+
+
+def _injections(metric: Metric, tolerance: float, typical: float) -> Iterator[_Injection]:
+    sign = 1 if metric.better == "lower" else -1
+    events = metric.kind == "count"
+
+    def scaled(factor: float) -> Callable[[float], float | None]:
+        return lambda value: float(round(value * factor)) if events else value * factor
+
+    def limit() -> float:
+        return tolerance + _EVENTS / typical if events and typical else tolerance
+
+    yield _Injection("unchanged", scaled(1.0), _not_red)
+    for share in _SHARES:
+        if not events or typical:
+            must = _red if share >= limit() else _not_red if share < limit() / 2 else _anything
+            yield _Injection(f"{share:.0%} worse", scaled((1 + share) ** sign), must)
+            yield _Injection(f"{share:.0%} better", scaled((1 + share) ** -sign), _not_red)
+    if events:
+        yield _Injection("twice as many and 5 a round", lambda value: 2 * value + 5 * sign, _red)
+    yield _Injection("missing", lambda _: None, _not_compared)
+    yield _Injection("not a number", lambda _: float("nan"), _not_compared)
+    if not events or typical > 1:
+        yield _Injection("unit 1000 times smaller", scaled(1000.0), _not_green if not events else _anything)
+        yield _Injection("unit 1000 times larger", scaled(0.001), _not_green if not events else _anything)
+    yield _Injection("zero", lambda _: 0.0, _anything if events else _not_green)
+
+
+def _red(status: Status) -> str | None:
+    return None if status is Status.REGRESSED else f"does not fire: {status}"
+
+
+def _not_red(status: Status) -> str | None:
+    return f"fires where it must not: {status}" if status in (Status.REGRESSED, Status.NOT_COMPARABLE) else None
+
+
+def _not_compared(status: Status) -> str | None:
+    return None if status is Status.NOT_COMPARABLE else f"is not noticed: {status}"
+
+
+def _not_green(status: Status) -> str | None:
+    return f"is not noticed: {status}" if status.green else None
+
+
+def _anything(_: Status) -> str | None:
+    return None
