@@ -162,15 +162,15 @@ def _together(rows: Iterable[MetricVerdict]) -> Status:
 
 
 def calibrated(
-    now: Sequence[Launch], before: Baseline | None, recorded: Baseline, gated: Mapping[str, Tolerance], design: stats.Design
+    observed: Iterable[MetricVerdict], recorded: Baseline, gated: Mapping[str, Tolerance], design: stats.Design
 ) -> tuple[MetricVerdict, ...]:
-    """Return every metric's medians, and how noisy the recorded baseline is: parts of the noise, what could be found with it.
+    """Return the rows with how noisy the recorded baseline is: the noise in its parts, and what could be found with it.
 
     `tolerance` is the one to propose: the detectable slow-down, rounded up to a whole percent.
     """
     believed = noise.beliefs([recorded], {recorded.case_id: tuple(gated)})
     rows = []
-    for row in observed(now, before.launches if before else None):
+    for row in observed:
         metric, gate = metrics.BY_NAME[row.metric], gated.get(row.metric)
         parts = noise.parts(metric, recorded.launches)
         if gate is not None and parts is not None:
@@ -258,6 +258,9 @@ def _judge_metric(
     except stats.UnusableSampleError as error:
         return replace(seen, status=Status.NOT_COMPARABLE, rule=str(error))
     status, rule = _OUTCOMES[decision.outcome], decision.rule
+    if status is Status.INCONCLUSIVE and levels:
+        needed = comparison.launches_needed
+        rule += f"; {needed} would most likely do" if needed else "; the baseline needs more launches"
     if status.green and metric.kind != "count" and _implausible(seen, metric):
         status = Status.NOT_COMPARABLE
         rule = (

@@ -187,8 +187,9 @@ class Run:
             launches=state.launches,
         )
         merged, how = self._merged(stored, new, state, marker)
-        rows = calibrated(state.launches, stored, merged, gated, design)
+        rows = observed(state.launches, stored.launches if stored else None)
         if self.settings.calibrate:
+            rows = calibrated(rows, merged, gated, design)
             merged = replace(merged, noise=noise_of(rows))
         state.pending = (path, merged)
         state.verdict = Verdict(Status.RECORDED, rows, launches=len(state.launches), baseline_launches=len(merged.launches))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 import pytest
 
 from pytest_llmperf.judge.baseline import BaselineError
@@ -31,7 +31,7 @@ def run(item: pytest.Item) -> None:
             longrepr = text
         report = pytest.TestReport(item.nodeid, item.location, dict.fromkeys(item.keywords, 1), phase, longrepr, when)
         if when == "call":
-            report.llmperf_selftest = [asdict(check) for check in checks]  # type: ignore[attr-defined]  # as report.llmperf
+            report.llmperf_selftest = msgspec.to_builtins(checks)  # type: ignore[attr-defined]  # as report.llmperf
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,11 @@ def quantity(value: float | None, metric: Metric) -> str:
     if metric.unit == "share":
         return f"{value:.1%}"
     return f"{value:,.0f} {metric.unit}" if abs(value) >= 100 or value == int(value) else f"{value:.3g} {metric.unit}"
+
+
+def percent(share: float, *, up: bool = False) -> str:
+    """Return a fraction in percent with the digits that matter, e.g. `5 %`, `7.4 %`; whole and rounded up if `up`."""
+    return f"{math.ceil(100 * share - 1e-9)} %" if up else f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
 def change(row: MetricVerdict) -> str:

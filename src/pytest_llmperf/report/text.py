@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from pytest_llmperf.judge.verdict import MetricVerdict, Status
 from pytest_llmperf.measure.metrics import BY_NAME
-from pytest_llmperf.report import change, quantity
+from pytest_llmperf.report import change, percent, quantity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -70,8 +70,8 @@ def metrics_table(outcome: Outcome) -> str:
     """Return every metric of a case, observed ones too."""
     rows = [
         (row.metric, quantity(row.baseline, BY_NAME[row.metric]), quantity(row.measured, BY_NAME[row.metric]),
-         change(row), bounds(row), "" if row.tolerance is None else f"{row.tolerance:.3g}",
-         "" if row.detectable is None else f"{row.detectable:.1%}", row.status or "observed", row.rule)
+         change(row), bounds(row), "" if row.tolerance is None else percent(row.tolerance),
+         "" if row.detectable is None else percent(row.detectable), row.status or "observed", row.rule)
         for row in outcome.verdict.metrics
         if row.measured is not None or row.baseline is not None
     ]  # fmt: skip
@@ -112,14 +112,16 @@ def review_table(outcome: Outcome) -> str:
             continue
         metric, parts = BY_NAME[row.metric], row.noise
         noise = (_sd(parts.rounds), _sd(parts.launches), _sd(parts.jobs)) if parts else ("", "", "")
-        found = "" if row.detectable is None else f"{row.detectable:.1%}"
-        proposed = "" if row.tolerance is None else f"{row.tolerance:.0%}"
+        found = "" if row.detectable is None else percent(row.detectable)
+        proposed = "" if row.tolerance is None else percent(row.tolerance, up=True)
         rows.append(
             (row.metric, quantity(row.baseline, metric), quantity(row.measured, metric), change(row), *noise, found, proposed)
         )
     headers = ("metric", "old", "new", "change", "rounds sd", "launches sd", "jobs sd", "detectable", "tolerance to propose")
     used = [i for i in range(len(headers)) if i < 4 or any(row[i] for row in rows)]
-    return tabulate([[row[i] for i in used] for row in rows], headers=[headers[i] for i in used], disable_numparse=True)
+    table = tabulate([[row[i] for i in used] for row in rows], headers=[headers[i] for i in used], disable_numparse=True)
+    wide = {row.metric: percent(row.tolerance, up=True) for row in outcome.verdict.metrics if row.tolerance}
+    return f"{table}\nto gate by what can be found: @pytest.mark.llmperf(gate={wide})" if wide else table
 
 
 def _sd(log_percent: float | None) -> str:
@@ -134,7 +136,7 @@ def prospects(cases: Iterable[tuple[str, list[Comparison]]], *, verbose: bool) -
     lines, short = [], []
     for case_id, comparisons in cases:
         found = [(one, one.detectable) for one in comparisons]
-        able = [f"{one.metric.name} {detectable:.1%}" for one, detectable in found if detectable is not None]
+        able = [f"{one.metric.name} {percent(detectable)}" for one, detectable in found if detectable is not None]
         if verbose and able:
             budget = comparisons[0].design.launches
             lines.append(f"llmperf: {case_id}: slow-down found 19 times in 20 within {budget} launches: {', '.join(able)}")
@@ -156,8 +158,9 @@ def _shortfall(case_id: str, one: Comparison, detectable: float) -> str:
     else:
         cure = f"no number of launches will do against {len(one.rounds)} of the baseline: extend it with --update-baselines"
     return (
-        f"llmperf: {case_id}: {one.metric.name} may not be decided: its tolerance of {one.gate.share:.3g} is below the"
-        f" {detectable:.1%} that {one.design.launches} launches find 19 times in 20; {cure}, or a tolerance of {detectable:.0%}"
+        f"llmperf: {case_id}: {one.metric.name} may not be decided: its tolerance of {percent(one.gate.share)} is below the"
+        f" {percent(detectable)} that {one.design.launches} launches find 19 times in 20; {cure}, or a tolerance of"
+        f" {percent(detectable, up=True)}"
     )
 
 

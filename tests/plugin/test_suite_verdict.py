@@ -1,0 +1,57 @@
+"""The suite as a whole: how a red one is told. Whether it is red is tested without pytest, and in tests/simulated_suites.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import SERVING
+
+RECORD = ("--update-baselines", "--llmperf-launches=2")
+CASE = "test_it.py::test_serving[tiny-tp1-c8]"
+# Everything 2 % slower cannot be arranged in real time; what is told of it can.
+RED = """
+from pytest_llmperf.judge import stats, verdict
+
+def judge_suite(cases):
+    assert list(cases)
+    return stats.Decision(outcome="regressed", rule="mean", launches=4, estimate=2.0, lower=1.2, upper=2.8, p=1e-5, se=.2, df=30)
+
+verdict.judge_suite = judge_suite
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
+def test_a_suite_that_is_red_as_a_whole_fails_the_run_as_one_more_test(run, tmp_path, workers):
+    run(SERVING, *RECORD)
+    result = run({"test_it.py": SERVING, "conftest.py": RED}, "--junitxml=junit.xml", *workers)
+    assert result.returncode == 1
+    assert result.outcomes == {"failed": 1, "passed": 1}, result.stdout
+    assert result.statuses == {CASE: "PASS"}
+    assert "FAILED llmperf::suite - suite as a whole: 2.0% worse [+1.2%, +2.8%]" in result.stdout
+    assert "Look at the host first" in result.stdout
+    assert 'tests="2"' in (tmp_path / "junit.xml").read_text()
+
+
+def test_a_suite_that_is_red_anyway_has_no_second_failure(run):
+    run(SERVING, *RECORD)
+    result = run({"test_it.py": SERVING, "conftest.py": RED}, "--llmperf-engine-args=--sim-slow-down 4")
+    assert result.outcomes == {"failed": 1}
+    assert result.statuses == {CASE: "REGRESSED"}
+    assert "suite as a whole: 2.0% worse" in result.stdout
+
+
+def test_a_red_suite_is_off_the_list_of_last_failures_when_it_passes_again(run):
+    run(SERVING, *RECORD)
+    run({"test_it.py": SERVING, "conftest.py": RED})
+    again = run({"test_it.py": SERVING, "conftest.py": ""}, "--lf")
+    assert again.returncode == 0
+    assert again.outcomes == {"passed": 2}, again.stdout  # the suite that failed is one of them
+    assert "suite as a whole: " in again.stdout
+    assert "no previously failed tests" in run({"test_it.py": SERVING, "conftest.py": ""}, "--lf").stdout
+
+
+def test_a_single_comparison_is_no_suite_and_neither_is_an_interrupted_run(run):
+    run(SERVING, *RECORD)
+    assert "suite as a whole" not in run(SERVING, "--llmperf-gate=*=off,itl_p50_s=60%").stdout
+    stopped = run({"test_it.py": SERVING + "    import pytest; pytest.exit('enough')\n", "conftest.py": RED})
+    assert "suite as a whole" not in stopped.stdout

@@ -1,0 +1,95 @@
+"""How often is a real engine called slower? A suite on vLLM's CPU build is run again and again, unchanged and slowed down.
+
+    python -m tests.real.false_alarms --runs 10 --slowed 1.1
+
+It records a baseline over several runs of pytest, runs the suite unchanged and slowed in turn, and prints a line for each run
+and the parts of the noise. It takes the better part of an hour on two cores, which nothing else may use meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+SLOWED = Path(__file__).parent / "slowed"
+SUITE = """
+import pytest
+
+@pytest.mark.llmperf(model="tiny", tp=1, concurrency=[8, 16])
+def test_serving(llmperf, baseline):
+    assert llmperf(prompt_tokens=64, output_tokens=64, requests=32) == baseline
+"""
+
+
+def run(folder: Path, *options: str, slowed: float = 1.0) -> tuple[int, list[dict], float]:
+    """Return exit code, cases and seconds of one run of the suite."""
+    report = folder / "report.json"
+    report.unlink(missing_ok=True)
+    environment = dict(os.environ)
+    if slowed != 1.0:
+        environment |= {"LLMPERF_SLOWED": str(slowed), "PYTHONPATH": str(SLOWED)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--llmperf-json={report}", *options]
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    (folder / "last.log").write_text(done.stdout + done.stderr)
+    cases = json.loads(report.read_text())["cases"] if report.exists() else []
+    if not cases:
+        print(done.stdout[-3000:], done.stderr[-3000:])
+    return done.returncode, cases, time.monotonic() - began
+
+
+def _line(what: str, code: int, cases: list[dict], seconds: float) -> str:
+    launches = max((len(case["launches"]) for case in cases), default=0)
+    found = []
+    for case in cases:
+        decisive = {row["metric"]: row for row in case["verdict"]["metrics"]}
+        change = decisive.get("output_tokens_per_s", {}).get("worse")
+        throughput = "-" if change is None else f"{-change:+.1%} tok/s"
+        red = [row["metric"] for row in case["verdict"]["metrics"] if row["status"] == case["status"]]
+        found.append(f"{case['status']} ({throughput}{', ' + ' '.join(red) if case['status'] == 'REGRESSED' else ''})")
+    return f"{what}: exit {code}, {launches} launches, {seconds:.0f} s: {'; '.join(found)}"
+
+
+def main() -> None:
+    """Record, run in turn, and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=10, help="runs of each kind")
+    parser.add_argument("--slowed", type=float, default=1.1, help="factor on the time of engine steps")
+    parser.add_argument("--jobs", type=int, default=4, help="runs of pytest that the baseline is recorded in")
+    parser.add_argument("--launches", type=int, default=5, help="launches that each of them records")
+    parser.add_argument("--max-launches", type=int, default=8)
+    parser.add_argument("--tolerance", default="10%")
+    parser.add_argument("--folder", help="where baselines and logs go; an existing baseline there is used")
+    args = parser.parse_args()
+    folder = Path(args.folder or tempfile.mkdtemp(prefix="llmperf-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "test_suite.py").write_text(SUITE)
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    compare = (f"--llmperf-tolerance={args.tolerance}", f"--llmperf-max-launches={args.max_launches}")
+    if not list(folder.glob("baselines/**/*.json")):
+        for job in range(args.jobs):
+            how = "--update-baselines" if job == 0 else "--llmperf-calibrate"
+            options = [how, f"--llmperf-launches={args.launches}"] if job == 0 else [f"{how}={args.launches}"]
+            print(_line(f"record {job + 1}", *run(folder, *options, *compare)), flush=True)
+        for path in sorted(folder.glob("baselines/**/*.json")):
+            print(path.stem, json.dumps(json.loads(path.read_text())["noise"], indent=1), flush=True)
+    tally: dict[str, Counter[str]] = {"unchanged": Counter(), "slowed": Counter()}
+    for number in range(args.runs):
+        for what, factor in (("unchanged", 1.0), ("slowed", args.slowed)):
+            code, cases, seconds = run(folder, *compare, slowed=factor)
+            tally[what]["red" if code else "green"] += 1
+            tally[what]["launches"] += max((len(case["launches"]) for case in cases), default=0)
+            print(_line(f"{what} {number + 1}", code, cases, seconds), flush=True)
+    for what, found in tally.items():
+        print(f"{what}: {found['red']} of {args.runs} runs red, {found['launches'] / args.runs:.1f} engine starts a run")
+
+
+if __name__ == "__main__":
+    main()
