@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class _Stored:
     scatter: float
     jobs: tuple[str, ...]
     rounds: float
+    engine: str = ""
+    """Comparisons of one engine share its launches."""
 
     @property
     def within(self) -> tuple[float, int]:
@@ -88,7 +91,7 @@ class _Stored:
         return (mean_square - variance) / typical
 
 
-def _stored(case_id: str, metric: Metric, launches: Sequence[Launch]) -> _Stored | None:
+def _stored(case_id: str, metric: Metric, launches: Sequence[Launch], engine: str = "") -> _Stored | None:
     rounds = values(metric, launches)
     try:
         scatter = stats.round_scatter(rounds)
@@ -114,13 +117,20 @@ def beliefs(baselines: Iterable[Baseline], gated: Mapping[str, Iterable[str]] | 
             of_kind = [metrics.BY_NAME[name] for name in names if metrics.BY_NAME[name].kind in ("exact", kind)]
             # An exact metric that varies is judged as a ratio.
             wanted = [metric for metric in of_kind if metric.kind == kind or kind == "ratio"]
-            summaries += filter(None, (_stored(one.case_id, metric, one.launches) for metric in wanted))
+            engine = json.dumps(one.provenance.engine, sort_keys=True)
+            summaries += filter(None, (_stored(one.case_id, metric, one.launches, engine) for metric in wanted))
         several = [one for one in summaries if one.within[1]]
         if several:
             spread = [(one.within[0] / one.within[1], one.within[1], one.scatter) for one in several]
-            priors = stats.fit_priors(*zip(*spread, strict=True), default=default)
+            priors = stats.fit_priors(*zip(*spread, strict=True), default=default, weights=_weights(several))
             found |= _with_drift(dict(zip((one.key for one in several), priors, strict=True)), several)
     return found
+
+
+def _weights(summaries: Sequence[_Stored]) -> list[float]:
+    engines = {one.engine for one in summaries}
+    shares = {engine: stats.independence([one.levels for one in summaries if one.engine == engine]) for engine in engines}
+    return [shares[one.engine] for one in summaries]
 
 
 def _with_drift(priors: Mapping[tuple[str, str], stats.Prior], summaries: Iterable[_Stored]) -> dict[tuple[str, str], Belief]:

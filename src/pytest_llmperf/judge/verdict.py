@@ -396,9 +396,6 @@ def judge_suite(verdicts: Iterable[tuple[str, Verdict]]) -> stats.Decision | Non
         for row in verdict.metrics:
             if row.levels is not None and metrics.BY_NAME[row.metric].kind in noise.RATIOS:
                 engines.setdefault(engine, []).append(row.levels)
-    pairs = [pair for of_engine in engines.values() for pair in of_engine]
-    if len(pairs) < 2:
+    if sum(map(len, engines.values())) < 2:
         return None  # a single comparison is not made twice
-    spread = [(float(np.var(before, ddof=1)), len(before) - 1) for before, _ in pairs if len(before) > 1]
-    prior = stats.fit_prior(*zip(*spread, strict=True)) if spread else stats.PRIORS["ratio"]
-    return suite.decide_suite(list(engines.values()), design=stats.Design(), prior=prior)
+    return suite.decide_suite(list(engines.values()), design=stats.Design())
