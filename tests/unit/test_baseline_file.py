@@ -34,8 +34,10 @@ STORED = Baseline(
             metrics={"kv_cache_tokens": 4096.0, "startup_s": None},
             dropped_rounds=1,
             versions={"vllm": "0.32.0"},
+            job="20261121-1",
         ),
     ),
+    noise={"ttft_p50_s": {"round_sd": 0.5, "job_sd": None}},
 )
 
 numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False)
@@ -60,6 +62,7 @@ launches = st.builds(
     dropped_rounds=st.integers(0, 3),
     invalid=st.just(()),
     versions=versions,
+    job=texts,
 )
 baselines = st.builds(
     Baseline,
@@ -70,6 +73,7 @@ baselines = st.builds(
     provenance=st.builds(Provenance, facts, versions, facts, st.none() | texts),
     launches=st.lists(launches, min_size=1, max_size=3).map(tuple),
     formulas=st.integers(1, 9),
+    noise=st.dictionaries(texts, metric_values, max_size=3),
 )
 
 
@@ -117,15 +121,16 @@ def test_a_file_has_a_line_for_each_field_and_each_round_so_that_a_diff_shows_wh
     expected = """\
 {
   "case": "tests/test_chat.py::test_chat[tiny-tp1-c8]",
-  "formulas": 1,
+  "formulas": 2,
   "host": "nvidia-h200",
+  "noise": {"ttft_p50_s": {"job_sd": null, "round_sd": 0.5}},
   "provenance": {"commit": "abc123+", "engine": {"env": {}, "kind": "server", "tp": 1}, \
 "host": {"cores": 2, "gpus": ["H200"]}, "versions": {"vllm": "0.32.0"}},
-  "version": 1,
+  "version": 2,
   "workload": {"concurrency": 8, "output_tokens": 50, "prompt_tokens": 100, "requests": 32, "seed": 0},
   "workload_fingerprint": "0123456789abcdef",
   "launches": [
-    {"dropped_rounds": 1, "id": "1f", "metrics": {"kv_cache_tokens": 4096.0, "startup_s": null}, \
+    {"dropped_rounds": 1, "id": "1f", "job": "20261121-1", "metrics": {"kv_cache_tokens": 4096.0, "startup_s": null}, \
 "started": "2026-11-21T08:00:00+00:00", "versions": {"vllm": "0.32.0"}, "rounds": [
       {"metrics": {"preemptions": null, "ttft_p50_s": 0.05}},
       {"metrics": {"preemptions": 29.0, "ttft_p50_s": 0.06}}
@@ -134,6 +139,49 @@ def test_a_file_has_a_line_for_each_field_and_each_round_so_that_a_diff_shows_wh
 }
 """
     assert store.dump(STORED) == expected
+
+
+VERSION_1 = """\
+{
+  "case": "tests/test_chat.py::test_chat[tiny-tp1-c8]",
+  "formulas": 1,
+  "host": "nvidia-h200",
+  "provenance": {"commit": null, "engine": {"kind": "server"}, "host": {}, "versions": {}},
+  "version": 1,
+  "workload": {"concurrency": 8, "output_tokens": 50, "prompt_tokens": 100, "requests": 32, "seed": 0},
+  "workload_fingerprint": "0123456789abcdef",
+  "launches": [
+    {"dropped_rounds": 0, "id": "1f", "metrics": {"kv_cache_tokens": 4096.0}, \
+"started": "2026-11-21T08:00:00+00:00", "versions": {"vllm": "0.32.0"}, "rounds": [
+      {"metrics": {"ttft_p50_s": 0.05}}
+    ]}
+  ]
+}
+"""
+
+
+def test_a_file_of_version_1_is_read_as_one_job_without_noise_and_written_as_version_2(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text(VERSION_1)
+    stored = store.load(path)
+    assert stored is not None
+    assert (stored.launches[0].job, stored.jobs, stored.noise, stored.formulas) == ("", 1, {}, 1)
+    assert stored.launches[0].values("ttft_p50_s") == [0.05]
+    store.save(path, stored)
+    assert json.loads(path.read_text())["version"] == 2
+    assert store.load(path) == stored
+
+
+@settings(PATIENT, max_examples=40)
+@given(baselines)
+def test_what_version_2_added_may_be_missing(folder: Path, stored: Baseline) -> None:
+    data = json.loads(store.dump(stored)) | {"version": 1}
+    del data["noise"]
+    for launch in data["launches"]:
+        del launch["job"]
+    (folder / "four.json").write_text(json.dumps(data))
+    launches = tuple(replace(launch, job="") for launch in stored.launches)
+    assert store.load(folder / "four.json") == replace(stored, noise={}, launches=launches)
 
 
 def test_a_case_without_a_file_has_no_baseline(path: Path) -> None:
@@ -148,6 +196,34 @@ def test_the_arguments_of_an_engine_are_stored_as_its_command_line() -> None:
     }  # fmt: skip
 
 
+# ------------------------------------------------------------------------------------------------ more launches
+
+
+def of_jobs(*jobs: str) -> Baseline:
+    return replace(STORED, launches=tuple(replace(STORED.launches[0], id=str(n), job=job) for n, job in enumerate(jobs)))
+
+
+@settings(PATIENT)
+@given(st.integers(1, 100), st.integers(1, 100))
+def test_new_launches_come_behind_the_stored_ones_and_the_oldest_go(old: int, new: int) -> None:
+    found = [
+        launch.job for launch in store.extended(of_jobs(*map(str, range(old))), of_jobs(*(f"n{n}" for n in range(new)))).launches
+    ]
+    everything = [*map(str, range(old)), *(f"n{n}" for n in range(new))]
+    assert found == everything[-len(found) :]
+    assert len(found) == min(store.MOST_LAUNCHES, old + new)
+
+
+def test_everything_but_the_launches_is_the_new_ones() -> None:
+    new = replace(STORED, provenance=Provenance({}, commit="new"), noise={}, workload_fingerprint="f", formulas=9)
+    found = store.extended(STORED, new)
+    assert found == replace(new, launches=STORED.launches + new.launches)
+
+
+def test_a_baselines_jobs_are_the_runs_that_measured_it() -> None:
+    assert [of_jobs(*jobs).jobs for jobs in ("", "a", "aa", "aba", "abc")] == [0, 1, 1, 2, 3]
+
+
 # ------------------------------------------------------------------------------------------------ unusable files
 
 
@@ -160,9 +236,9 @@ def refusal(path: Path) -> str:
     return message
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", "2", None, [2]])
 def test_another_format_version_is_refused_with_both_versions(path: Path, version: object) -> None:
-    assert f"format version {version!r}, this plugin reads 1" in refusal(written(path, {"version": version}))
+    assert f"format version {version!r}, this plugin reads up to 2" in refusal(written(path, {"version": version}))
 
 
 @pytest.mark.parametrize(
@@ -200,6 +276,7 @@ def test_a_missing_field_is_refused_by_its_name(path: Path, name: str) -> None:
         ("provenance", 5), ("provenance", None), ("provenance", {}), ("provenance", {"engine": {}, "unknown": 1}),
         ("provenance", {"engine": 5}), ("provenance", {"engine": {}, "versions": None}),
         ("provenance", {"engine": {}, "host": 5}),
+        ("noise", None), ("noise", 5), ("noise", {"ttft_p50_s": 5}), ("noise", {"ttft_p50_s": {"round_sd": "low"}}),
         ("launches", None), ("launches", 5), ("launches", {}), ("launches", "text"), ("launches", [5]), ("launches", [{}]),
     ],
 )  # fmt: skip
@@ -215,7 +292,7 @@ def test_a_field_of_a_wrong_type_is_refused(path: Path, name: str, value: object
         ("rounds", [{"metrics": {"ttft_p50_s": [0.05]}}]), ("rounds", [{"metrics": {"ttft_p50_s": 10**400}}]),
         ("metrics", None), ("metrics", 5), ("metrics", {"kv_cache_tokens": "many"}),
         ("dropped_rounds", None), ("dropped_rounds", "none"), ("versions", 5), ("versions", []),
-        ("id", 5), ("started", None),
+        ("id", 5), ("started", None), ("job", 5), ("job", None),
     ],
 )  # fmt: skip
 def test_a_launch_with_a_field_of_a_wrong_type_is_refused(path: Path, name: str, value: object) -> None:

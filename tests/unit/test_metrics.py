@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pytest_llmperf.measure.metrics import (
     BY_NAME,
     GATING,
     METRICS,
+    MIN_EXCEEDANCES,
     LaunchSample,
     Metric,
     RoundSample,
@@ -23,6 +25,7 @@ from pytest_llmperf.measure.metrics import (
     round_metrics,
 )
 from pytest_llmperf.measure.telemetry import Capacity, Telemetry
+from pytest_llmperf.plan import Workload
 
 LATENCIES = ("ttft", "itl", "tpot", "e2e")
 STATISTICS = ("mean", "p50", "p90", "p99")
@@ -34,6 +37,11 @@ FAILED = RequestRecord(9.0, (9.9,), None, prompt_tokens=7, output_tokens=1, erro
 
 def measured(*records: RequestRecord, told: Telemetry | None = None) -> dict[str, float | None]:
     return round_metrics(RoundSample(records, told or Telemetry()))
+
+
+def of_launch(*records: RequestRecord) -> dict[str, float | None]:
+    """Return the metrics of a launch in whose rounds these requests were answered."""
+    return launch_metrics(LaunchSample(None, Capacity(), records))
 
 
 # ------------------------------------------------------------------------------------------------ known answers
@@ -59,10 +67,23 @@ def test_two_answers_give_the_metrics_that_a_pencil_gives(name: str, expected: f
     assert measured(A, B)[name] == pytest.approx(expected)
 
 
+def of_first_token(*seconds: float) -> list[RequestRecord]:
+    return [RequestRecord(0.0, (one,), 2.0, 1, 1) for one in seconds]
+
+
 def test_percentiles_are_those_of_all_requests_together() -> None:
-    records = [RequestRecord(0.0, (0.01 * n,), 2.0, 1, 1) for n in range(1, 102)]
-    found = measured(*records)
-    assert [found[f"ttft_p{percent}_s"] for percent in (50, 90, 99)] == pytest.approx([0.51, 0.91, 1.0])
+    records = of_first_token(*(0.01 * n for n in range(1, 102)))
+    assert measured(*records)["ttft_p50_s"] == pytest.approx(0.51)
+    found = of_launch(*records)
+    assert [found["ttft_p90_s"], found["ttft_p99_s"]] == pytest.approx([0.91, 1.0])
+
+
+def test_a_tail_is_that_of_a_launchs_requests_and_not_the_middle_of_its_rounds_tails() -> None:
+    quiet, slow = of_first_token(*[0.1] * 50), of_first_token(*[0.1] * 40, *[1.0] * 10)
+    assert of_launch(*quiet)["ttft_p90_s"] == pytest.approx(0.1)
+    assert of_launch(*slow)["ttft_p90_s"] == pytest.approx(1.0)
+    assert of_launch(*quiet, *quiet, *slow)["ttft_p90_s"] == pytest.approx(0.1)
+    assert of_launch(*quiet, *slow, *slow)["ttft_p90_s"] == pytest.approx(1.0)
 
 
 def test_a_failed_request_is_counted_and_measured_nowhere_else() -> None:
@@ -74,8 +95,8 @@ def test_a_failed_request_is_counted_and_measured_nowhere_else() -> None:
 
 
 def test_tokens_that_came_in_one_read_are_one_arrival() -> None:
-    found = measured(RequestRecord(0.0, (1.0, 1.0, 1.0, 3.0, 3.0), 3.0, 4, 5))
-    assert found["itl_mean_s"] == found["itl_p99_s"] == pytest.approx(2.0)
+    record = RequestRecord(0.0, (1.0, 1.0, 1.0, 3.0, 3.0), 3.0, 4, 5)
+    assert measured(record)["itl_mean_s"] == of_launch(record)["itl_p99_s"] == pytest.approx(2.0)
 
 
 def test_time_per_output_token_divides_by_the_servers_count_of_tokens() -> None:
@@ -97,7 +118,8 @@ def test_what_the_engine_tells_becomes_its_metrics() -> None:
 
 
 def test_what_belongs_to_the_launch_becomes_its_metrics() -> None:
-    assert launch_metrics(LaunchSample(12.5, Capacity(262_144.0, 128.0))) == {
+    found = launch_metrics(LaunchSample(12.5, Capacity(262_144.0, 128.0)))
+    assert {name: value for name, value in found.items() if value is not None} == {
         "kv_cache_tokens": 262_144.0,
         "max_concurrency": 128.0,
         "startup_s": 12.5,
@@ -168,7 +190,8 @@ def slowed(record: RequestRecord, factor: float) -> RequestRecord:
 def test_a_slower_engine_has_proportionally_longer_latencies_and_less_throughput(
     sample: list[RequestRecord], factor: float
 ) -> None:
-    before, after = measured(*sample), measured(*(slowed(record, factor) for record in sample))
+    later = [slowed(record, factor) for record in sample]
+    before, after = measured(*sample) | of_launch(*sample), measured(*later) | of_launch(*later)
     for metric in METRICS:
         old, new = before.get(metric.name), after.get(metric.name)
         if metric.unit == "s" and old is not None:
@@ -183,15 +206,15 @@ def test_a_slower_engine_has_proportionally_longer_latencies_and_less_throughput
 @given(st.lists(records(), max_size=8), st.randoms())
 def test_the_order_of_requests_changes_nothing(sample: list[RequestRecord], random: object) -> None:
     shuffled = sorted(sample, key=lambda _: random.random())  # type: ignore[attr-defined]
-    after = measured(*shuffled)
-    for name, value in measured(*sample).items():
+    after = measured(*shuffled) | of_launch(*shuffled)
+    for name, value in (measured(*sample) | of_launch(*sample)).items():
         assert after[name] == (value if value is None else pytest.approx(value, rel=1e-9))
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(records(), min_size=1, max_size=8))
 def test_percentiles_are_ordered_and_finite(sample: list[RequestRecord]) -> None:
-    found = measured(*sample)
+    found = {**measured(*sample), **of_launch(*(record for record in sample if record.error is None))}
     for latency in LATENCIES:
         values = [found[f"{latency}_p{percent}_s"] for percent in (50, 90, 99)]
         if values[0] is not None:
@@ -214,7 +237,7 @@ def test_no_metric_is_nought_where_nothing_was_measured(sample: list[RequestReco
 def test_every_row_has_a_unit_a_direction_a_class_and_a_formula(metric: Metric) -> None:
     assert metric.unit
     assert metric.better in ("lower", "higher")
-    assert metric.kind in ("ratio", "quantile", "count", "exact")
+    assert metric.kind in ("ratio", "quantile", "tail", "count", "exact")
     assert len(metric.formula) > 10
     assert "|" not in metric.formula  # it would break the table of the documentation
 
@@ -248,6 +271,68 @@ def test_these_metrics_can_fail_a_test() -> None:
 
 def test_no_quantile_gates_that_a_short_run_cannot_know() -> None:
     assert not [name for name in GATING if "p90" in name or "p99" in name]
+
+
+def test_the_tails_are_those_percentiles_that_a_launch_as_a_whole_has() -> None:
+    tails = {metric.name for metric in METRICS if metric.kind == "tail"}
+    assert tails == {f"{latency}_p{percent}_s" for latency in LATENCIES for percent in (90, 99)}
+    assert all(BY_NAME[name].of_launch and BY_NAME[name].beyond for name in tails)
+
+
+# ------------------------------------------------------------------------------------------------ too few for a tail
+
+
+@pytest.mark.parametrize(
+    ("name", "requests", "rounds", "enough"),
+    [
+        ("ttft_p90_s", 100, 1, True),
+        ("ttft_p90_s", 99, 1, False),
+        ("ttft_p90_s", 20, 5, True),
+        ("ttft_p90_s", 19, 5, False),
+        ("e2e_p99_s", 200, 5, True),
+        ("e2e_p99_s", 199, 5, False),
+        # 32 requests of 50 tokens have 49 gaps each.
+        ("itl_p99_s", 32, 1, True),
+        ("itl_p99_s", 20, 1, False),
+        ("ttft_p50_s", 1, 1, True),
+        ("output_tokens_per_s", 1, 1, True),
+    ],
+)
+def test_a_tail_needs_ten_values_of_a_launch_beyond_it_and_a_median_none(
+    name: str, requests: int, rounds: int, enough: bool
+) -> None:
+    workload = Workload(requests=requests, concurrency=1)
+    assert (BY_NAME[name].too_few(workload, rounds) is None) == enough
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([metric for metric in METRICS if metric.kind == "tail"]),
+    st.integers(1, 400),
+    st.integers(2, 50),
+    st.integers(1, 5),
+)
+def test_as_many_requests_as_a_refused_tail_asks_for_are_enough(
+    metric: Metric, requests: int, output_tokens: int, rounds: int
+) -> None:
+    refused = metric.too_few(Workload(requests=requests, output_tokens=output_tokens, concurrency=1), rounds)
+    if refused is not None:
+        wanted = re.search(r"about ([\d,]+) requests a launch", refused)
+        assert wanted
+        per_launch = int(wanted[1].replace(",", ""))
+        assert per_launch > requests * rounds
+        enough = Workload(requests=math.ceil(per_launch / rounds), output_tokens=output_tokens, concurrency=1)
+        assert metric.too_few(enough, rounds) is None
+
+
+def test_the_reason_of_a_refused_tail_has_its_numbers() -> None:
+    told = BY_NAME["ttft_p99_s"].too_few(Workload(requests=32), 5)
+    assert told == f"a launch has 1.6 values beyond it, {MIN_EXCEEDANCES} are needed; about 1,000 requests a launch would do"
+
+
+def test_no_number_of_answers_of_one_token_has_a_gap() -> None:
+    told = BY_NAME["itl_p90_s"].too_few(Workload(output_tokens=1), 5)
+    assert told == f"a launch has 0 values beyond it, {MIN_EXCEEDANCES} are needed"
 
 
 def test_the_documentation_has_a_line_for_every_metric() -> None:

@@ -16,13 +16,17 @@ from pytest_llmperf.judge.stats import (
     PRIORS,
     Decision,
     Design,
+    Drift,
     Prior,
     UnusableSampleError,
     decide,
     fit_prior,
     fit_priors,
+    independence,
     launch_levels,
     round_scatter,
+    standard_error,
+    within_jobs,
 )
 
 DESIGN = Design(comparisons=40)
@@ -150,6 +154,49 @@ def test_rounds_that_explain_the_noise_make_a_firmer_prior_and_others_do_not() -
     assert explained[noisy].variance == pytest.approx(scatter[noisy] ** 2, rel=0.5)
     unrelated = np.exp(rng.normal(0, 1, 40)) * rng.chisquare(19, 40) / 19
     assert np.mean([p.df for p in fit_priors(unrelated, 19, scatter)]) < 2 * fit_prior(unrelated, 19).df
+
+
+# --- comparisons of one engine -------------------------------------------------------------------------------------
+def moving(comparisons: int, launches: int, together: float, seed: int = 9) -> np.ndarray:
+    """Return levels of unit variance whose correlation between comparisons is `together`."""
+    rng = np.random.default_rng(seed)
+    shared = rng.normal(0, 1, launches)
+    return math.sqrt(together) * shared + math.sqrt(1 - together) * rng.normal(0, 1, (comparisons, launches))
+
+
+def test_comparisons_that_move_as_one_are_one_witness_and_independent_ones_are_all_of_them() -> None:
+    levels = moving(1, 20, 0.0)[0]
+    assert independence([levels]) == independence([]) == 1
+    assert independence([levels] * 5) == pytest.approx(1 / 5)
+    assert independence([levels, -levels, 2 * levels + 7]) == pytest.approx(1 / 3)
+    assert independence(list(moving(8, 2000, 0.0))) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("together", [0.0, 0.3, 0.6, 0.9])
+def test_so_many_independent_witnesses_know_as_much_of_the_noise(together: float) -> None:
+    # The variance of the mean of eight log-variances, against that of one of them, over many engines.
+    engines = [moving(8, 40, together, seed) for seed in range(1500)]
+    logs = np.array([np.log(levels.var(axis=1, ddof=1)) for levels in engines])
+    truth = logs.var() / logs.mean(axis=1).var() / 8
+    found = np.median([independence(list(levels)) for levels in engines[:200]])
+    assert found == pytest.approx(truth, rel=0.2)
+
+
+@quick
+@given(st.lists(st.lists(st.floats(-30, 30), max_size=8), max_size=6))
+def test_the_worth_of_a_witness_is_between_its_share_and_one(levels: list[list[float]]) -> None:
+    found = independence([np.array(x) for x in levels])
+    assert 1 / max(len(levels), 1) <= found * (1 + 1e-9)
+    assert found <= 1
+
+
+def test_a_prior_of_half_witnesses_is_that_of_half_as_many() -> None:
+    v, df = noise(40, seed=6) ** 2 + 0.1, 9
+    half = fit_prior(v, df, weights=0.5)
+    assert half == fit_prior(v, df, weights=[0.5] * 40)
+    assert fit_prior(np.tile(v, 2), df, weights=0.5).df == pytest.approx(fit_prior(v, df).df)
+    assert fit_prior(np.tile(v, 2), df, weights=0.5).variance == pytest.approx(fit_prior(v, df).variance)
+    assert fit_prior(v, df, weights=1.0) == fit_prior(v, df)
 
 
 # --- one comparison ------------------------------------------------------------------------------------------------
@@ -287,12 +334,106 @@ def test_few_clean_suites_fail() -> None:
     assert red <= 9  # at most 1 % of 300 is promised; more than 9 then has probability 0.1 %
 
 
-def settle(baseline: np.ndarray, candidate: np.ndarray, design: Design, prior: Prior) -> Decision:
-    decisions = (decide(baseline, candidate[:k], design=design, prior=prior) for k in range(1, design.launches + 1))
+def settle(baseline: np.ndarray, candidate: np.ndarray, design: Design, prior: Prior, drift: Drift | None = None) -> Decision:
+    looks = range(1, design.launches + 1)
+    decisions = (decide(baseline, candidate[:k], design=design, prior=prior, drift=drift) for k in looks)
     return next(decision for decision in decisions if decision.outcome != "more")
 
 
 # --- planning ------------------------------------------------------------------------------------------------------
+
+
+# --- drift between jobs --------------------------------------------------------------------------------------------
+JOBS = tuple(f"job {n // 4}" for n in range(20))
+LABELLED = st.lists(st.tuples(st.floats(-30, 30), st.sampled_from("abcd")), min_size=1, max_size=20)
+
+
+@quick
+@given(LABELLED)
+def test_launches_around_their_jobs_and_jobs_around_the_mean_make_up_all_squares(rows: list[tuple[float, str]]) -> None:
+    levels, jobs = np.array([row[0] for row in rows]), [row[1] for row in rows]
+    groups = [levels[[one == job for one in jobs]] for job in set(jobs)]
+    between = sum(group.size * (group.mean() - levels.mean()) ** 2 for group in groups)
+    ss, df = within_jobs(levels, jobs)
+    assert ss + between == pytest.approx(((levels - levels.mean()) ** 2).sum(), abs=1e-6)
+    assert df == levels.size - len(groups)
+
+
+def test_without_jobs_all_launches_are_around_one_mean() -> None:
+    levels = noise(9)
+    assert within_jobs(levels, None) == pytest.approx((8 * levels.var(ddof=1), 8))
+    assert within_jobs(levels, ["one"] * 9) == within_jobs(levels, None)
+    assert within_jobs(levels, [str(n) for n in range(9)]) == (0, 0)
+
+
+SIZES = st.tuples(st.integers(1, 40), st.integers(1, 8))
+
+
+@quick
+@given(st.floats(0, 1e4), st.integers(0, 50), SIZES)
+def test_a_standard_error_without_drift_is_that_of_two_means(ss: float, df: int, sizes: tuple[int, int]) -> None:
+    se, freedom = standard_error(ss, df, prior=PRIOR, sizes=sizes)
+    variance = max((PRIOR.df * PRIOR.variance + ss) / (PRIOR.df + df), 0.1**2)
+    assert se**2 == pytest.approx(variance / sizes[0] + variance / sizes[1])
+    assert freedom == df + PRIOR.df
+    jobs = tuple(str(n % 3) for n in range(sizes[0]))
+    assert standard_error(ss, df, prior=PRIOR, sizes=sizes, drift=Drift(0.0, jobs)) == (se, freedom)
+
+
+@quick
+@given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 100), st.floats(0.01, 10))
+def test_no_number_of_launches_averages_a_drift_out(jobs: int, each: int, candidate: int, share: float) -> None:
+    drift = Drift(share, tuple(str(n % jobs) for n in range(jobs * each)))
+    se, df = standard_error(100.0, 100, prior=Prior(1.0, 4.0), sizes=(jobs * each, candidate), drift=drift)
+    launches = 1 / (jobs * each) + 1 / candidate
+    assert se**2 == pytest.approx(launches + share * (1 + 1 / jobs), rel=0.01)
+    assert min(jobs - 1, 104) <= max(df, 1) <= 104 + max(jobs - 1, 1)
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_the_standard_error_is_the_spread_of_differences_between_jobs(share: float) -> None:
+    rng = np.random.default_rng(6)
+    jobs = ("a", "a", "a", "a", "b", "b", "c")  # unequal: the mean leans on job a
+    effects = rng.normal(0, math.sqrt(share), (20_000, 4))
+    baseline = rng.normal(0, 1, (20_000, 7)) + effects[:, [0, 0, 0, 0, 1, 1, 2]]
+    candidate = rng.normal(0, 1, (20_000, 3)) + effects[:, [3]]
+    spread = (candidate.mean(axis=1) - baseline.mean(axis=1)).std()
+    se, _ = standard_error(1e6, 1_000_000, prior=Prior(1.0, 4.0), sizes=(7, 3), drift=Drift(share, jobs))
+    assert se == pytest.approx(spread, rel=0.02)  # the sd of 20 000 draws is known to 0.5 %
+
+
+@quick
+@given(LEVELS, LEVELS)
+def test_one_job_without_drift_is_judged_as_if_there_were_none(baseline: list[float], candidate: list[float]) -> None:
+    drift = Drift(0.0, ("",) * len(baseline))
+    without = decide(baseline, candidate, design=DESIGN, prior=PRIOR)
+    assert decide(baseline, candidate, design=DESIGN, prior=PRIOR, drift=drift) == without
+
+
+@quick
+@given(st.integers(1, 8), st.floats(-3, 8), st.floats(0.5, 5), st.integers(0, 10_000))
+def test_a_drift_widens_the_bounds_and_leaves_the_estimate(look: int, shift: float, share: float, seed: int) -> None:
+    baseline, candidate = noise(20, seed=seed), noise(look, seed=seed + 1) + shift
+    none, some, more = (
+        decide(baseline, candidate, design=DESIGN, prior=PRIOR, drift=Drift(x, JOBS)) for x in (0.0, share, 2 * share)
+    )
+    assert none.estimate == some.estimate == more.estimate
+    assert more.lower < some.lower < none.lower
+    assert none.upper < some.upper < more.upper
+
+
+def test_jobs_that_differ_by_1_percent_make_many_false_regressions_unless_their_drift_is_known() -> None:
+    rng = np.random.default_rng(7)
+    design, prior, suites = Design(tolerance=0.03), Prior(1.0, 4.0), 1000
+    jobs = rng.normal(0, 1, (suites, 6))  # five of the baseline, then the run
+    levels = rng.normal(0, 1, (suites, 28)) + np.repeat(jobs, [4, 4, 4, 4, 4, 8], axis=1)
+    red = [
+        sum(settle(x[:20], x[20:], design, prior, drift).outcome == "regressed" for x in levels)
+        for drift in (None, Drift(1.0, JOBS))
+    ]
+    assert red[0] > 50  # 7.4 % of them (3000 suites)
+    assert red[1] <= 19  # at most 0.9 % is promised; more than 19 of 1000 then has probability 0.1 %
+    assert red[0] > 10 * red[1]
 
 
 # --- counts --------------------------------------------------------------------------------------------------------

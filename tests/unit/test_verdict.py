@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,15 +11,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.judge import stats
+from pytest_llmperf.judge import noise, stats
 from pytest_llmperf.judge.baseline import Baseline, Provenance
-from pytest_llmperf.judge.verdict import Status, Verdict, fit_priors, judge, not_comparable, observed
+from pytest_llmperf.judge.gates import Tolerance, gates
+from pytest_llmperf.judge.verdict import (
+    Comparison,
+    Status,
+    Verdict,
+    calibrated,
+    judge,
+    noise_of,
+    not_comparable,
+    observed,
+    prospects,
+)
 from pytest_llmperf.measure import Launch, Measurement, Round
 from pytest_llmperf.measure.metrics import BY_NAME, FORMULAS, GATING, METRICS
-from pytest_llmperf.plan import Case, EngineSpec, Workload
+from pytest_llmperf.plan import Case, EngineSpec, Workload, parse_gate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from pytest_llmperf.judge.noise import Belief
+    from pytest_llmperf.judge.verdict import MetricVerdict
 
 BY_UNIT = {"s": 0.05, "tokens/s": 1000.0, "requests/s": 10.0, "tokens": 4096.0, "share": 0.5}
 
@@ -39,7 +54,7 @@ def launch(values: dict[str, float | None], *, factor: float = 1.0, invalid: tup
     """Return a launch of five rounds; `factor` is the launch's own noise, which counts and exact metrics don't have."""
 
     def noisy(name: str, value: float | None, jitter: float) -> float | None:
-        return value * factor * jitter if value is not None and BY_NAME[name].kind in ("ratio", "quantile") else value
+        return value * factor * jitter if value is not None and BY_NAME[name].kind in noise.RATIOS else value
 
     return Launch(
         id="l",
@@ -66,11 +81,17 @@ def measurement(*launches: Launch, workload: Workload | None = None) -> Measurem
     return Measurement(Case("test_a.py::test_x", EngineSpec(), workload or Workload()), launches)
 
 
-QUIET = {name: prior for (_, name), prior in fit_priors([stored(launches=5)] * 10).items()}
+def shuffled(seed: int) -> Baseline:
+    """Return a baseline of another engine: as noisy, but its launches are not slow and fast at the same times."""
+    baseline = stored(launches=5)
+    return replace(baseline, provenance=Provenance({"n": seed}), launches=tuple(random.Random(seed).sample(baseline.launches, 5)))
+
+
+QUIET = {name: belief for (_, name), belief in noise.beliefs(map(shuffled, range(20))).items()}
 """The noise that a suite of such baselines shows; the shipped belief is of 2 to 3 % and passes nothing in two launches."""
 
 
-SHIPPED: dict[str, stats.Prior] = {}
+SHIPPED: dict[str, Belief] = {}
 """Nothing is known of any metric but what the package believes of its class."""
 
 
@@ -80,11 +101,22 @@ def judged(
     *,
     baseline: Baseline | None = None,
     design: stats.Design = DESIGN,
-    priors: Mapping[str, stats.Prior] = QUIET,
+    beliefs: Mapping[str, Belief] = QUIET,
+    gate: str | None = None,
+    workload: Workload | None = None,
 ) -> Verdict:
     """Return the verdict on launches with these values against a baseline, by default of the usual ones."""
-    now = measurement(*(launch(values, factor=1 + 0.001 * (n % 2)) for n in range(launches)))
-    return judge(now, baseline or stored(), design=design, priors=priors)
+    now = measurement(*(launch(values, factor=1 + 0.001 * (n % 2)) for n in range(launches)), workload=workload)
+    gated = None if gate is None else gating(gate)
+    return judge(now, baseline or stored(workload=workload), design=design, gated=gated, beliefs=beliefs)
+
+
+def gating(gate: str) -> dict[str, Tolerance]:
+    return gates(parse_gate(gate, origin="gate"), tolerance=DESIGN.tolerance)
+
+
+def row_of(verdict: Verdict, name: str) -> MetricVerdict:
+    return next(row for row in verdict.metrics if row.metric == name)
 
 
 def worse(name: str, share: float) -> dict[str, float | None]:
@@ -122,9 +154,9 @@ def test_an_engine_like_the_baselines_passes_on_every_gating_metric() -> None:
     assert (verdict.launches, verdict.baseline_launches, verdict.reasons) == (2, 3, ())
 
 
-@pytest.mark.parametrize("priors", [QUIET, SHIPPED], ids=["fitted", "shipped"])
-def test_an_engine_half_as_fast_is_regressed_by_two_launches_against_three(priors: Mapping[str, stats.Prior]) -> None:
-    verdict = judged(slower(2.0), priors=priors)
+@pytest.mark.parametrize("beliefs", [QUIET, SHIPPED], ids=["fitted", "shipped"])
+def test_an_engine_half_as_fast_is_regressed_by_two_launches_against_three(beliefs: Mapping[str, Belief]) -> None:
+    verdict = judged(slower(2.0), beliefs=beliefs)
     assert verdict.status is Status.REGRESSED
     assert statuses(verdict, Status.REGRESSED) == {"output_tokens_per_s", "ttft_p50_s", "itl_p50_s", "e2e_p50_s"}
 
@@ -146,12 +178,12 @@ def test_one_launch_like_the_baselines_is_enough_to_pass() -> None:
 
 def test_a_slow_down_near_the_tolerance_is_inconclusive_when_the_launches_are_spent() -> None:
     design = replace(DESIGN, launches=3)
-    assert judged(slower(1.05), 2, design=design, priors=SHIPPED).status is Status.UNDECIDED
-    assert judged(slower(1.05), 3, design=design, priors=SHIPPED).status is Status.INCONCLUSIVE
+    assert judged(slower(1.05), 2, design=design, beliefs=SHIPPED).status is Status.UNDECIDED
+    assert judged(slower(1.05), 3, design=design, beliefs=SHIPPED).status is Status.INCONCLUSIVE
 
 
 def test_without_a_baseline_there_are_numbers_and_no_verdict() -> None:
-    verdict = judge(measurement(launch(USUAL)), None, design=DESIGN, priors=SHIPPED)
+    verdict = judge(measurement(launch(USUAL)), None, design=DESIGN, beliefs=SHIPPED)
     assert verdict.status is Status.NO_BASELINE
     assert {row.status for row in verdict.metrics} == {None}
     assert {row.metric: row.measured for row in verdict.metrics} == pytest.approx(USUAL)
@@ -159,18 +191,18 @@ def test_without_a_baseline_there_are_numbers_and_no_verdict() -> None:
 
 def test_an_invalid_launch_is_invalid_whatever_its_numbers_and_says_why() -> None:
     bad = launch(USUAL, invalid=("1 of 32 requests failed",))
-    verdict = judge(measurement(launch(USUAL), bad, bad), stored(), design=DESIGN, priors=SHIPPED)
+    verdict = judge(measurement(launch(USUAL), bad, bad), stored(), design=DESIGN, beliefs=SHIPPED)
     assert verdict == Verdict(Status.INVALID, reasons=("1 of 32 requests failed",), launches=3)
 
 
 def test_an_invalid_launch_is_invalid_also_without_a_baseline() -> None:
     bad = launch(USUAL, invalid=("stalled",))
-    assert judge(measurement(bad), None, design=DESIGN, priors=SHIPPED).status is Status.INVALID
+    assert judge(measurement(bad), None, design=DESIGN, beliefs=SHIPPED).status is Status.INVALID
 
 
 def test_another_workload_is_not_comparable_and_says_what_changed() -> None:
     now = measurement(launch(USUAL), workload=Workload(prompt_tokens=512, requests=64))
-    verdict = judge(now, stored(), design=DESIGN, priors=SHIPPED)
+    verdict = judge(now, stored(), design=DESIGN, beliefs=SHIPPED)
     assert verdict.status is Status.NOT_COMPARABLE
     assert verdict.reasons == (
         "the workload has changed: prompt_tokens 100 -> 512",
@@ -235,7 +267,7 @@ def test_with_nothing_to_compare_nothing_has_passed() -> None:
 
 
 def test_a_measurement_without_launches_has_not_passed() -> None:
-    verdict = judge(measurement(), stored(), design=DESIGN, priors=SHIPPED)
+    verdict = judge(measurement(), stored(), design=DESIGN, beliefs=SHIPPED)
     assert not verdict.status.compared
 
 
@@ -304,7 +336,7 @@ def preemptions(before: Sequence[float], now: Sequence[float]) -> Status | None:
     """Return the status of preemptions, with the counts of a launch the same in each of its rounds."""
     baseline = replace(stored(), launches=tuple(launch({**USUAL, "preemptions": count}) for count in before))
     new = measurement(*(launch({**USUAL, "preemptions": count}) for count in now))
-    verdict = judge(new, baseline, design=DESIGN, priors=SHIPPED)
+    verdict = judge(new, baseline, design=DESIGN, beliefs=SHIPPED)
     return next(row.status for row in verdict.metrics if row.metric == "preemptions")
 
 
@@ -336,9 +368,160 @@ def test_a_smaller_kv_cache_in_one_launch_is_undecided() -> None:
     assert judged({**USUAL, "kv_cache_tokens": 3968.0}, 1).status is Status.UNDECIDED
 
 
+# ------------------------------------------------------------------------------------------------ which metrics gate
+
+MANY = Workload(requests=2000)
+"""Enough for the tails of a launch."""
+
+
+def test_a_metric_that_is_off_is_observed_and_decides_nothing() -> None:
+    verdict = judged(worse("ttft_p50_s", 0.5), gate="ttft_p50_s=off")
+    assert verdict.status is Status.PASS
+    row = row_of(verdict, "ttft_p50_s")
+    assert (row.status, row.tolerance) == (None, None)
+    assert row.worse == pytest.approx(0.5, abs=0.01)
+
+
+def test_without_a_gate_nothing_has_passed() -> None:
+    assert judged(USUAL, gate="*=off").status is Status.NOT_COMPARABLE
+
+
+def test_each_metric_is_held_against_its_own_tolerance() -> None:
+    # 12 % is beyond 5 %, and within 30 %.
+    values = worse("ttft_p50_s", 0.12)
+    assert statuses(judged(values, 4), Status.REGRESSED) == {"ttft_p50_s"}
+    lenient = judged(values, 4, gate="ttft_p50_s=30%")
+    assert lenient.status is Status.PASS
+    assert (row_of(lenient, "ttft_p50_s").tolerance, row_of(lenient, "e2e_p50_s").tolerance) == (0.3, 0.05)
+    capacity = {**USUAL, "kv_cache_tokens": 3968.0}
+    assert judged(capacity, gate="kv_cache_tokens=5%").status is Status.PASS
+
+
+@pytest.mark.parametrize("name", [metric.name for metric in METRICS if metric.kind == "tail"])
+def test_a_tail_that_was_asked_for_gates_with_its_own_tolerance(name: str) -> None:
+    baseline, gate = stored(launches=12, workload=MANY), f"{name}=on"
+    verdict = judged({**USUAL, name: 0.05 * 1.5}, 4, gate=gate, workload=MANY, baseline=baseline)
+    assert statuses(verdict, Status.REGRESSED) == {name}
+    assert row_of(verdict, name).tolerance == {"90": 0.08, "99": 0.15}[name[-4:-2]]
+    assert judged(USUAL, 3, gate=gate, workload=MANY, baseline=baseline).status is Status.PASS
+
+
+def test_a_tail_of_too_few_requests_is_not_comparable_and_says_how_many_it_takes() -> None:
+    verdict = judged(USUAL, gate="ttft_p99_s=on")
+    assert statuses(verdict, Status.NOT_COMPARABLE) == {"ttft_p99_s"}
+    assert row_of(verdict, "ttft_p99_s").rule == (
+        "a launch has 1.6 values beyond it, 10 are needed; about 1,000 requests a launch would do"
+    )
+    assert verdict.status is Status.NOT_COMPARABLE
+
+
+def test_the_launch_of_the_fewest_rounds_decides_whether_a_tail_has_enough() -> None:
+    baseline = stored(workload=Workload(requests=50))
+    short = replace(baseline.launches[0], rounds=baseline.launches[0].rounds[:1])
+    baseline = replace(baseline, launches=(short, *baseline.launches[1:]))
+    enough = judged(USUAL, gate="ttft_p90_s=on", workload=Workload(requests=50))
+    assert row_of(enough, "ttft_p90_s").status is not Status.NOT_COMPARABLE
+    few = judged(USUAL, gate="ttft_p90_s=on", workload=Workload(requests=50), baseline=baseline)
+    assert row_of(few, "ttft_p90_s").status is Status.NOT_COMPARABLE
+
+
+def test_a_metric_that_was_asked_for_and_that_the_baseline_never_had_is_not_comparable() -> None:
+    verdict = judged(USUAL, baseline=stored({**USUAL, "startup_s": None}), gate="startup_s=on")
+    assert row_of(verdict, "startup_s").rule == "not measured in the baseline"
+    assert verdict.status is Status.NOT_COMPARABLE
+
+
+# ------------------------------------------------------------------------------------------------ what a row tells
+
+
+def test_a_row_has_what_can_be_detected_and_its_levels_but_for_counts_and_capacity() -> None:
+    verdict = judged(USUAL, 2)
+    levelled = {row.metric for row in verdict.metrics if row.levels is not None}
+    assert levelled == {name for name in GATING if BY_NAME[name].kind in noise.RATIOS}
+    assert levelled == {row.metric for row in verdict.metrics if row.detectable is not None}
+    row = row_of(verdict, "ttft_p50_s")
+    assert row.levels is not None
+    assert [len(side) for side in row.levels] == [3, 2]
+    assert 0 < (row.detectable or 0) < 0.05
+
+
+def test_the_levels_are_in_log_percent_and_plus_is_worse_in_either_direction() -> None:
+    for name in ("ttft_p50_s", "output_tokens_per_s"):
+        levels = row_of(judged(worse(name, 0.5)), name).levels
+        assert levels is not None
+        before, now = levels
+        assert sum(now) / len(now) - sum(before) / len(before) == pytest.approx(100 * math.log(1.5), abs=0.5)
+
+
+def test_an_exact_metric_that_varies_is_judged_as_a_ratio_by_the_runs_tolerance() -> None:
+    varying = tuple(launch({**USUAL, "kv_cache_tokens": tokens}) for tokens in (4096.0, 4000.0, 4200.0, 4150.0, 4050.0))
+    row = row_of(judged(USUAL, baseline=replace(stored(), launches=varying)), "kv_cache_tokens")
+    assert row.levels is not None
+    assert row.status in (Status.UNDECIDED, Status.PASS)
+
+
+def test_an_inconclusive_metric_says_how_many_launches_would_do_or_that_the_baseline_is_too_small() -> None:
+    design = replace(DESIGN, launches=3)
+    small = row_of(judged(slower(1.05), 3, design=design, beliefs=SHIPPED), "ttft_p50_s")
+    assert small.status is Status.INCONCLUSIVE
+    assert small.rule == "neither bound decides after 3 launches; the baseline needs more launches"
+    large = row_of(
+        judged(slower(1.04), 3, design=design, beliefs=SHIPPED, baseline=stored(launches=40), gate="ttft_p50_s=4%"), "ttft_p50_s"
+    )
+    assert large.status is Status.INCONCLUSIVE
+    assert large.rule.startswith("neither bound decides after 3 launches; ")
+    assert large.rule.endswith(" would most likely do")
+
+
+# ------------------------------------------------------------------------------------------------ before and after
+
+
+def test_the_prospects_are_the_gates_with_a_usable_baseline() -> None:
+    found = prospects(stored({**USUAL, "preemptions": None, "ttft_p50_s": 0.0}), gating(""), DESIGN, QUIET)
+    assert {one.metric.name for one in found} == set(GATING) - {"preemptions", "ttft_p50_s"}
+    assert {one.metric.name for one in found if one.detectable is None} == {"failed_requests", "kv_cache_tokens"}
+
+
+def test_a_prospect_is_what_the_verdict_then_tells() -> None:
+    verdict = judged(USUAL, 2)
+    for one in prospects(stored(), gating(""), DESIGN, QUIET):
+        assert one.detectable == row_of(verdict, one.metric.name).detectable
+
+
+def test_a_calibration_proposes_what_can_be_detected_rounded_up_to_a_whole_percent() -> None:
+    recorded = stored(launches=10)
+    rows = calibrated(observed(recorded.launches, None), recorded, gating("preemptions=on,startup_s=on"), DESIGN)
+    told = noise_of(rows)
+    assert set(told) == {*(name for name in GATING if BY_NAME[name].kind != "count"), "startup_s"}
+    for row in rows:
+        if row.detectable is None:
+            assert row.tolerance is None
+        else:
+            assert row.tolerance is not None
+            assert 100 * row.tolerance == pytest.approx(math.ceil(100 * row.detectable))
+            assert told[row.metric]["proposed_tolerance"] == row.tolerance
+    assert told["kv_cache_tokens"]["detectable"] is None
+    assert told["ttft_p50_s"]["launches"] == 10
+
+
+def test_without_gates_a_calibration_says_nothing() -> None:
+    recorded = stored(launches=10)
+    rows = observed(recorded.launches, None)
+    assert calibrated(rows, recorded, {}, DESIGN) == rows
+    assert noise_of(rows) == {}
+
+
+def test_a_comparison_without_a_belief_has_the_shipped_one_of_its_class() -> None:
+    levels = noise.values(BY_NAME["ttft_p50_s"], stored().launches)
+    without = Comparison(BY_NAME["ttft_p50_s"], levels, Tolerance(0.05), DESIGN)
+    shipped = replace(without, belief=noise.Belief(stats.PRIORS["quantile"]))
+    assert without.detectable == shipped.detectable
+    assert without.decide(levels[:2]) == shipped.decide(levels[:2])
+
+
 # ------------------------------------------------------------------------------------------------ properties
 
-kinds_of_values = st.sampled_from([None, 0.0, 29.0, -1.0, 5e-324, 0.5, math.nan, math.inf, -math.inf]) | st.floats(-1e12, 1e12)
+kinds_of_values = st.sampled_from([None, 0.0, 29.0, -1.0, 1e-300, 0.5, math.nan, math.inf, -math.inf]) | st.floats(-1e12, 1e12)
 any_values = st.fixed_dictionaries(dict.fromkeys(GATING, kinds_of_values)).map(lambda found: {**USUAL, **found})
 
 
@@ -348,7 +531,7 @@ def test_no_value_makes_the_judgement_fail(
     before: dict[str, float | None], now: dict[str, float | None], old: int, new: int
 ) -> None:
     verdict = judged(now, new, baseline=stored(before, old))
-    fit_priors([stored(before, old)])
+    noise.beliefs([stored(before, old)])
     assert len(verdict.metrics) == len(METRICS)
 
 
@@ -388,7 +571,7 @@ def test_a_verdict_once_made_stands_whatever_the_next_launches_bring(factor: flo
     if first.status is not Status.UNDECIDED:
         launches = [launch(slower(factor), factor=1 + 0.001 * (n % 2)) for n in range(2)]
         now = measurement(*launches, *(launch(slower(3.0)) for _ in range(more)))
-        later = judge(now, stored(), design=DESIGN, priors=QUIET)
+        later = judge(now, stored(), design=DESIGN, beliefs=QUIET)
         assert {row.metric: row.status for row in later.metrics} == {row.metric: row.status for row in first.metrics}
 
 
@@ -397,17 +580,3 @@ def test_a_verdict_once_made_stands_whatever_the_next_launches_bring(factor: flo
 def test_a_slower_engine_is_never_judged_better(factor: float, more: float) -> None:
     rank = [Status.IMPROVED, Status.PASS, Status.UNDECIDED, Status.INCONCLUSIVE, Status.REGRESSED]
     assert rank.index(judged(slower(factor * more)).status) >= rank.index(judged(slower(factor)).status)
-
-
-def test_priors_are_fitted_for_each_case_and_metric_that_is_tested_by_launches() -> None:
-    other = replace(stored(launches=5), case_id="test_a.py::test_y")
-    fitted = fit_priors([stored(launches=5), other])
-    tested = {name for name in GATING if BY_NAME[name].kind in stats.PRIORS}
-    assert fitted.keys() == {(case_id, name) for case_id in ("test_a.py::test_x", "test_a.py::test_y") for name in tested}
-    # The launches of these baselines differ by a tenth of a percent: much less than the shipped belief.
-    assert all(prior.variance < stats.PRIORS[BY_NAME[name].kind].variance for (_, name), prior in fitted.items())
-
-
-@pytest.mark.parametrize("baselines", [[], [stored(launches=1)]], ids=["no baseline", "one launch"])
-def test_a_suite_whose_baselines_show_no_noise_is_left_to_the_shipped_priors(baselines: list[Baseline]) -> None:
-    assert fit_priors(baselines) == {}
