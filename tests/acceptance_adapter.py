@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pytest_llmperf.judge import stats
+from pytest_llmperf.judge import prior, stats
 
 
 class Factory:
@@ -13,7 +13,7 @@ class Factory:
         self.scatters = [stats.round_scatter(rounds) for rounds in baselines]
         self.levels = [self.level(i, rounds) for i, rounds in enumerate(baselines)]
         variances = [np.var(x, ddof=1) for x in self.levels]
-        self.priors = stats.fit_priors(variances, [len(x) - 1 for x in self.levels], self.scatters)
+        self.priors = prior.fit_priors(variances, [len(x) - 1 for x in self.levels], self.scatters)
 
     def level(self, i, rounds):
         return stats.launch_levels(rounds, higher_is_better=False, scatter=self.scatters[i])

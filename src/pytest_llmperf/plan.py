@@ -315,15 +315,18 @@ def parse_gate(source: object, *, origin: str) -> tuple[Gate, ...]:
 
     A value is a tolerance, `on` (True) for the metric's default tolerance, or `off` (False) for a metric that is only observed.
     """
+    pairs: list[tuple[object, object]]
     if isinstance(source, str):
         words = [word.strip() for word in source.split(",") if word.strip()]
         if any("=" not in word for word in words):
             raise PlanError(f"{origin}={source!r}: write METRIC=TOLERANCE by comma, e.g. ttft_p90_s=8%,preemptions=off")
-        source = {name.strip(): value.strip() for name, _, value in (word.partition("=") for word in words)}
-    if not isinstance(source, dict) or not all(isinstance(name, str) and name for name in source):
-        raise PlanError(f"{origin}={source!r}: must be a dict of metrics and tolerances, e.g. {{'ttft_p90_s': '8 %'}}")
+        pairs = [(name.strip(), value.strip()) for name, _, value in (word.partition("=") for word in words)]
+    else:
+        pairs = list(source.items()) if isinstance(source, dict) else [(None, None)]
     found = []
-    for name, value in source.items():
+    for name, value in pairs:
+        if not isinstance(name, str) or not name:
+            raise PlanError(f"{origin}={source!r}: must be a dict of metrics and tolerances, e.g. {{'ttft_p90_s': '8 %'}}")
         if value is True or value is False or str(value).lower() in ("on", "off"):
             found.append(Gate(name, on=value is True or str(value).lower() == "on", origin=origin))
         else:

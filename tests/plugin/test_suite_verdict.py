@@ -10,13 +10,13 @@ RECORD = ("--update-baselines", "--llmperf-launches=2")
 CASE = "test_it.py::test_serving[tiny-tp1-c8]"
 # Everything 2 % slower cannot be arranged in real time; what is told of it can.
 RED = """
-from pytest_llmperf.judge import stats, verdict
+from pytest_llmperf.judge import stats, suite
 
 def judge_suite(cases):
     assert list(cases)
     return stats.Decision(outcome="regressed", rule="mean", launches=4, estimate=2.0, lower=1.2, upper=2.8, p=1e-5, se=.2, df=30)
 
-verdict.judge_suite = judge_suite
+suite.judge_suite = judge_suite
 """
 
 

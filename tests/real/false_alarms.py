@@ -34,12 +34,15 @@ def run(folder: Path, *options: str, slowed: float = 1.0) -> tuple[int, list[dic
     report.unlink(missing_ok=True)
     environment = dict(os.environ)
     if slowed != 1.0:
-        environment |= {"LLMPERF_SLOWED": str(slowed), "PYTHONPATH": str(SLOWED)}
+        path = os.pathsep.join(filter(None, (str(SLOWED), environment.get("PYTHONPATH"))))
+        environment |= {"LLMPERF_SLOWED": str(slowed), "PYTHONPATH": path}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--llmperf-json={report}", *options]
     began = time.monotonic()
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     (folder / "last.log").write_text(done.stdout + done.stderr)
     cases = json.loads(report.read_text())["cases"] if report.exists() else []
+    if cases:
+        report.rename(folder / f"report-{time.strftime('%H%M%S')}.json")
     if not cases:
         print(done.stdout[-3000:], done.stderr[-3000:])
     return done.returncode, cases, time.monotonic() - began

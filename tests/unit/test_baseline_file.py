@@ -214,10 +214,10 @@ def test_new_launches_come_behind_the_stored_ones_and_the_oldest_go(old: int, ne
     assert len(found) == min(store.MOST_LAUNCHES, old + new)
 
 
-def test_everything_but_the_launches_is_the_new_ones() -> None:
+def test_everything_but_the_launches_and_a_calibrations_noise_is_the_new_ones() -> None:
     new = replace(STORED, provenance=Provenance({}, commit="new"), noise={}, workload_fingerprint="f", formulas=9)
     found = store.extended(STORED, new)
-    assert found == replace(new, launches=STORED.launches + new.launches)
+    assert found == replace(new, launches=STORED.launches + new.launches, noise=STORED.noise)
 
 
 def test_a_baselines_jobs_are_the_runs_that_measured_it() -> None:

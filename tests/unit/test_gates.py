@@ -152,7 +152,6 @@ def test_a_later_entry_wins() -> None:
     assert (found["ttft_p50_s"].share, found["preemptions"].share) == (0.04, 0.5)
 
 
-@pytest.mark.xfail(strict=True, reason="a name that is given twice keeps the place of its first mention")
 def test_a_later_entry_wins_also_where_its_name_was_given_before() -> None:
     assert "ttft_p50_s" not in gated("ttft_p50_s=3%,ttft_*=8%,ttft_p50_s=off")
 

@@ -20,7 +20,6 @@ from pytest_llmperf.plan import Workload
 if TYPE_CHECKING:
     from pytest_llmperf.judge.noise import Belief
 
-FORGOTTEN = pytest.mark.xfail(strict=True, reason="the engine is not noted: all comparisons are taken for those of one engine")
 TTFT, TAIL, KV = "ttft_p50_s", "ttft_p90_s", "kv_cache_tokens"
 ROUNDS = 5
 
@@ -78,18 +77,11 @@ def test_the_parts_of_the_noise_are_found_again(job: float, between: float, with
     assert parts.jobs is not None
     # Of 300 jobs with 4 launches of 5 rounds: 6000 rounds, 900 degrees of freedom between launches, 299 between jobs.
     level = between**2 + within**2 / ROUNDS
-    # The scatter is 1.48 median distances from the middle of five rounds: a fifth less than their sd.
-    assert parts.rounds == pytest.approx(within * scatter_of_five(), rel=0.05)
-    hidden = (within * scatter_of_five()) ** 2 / ROUNDS  # what the rounds explain; four standard errors for the rest
-    assert parts.launches**2 == pytest.approx(level - hidden, abs=4 * level * math.sqrt(2 / 900))
+    # Rounds that are far from their launch's median are left out as strays: a few per cent of the sd.
+    assert parts.rounds == pytest.approx(within, rel=0.05)
+    assert parts.launches**2 == pytest.approx(between**2, abs=4 * level * math.sqrt(2 / 900) + 0.1 * within**2 / ROUNDS)
     assert parts.jobs**2 == pytest.approx(job**2, abs=4 * (job**2 + level / 4) * math.sqrt(2 / 299))
     assert (parts.launch_count, parts.job_count) == (1200, 300)
-
-
-def scatter_of_five() -> float:
-    """Return what `round_scatter` makes of five normal rounds of sd 1."""
-    rounds = np.random.default_rng(0).normal(0, 1, (40_000, ROUNDS))
-    return 1.4826 * float(np.median(abs(rounds - np.median(rounds, axis=1, keepdims=True))))
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -187,21 +179,17 @@ def test_a_class_of_metric_starts_from_its_own_shipped_belief_and_many_cases_rep
     assert variance(40) == pytest.approx(0.25, rel=0.4)
 
 
-@FORGOTTEN
 def test_a_suites_noise_is_that_between_launches_of_a_job() -> None:
     (belief, *_) = believed(*(drawn(4, 5, job=5.0, between=0.5, seed=seed) for seed in range(40)))
     assert belief is not None
     assert belief.prior.variance == pytest.approx(0.25, rel=0.3)
 
 
-def test_an_exact_metric_that_varies_is_believed_like_a_ratio() -> None:
+def test_of_an_exact_metric_that_varies_no_more_is_believed_than_of_any_ratio() -> None:
     suite = [drawn(1, 5, between=3.0, metric=KV, seed=seed) for seed in range(40)]
-    (belief, *_) = believed(*suite, metrics=(KV,))
-    assert belief is not None
-    assert belief.prior.variance == pytest.approx(9.0, rel=0.4)
+    assert believed(*suite, metrics=(KV,)) == [None] * 40
 
 
-@pytest.mark.xfail(strict=True, reason="a KV cache that never varies is taken for a ratio without noise")
 def test_an_exact_metric_that_never_varies_says_nothing_about_ratios() -> None:
     rate = "output_tokens_per_s"
     suite = [drawn(1, 10, between=2.0, metric=rate, seed=seed) for seed in range(8)]
@@ -227,7 +215,6 @@ def test_cases_that_move_together_on_one_engine_know_no_more_of_its_noise_than_o
     assert firmness(alike, one_engine=True) == pytest.approx(firmness(alike[:1], one_engine=True), rel=0.1)
 
 
-@FORGOTTEN
 def test_engines_are_several_witnesses_even_where_they_move_alike() -> None:
     alike = together(20, shared=1.0, own=0.05)
     assert firmness(alike, one_engine=False) > 2 * firmness(alike, one_engine=True)
@@ -238,7 +225,6 @@ def test_cases_of_one_engine_that_do_not_move_together_are_as_good_as_engines() 
     assert firmness(apart, one_engine=True) == pytest.approx(firmness(apart, one_engine=False), rel=0.25)
 
 
-@pytest.mark.xfail(strict=True, reason="how cases move together is taken from jobs too, though the noise is that inside jobs")
 def test_a_hosts_good_and_bad_days_do_not_make_the_cases_of_an_engine_one_witness() -> None:
     rng = np.random.default_rng(4)
     days, own = np.repeat(rng.normal(0, 5, 5), 4), rng.normal(0, 1, (20, 20))

@@ -58,7 +58,7 @@ def test_launch_after_launch_it_is_found_as_often_as_by_the_last_look_alone() ->
 
 def test_what_is_detectable_in_spite_of_drift_is_found_19_times_in_20() -> None:
     jobs = tuple(str(n // 2) for n in range(40))
-    design, prior, drift, times = Design(launches=4), Prior(1.0, 50), Drift(1.0, jobs), 2000
+    design, prior, drift, times = Design(launches=4), Prior(1.0, 50), Drift(1.0, jobs, 19), 2000
     rng = np.random.default_rng(13)
     effects = rng.normal(0, 1, (times, 21))
     baselines = rng.normal(0, 1, (times, 40)) + np.repeat(effects[:, :20], 2, axis=1)

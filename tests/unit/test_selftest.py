@@ -86,23 +86,16 @@ def test_every_metric_can_gate_without_a_fault(name: str) -> None:
     assert faults(checked(stored(), only(name))) == {}
 
 
-EQUAL = pytest.mark.xfail(strict=True, reason="5 % worse is a capacity / 1.05: less than 5 % of it is lost")
-
-
 @pytest.mark.parametrize(
     ("name", "tolerance"),
-    [
-        pytest.param(name, tolerance, marks=EQUAL if (name, tolerance) == (KV, 0.05) else ())
-        for name in (TTFT, RATE, TAIL, KV)
-        for tolerance in (0.01, 0.05, 0.08, 0.3)
-    ],
+    [(name, tolerance) for name in (TTFT, RATE, TAIL, KV) for tolerance in (0.01, 0.05, 0.08, 0.3)],
 )
 def test_no_tolerance_of_a_quiet_metric_is_a_fault(name: str, tolerance: float) -> None:
     checks = checked(stored(), only(name, tolerance=tolerance))
     assert faults(checks) == {}
     found = statuses(checks, name)
     for share in (0.05, 0.10, 0.20):
-        if share >= tolerance:
+        if share > tolerance or (share == tolerance and name != KV):  # an exact metric's allowance belongs to it
             assert found[f"{share:.0%} worse"] is Status.REGRESSED
         elif share < tolerance / 2:
             assert found[f"{share:.0%} worse"].green
@@ -149,10 +142,10 @@ def test_a_metric_that_only_some_launches_of_the_baseline_have_is_a_fault() -> N
 # ------------------------------------------------------------------------------------------------ broken gates
 
 
-def test_a_gate_with_its_direction_the_wrong_way_round_has_faults(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The table that the judge reads; the self-test knows the right direction.
+def test_a_metric_with_its_direction_the_wrong_way_round_in_the_table_has_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     turned = tuple(replace(one, better="higher") if one.name == TTFT else one for one in METRICS)
     monkeypatch.setattr(metrics, "METRICS", turned)
+    monkeypatch.setitem(metrics.BY_NAME, TTFT, next(one for one in turned if one.name == TTFT))
     found = faults(checked(stored()))
     assert {metric for metric, _ in found} == {TTFT}
     for share in ("5%", "10%", "20%"):

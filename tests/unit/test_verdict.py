@@ -13,18 +13,10 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.judge import noise, stats
 from pytest_llmperf.judge.baseline import Baseline, Provenance
+from pytest_llmperf.judge.calibration import calibrated, noise_of
+from pytest_llmperf.judge.comparison import Comparison, prospects
 from pytest_llmperf.judge.gates import Tolerance, gates
-from pytest_llmperf.judge.verdict import (
-    Comparison,
-    Status,
-    Verdict,
-    calibrated,
-    judge,
-    noise_of,
-    not_comparable,
-    observed,
-    prospects,
-)
+from pytest_llmperf.judge.verdict import Status, Verdict, judge, not_comparable, observed
 from pytest_llmperf.measure import Launch, Measurement, Round
 from pytest_llmperf.measure.metrics import BY_NAME, FORMULAS, GATING, METRICS
 from pytest_llmperf.plan import Case, EngineSpec, Workload, parse_gate

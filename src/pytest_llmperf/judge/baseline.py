@@ -73,8 +73,11 @@ class Baseline:
 
 
 def extended(stored: Baseline, new: Baseline) -> Baseline:
-    """Return the new launches behind the stored ones, the newest `MOST_LAUNCHES` of them; provenance is the new one's."""
-    return replace(new, launches=(*stored.launches, *new.launches)[-MOST_LAUNCHES:])
+    """Return the new launches behind the stored ones, the newest `MOST_LAUNCHES` of them; provenance is the new one's.
+
+    What a calibration found of the noise stays: it is of the same version.
+    """
+    return replace(new, launches=(*stored.launches, *new.launches)[-MOST_LAUNCHES:], noise=stored.noise)
 
 
 def engine_facts(case: Case) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Counts:
         """Raise UnusableSampleError where the counts are none."""
         if not self.events or len(self.events) != len(self.rounds):
             raise UnusableSampleError(f"{len(self.events)} launches have counts, {len(self.rounds)} a number of rounds.")
-        whole = all(math.isfinite(x) and x >= 0 and x == int(x) for x in self.events)
+        whole = all(0 <= x < 2**53 and x == int(x) for x in self.events)  # beyond, a float is no count any more
         if not whole or not all(1 <= n < math.inf for n in self.rounds):
             raise UnusableSampleError(f"Counts are whole numbers over one round or more, not {self.events} in {self.rounds}.")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pytest_llmperf.judge import stats
+from pytest_llmperf.judge.prior import fit_priors, independence
 from pytest_llmperf.measure import metrics
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class _Stored:
     key: tuple[str, str]
     levels: NDArray[np.float64]
     scatter: float
+    round_sd: float
+    """Of rounds that are no strays; `scatter`, from few rounds' distances to their own median, is too small by a quarter."""
     jobs: tuple[str, ...]
     rounds: float
     engine: str = ""
@@ -76,6 +79,13 @@ class _Stored:
     def within(self) -> tuple[float, int]:
         """Return sum of squares and degrees of freedom of launches within their jobs."""
         return stats.within_jobs(self.levels, self.jobs if self.tells_jobs else None)
+
+    @property
+    def residuals(self) -> NDArray[np.float64]:
+        """Return the launches' levels without what their jobs have in common, where that can be told."""
+        jobs = np.array(self.jobs)
+        means = [self.levels[jobs == job].mean() if self.tells_jobs else self.levels.mean() for job in self.jobs]
+        return self.levels - np.array(means, dtype=np.float64)
 
     @property
     def tells_jobs(self) -> bool:
@@ -98,8 +108,16 @@ def _stored(case_id: str, metric: Metric, launches: Sequence[Launch], engine: st
         found = levels(metric, rounds, scatter)
     except stats.UnusableSampleError:
         return None
+    near = [x[abs(x - np.median(x)) <= stats.reach(scatter)] for x in (np.log(one) * 100 for one in rounds)]
+    squares, freedom = sum(float(((x - x.mean()) ** 2).sum()) for x in near if x.size), sum(max(x.size - 1, 0) for x in near)
     return _Stored(
-        (case_id, metric.name), found, scatter, tuple(one.job for one in launches), float(np.mean([*map(len, rounds)]))
+        key=(case_id, metric.name),
+        levels=found,
+        scatter=scatter,
+        round_sd=math.sqrt(squares / freedom) if freedom else 0.0,
+        jobs=tuple(one.job for one in launches),
+        rounds=float(np.mean([*map(len, rounds)])),
+        engine=engine,
     )
 
 
@@ -114,35 +132,43 @@ def beliefs(baselines: Iterable[Baseline], gated: Mapping[str, Iterable[str]] | 
         default, summaries = stats.PRIORS[kind], list[_Stored]()
         for one in stored:
             names = metrics.GATING if gated is None else gated.get(one.case_id, ())
-            of_kind = [metrics.BY_NAME[name] for name in names if metrics.BY_NAME[name].kind in ("exact", kind)]
-            # An exact metric that varies is judged as a ratio.
-            wanted = [metric for metric in of_kind if metric.kind == kind or kind == "ratio"]
+            wanted = [metrics.BY_NAME[name] for name in names if metrics.BY_NAME[name].kind == kind]
             engine = json.dumps(one.provenance.engine, sort_keys=True)
             summaries += filter(None, (_stored(one.case_id, metric, one.launches, engine) for metric in wanted))
         several = [one for one in summaries if one.within[1]]
         if several:
             spread = [(one.within[0] / one.within[1], one.within[1], one.scatter) for one in several]
-            priors = stats.fit_priors(*zip(*spread, strict=True), default=default, weights=_weights(several))
+            priors = fit_priors(*zip(*spread, strict=True), default=default, weights=_weights(several))
             found |= _with_drift(dict(zip((one.key for one in several), priors, strict=True)), several)
     return found
 
 
 def _weights(summaries: Sequence[_Stored]) -> list[float]:
-    engines = {one.engine for one in summaries}
-    shares = {engine: stats.independence([one.levels for one in summaries if one.engine == engine]) for engine in engines}
+    shares = {}
+    for engine in {one.engine for one in summaries}:
+        together = [one for one in summaries if one.engine == engine]
+        shares[engine] = independence([one.residuals for one in together], min(one.within[1] for one in together))
     return [shares[one.engine] for one in summaries]
 
 
 def _with_drift(priors: Mapping[tuple[str, str], stats.Prior], summaries: Iterable[_Stored]) -> dict[tuple[str, str], Belief]:
-    """Return the priors with each metric's drift between jobs, averaged over the suite's cases: one host has them all."""
-    shares = defaultdict[str, list[float]](list)
-    telling = [one for one in summaries if one.tells_jobs]
-    for one in telling:
+    """Return the priors with each metric's drift between jobs, averaged over the suite's cases that tell it.
+
+    One host has them all, so a case that was recorded in a single job is believed to drift like the others.
+    """
+    shares, freedom = defaultdict[str, list[float]](list), dict[str, int]()
+    stored = list(summaries)
+    for one in (one for one in stored if one.tells_jobs):
         ss, df = one.within
-        prior = priors[one.key]
+        prior, metric = priors[one.key], one.key[1]
         variance = max((prior.df * prior.variance + ss) / (prior.df + df), stats.FLOOR_SD**2)
-        shares[one.key[1]].append(one.between(variance) / variance)
-    drifts = {one.key: stats.Drift(max(float(np.mean(shares[one.key[1]])), 0.0), one.jobs) for one in telling}
+        shares[metric].append(one.between(variance) / variance)
+        freedom[metric] = max(freedom.get(metric, 0), len(set(one.jobs)) - 1)
+    drifts = {
+        one.key: stats.Drift(max(float(np.mean(shares[one.key[1]])), 0.0), one.jobs, freedom[one.key[1]])
+        for one in stored
+        if one.key[1] in freedom
+    }
     return {key: Belief(prior, drifts.get(key)) for key, prior in priors.items()}
 
 
@@ -155,8 +181,8 @@ def parts(metric: Metric, launches: Sequence[Launch]) -> Parts | None:
     variance = ss / df
     between = summary.between(variance) if summary.tells_jobs else None
     return Parts(
-        rounds=summary.scatter,
-        launches=math.sqrt(max(variance - summary.scatter**2 / summary.rounds, 0.0)),
+        rounds=summary.round_sd,
+        launches=math.sqrt(max(variance - summary.round_sd**2 / summary.rounds, 0.0)),
         jobs=None if between is None else math.sqrt(max(between, 0.0)),
         launch_count=len(launches),
         job_count=len(set(summary.jobs)),

@@ -84,8 +84,9 @@ def _changed(stored: Baseline, metric: Metric, apply: Callable[[float], float | 
 
 
 def _injections(metric: Metric, tolerance: float, typical: float) -> Iterator[_Injection]:
-    sign = 1 if metric.better == "lower" else -1
-    events = metric.kind == "count"
+    # Not asked of the table where the unit tells: a wrong direction there is what must be found.
+    higher = metric.better == "higher" if metric.unit != "s" and not metric.unit.endswith("/s") else metric.unit != "s"
+    sign, events, exact = (-1 if higher else 1), metric.kind == "count", metric.kind == "exact"
 
     def scaled(factor: float) -> Callable[[float], float | None]:
         return lambda value: float(round(value * factor)) if events else value * factor
@@ -96,9 +97,10 @@ def _injections(metric: Metric, tolerance: float, typical: float) -> Iterator[_I
     yield _Injection("unchanged", scaled(1.0), _not_red)
     for share in _SHARES:
         if not events or typical:
-            must = _red if share >= limit() else _not_red if share < limit() / 2 else _anything
-            yield _Injection(f"{share:.0%} worse", scaled((1 + share) ** sign), must)
-            yield _Injection(f"{share:.0%} better", scaled((1 + share) ** -sign), _not_red)
+            # An exact metric's allowance is in its own unit, and belongs to it.
+            must = _red if share > limit() or (share == limit() and not exact) else _not_red if share < limit() / 2 else _anything
+            yield _Injection(f"{share:.0%} worse", scaled(1 + sign * share if exact else (1 + share) ** sign), must)
+            yield _Injection(f"{share:.0%} better", scaled(1 - sign * share if exact else (1 + share) ** -sign), _not_red)
     if events:
         yield _Injection("twice as many and 5 a round", lambda value: 2 * value + 5 * sign, _red)
     yield _Injection("missing", lambda _: None, _not_compared)

@@ -3,66 +3,109 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from scipy.special import stdtr
 
+from pytest_llmperf.judge import noise
+from pytest_llmperf.judge.prior import fit_prior
 from pytest_llmperf.judge.stats import (
+    FLOOR_SD,
     Decision,
     Design,
     Outcome,
     UnusableSampleError,
-    fit_prior,
     sample,
     standard_error,
     t_critical,
     within_jobs,
 )
+from pytest_llmperf.measure import metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
+
+    from pytest_llmperf.judge.verdict import Verdict
 
 LEAST: Final = 1.0
 """The smallest mean change, in log-percent, that may fail a suite: below it nothing is worth a red build."""
 
 
-def decide_suite(engines: Sequence[Sequence[tuple[ArrayLike, ArrayLike]]], *, design: Design) -> Decision:
-    """Return the verdict on the mean of all comparisons: it sees 1.5 % on everything, which no single one can prove.
+@dataclass(frozen=True)
+class EngineLevels:
+    """The comparisons of one engine, which share its launches."""
 
-    Per engine, the comparisons' levels (baseline, candidate).  They share the engine's launches, so an engine counts
-    with its mean over comparisons as *one* comparison, over the launches that all of them have; only engines are taken
-    as independent.  A host that is slow today looks just like it: read it as "everything", and look at the host first.
-    The prior is fitted to the engines' means, so that noise which all comparisons of an engine share counts in full.
-    Regressed: significant at alpha x suite_share, at least `LEAST`, two candidate launches or more.  Never "more": call it
-    once, when every comparison has ended.
+    pairs: tuple[tuple[ArrayLike, ArrayLike], ...]
+    """Levels of baseline and run per comparison, in log-percent, + worse."""
+    jobs: tuple[str, ...] = ()
+    """The job (run of pytest) of each baseline launch; empty: not known."""
+
+
+def decide_suite(engines: Sequence[EngineLevels], *, design: Design) -> Decision:
+    """Return the verdict on the mean of all comparisons: it sees a shift of everything that no single one can prove.
+
+    An engine counts with its mean over comparisons as *one* comparison, over the launches that all of them have; only
+    engines are taken as independent.  The prior is fitted to the engines' means, so that noise which all comparisons of an
+    engine share counts in full.  Regressed takes a change of `LEAST` or more and two launches, significant at
+    alpha x suite_share for launches *and* for jobs: a host that is slow today moves everything too, so the run's mean must
+    stand out from those of the baseline's jobs.  With fewer than three of these nobody can tell: inconclusive.
+    Never "more": call it once, when every comparison has ended.  Raises `UnusableSampleError`.
     """
-    if not engines or not all(engines):
+    if not engines or not all(engine.pairs for engine in engines):
         raise UnusableSampleError("There is no engine, or one without comparisons.")
     sides = [
-        tuple(_common(side, what) for side, what in zip(zip(*engine, strict=True), ("baseline", "candidate"), strict=True))
-        for engine in engines
+        tuple(_common(side, what) for side, what in zip(zip(*one.pairs, strict=True), _SIDES, strict=True)) for one in engines
     ]
     several = [b for b, _ in sides if b.size > 1]
     prior = fit_prior([np.var(b, ddof=1) for b in several], [b.size - 1 for b in several])
-    total, look = sum(map(len, engines)), 0
+    total, look = sum(len(engine.pairs) for engine in engines), 0
     d = variance = squares = 0.0
     for engine, (b, c) in zip(engines, sides, strict=True):
         squares_of_b, df_b = within_jobs(b, None)
         ss = squares_of_b + float(((c - c.mean()) ** 2).sum())
         se, df = standard_error(ss, df_b + c.size - 1, prior=prior, sizes=(b.size, c.size))
-        weight = len(engine) / total
+        weight = len(engine.pairs) / total
         d += weight * float(c.mean() - b.mean())
         variance, squares = variance + (weight * se) ** 2, squares + (weight * se) ** 4 / df
         look += c.size
     se, df = math.sqrt(variance), variance**2 / squares  # Welch-Satterthwaite
-    reach = t_critical(design.alpha * max(design.suite_share, 1e-12), df) * se
+    tail = design.alpha * max(design.suite_share, 1e-12)
+    reach, p = t_critical(tail, df) * se, float(stdtr(df, -d / se))
+    means = _job_means(engines, [b for b, _ in sides])
+    if means.size >= _JOBS_THAT_TELL:
+        spread = max(float(means.std(ddof=1)), FLOOR_SD) * math.sqrt(1 + 1 / means.size)
+        reach = max(reach, t_critical(tail, means.size - 1) * spread)
+        p = max(p, float(stdtr(means.size - 1, -d / spread)))
     proven = look >= 2 and abs(d) >= max(reach, LEAST)
     outcome: Outcome = "pass" if not proven else "regressed" if d > 0 else "improved"
-    bounds = {"estimate": d, "lower": d - reach, "upper": d + reach, "p": float(stdtr(df, -d / se)), "se": se, "df": df}
-    return Decision(outcome=outcome, rule="mean of all comparisons", launches=look, **bounds)
+    rule = "mean of all comparisons"
+    if proven and means.size < _JOBS_THAT_TELL:
+        outcome = "inconclusive"
+        rule += f"; baselines of {_JOBS_THAT_TELL} runs or more would tell whether the host is slow today"
+    return Decision(outcome=outcome, rule=rule, launches=look, estimate=d, lower=d - reach, upper=d + reach, p=p, se=se, df=df)
+
+
+_SIDES = ("baseline", "candidate")
+_JOBS_THAT_TELL: Final = 3
+
+
+def _job_means(engines: Sequence[EngineLevels], baselines: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return the suite's mean in each job that every engine's baseline has."""
+    total = sum(len(engine.pairs) for engine in engines)
+    shared = set.intersection(*(set(engine.jobs[: b.size]) for engine, b in zip(engines, baselines, strict=True)))
+    return np.array(
+        [
+            sum(
+                len(engine.pairs) / total * b[[one == job for one in engine.jobs[: b.size]]].mean()
+                for engine, b in zip(engines, baselines, strict=True)
+            )
+            for job in sorted(shared)
+        ]
+    )
 
 
 def _common(side: Sequence[ArrayLike], what: str) -> NDArray[np.float64]:
@@ -70,3 +113,19 @@ def _common(side: Sequence[ArrayLike], what: str) -> NDArray[np.float64]:
     shortest = min(x.size for x in levels)
     mean: NDArray[np.float64] = np.mean([x[:shortest] for x in levels], axis=0)
     return mean
+
+
+def judge_suite(verdicts: Iterable[tuple[str, Verdict]]) -> Decision | None:
+    """Return the verdict on all comparisons together, from (engine, verdict) of the compared cases; None where there is none."""
+    pairs: dict[str, list[tuple[tuple[float, ...], tuple[float, ...]]]] = {}
+    jobs: dict[str, tuple[str, ...]] = {}
+    for engine, verdict in verdicts:
+        for row in verdict.metrics:
+            if row.levels is not None and metrics.BY_NAME[row.metric].kind in noise.RATIOS:
+                pairs.setdefault(engine, []).append(row.levels)
+                # Launches are matched by their place; so are their jobs, of the case that has fewest.
+                known = jobs.setdefault(engine, verdict.baseline_jobs)
+                jobs[engine] = min(known, verdict.baseline_jobs, key=len)
+    if sum(map(len, pairs.values())) < 2:
+        return None  # a single comparison is not made twice
+    return decide_suite([EngineLevels(tuple(found), jobs[engine]) for engine, found in pairs.items()], design=Design())

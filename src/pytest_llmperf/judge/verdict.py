@@ -10,28 +10,29 @@ import math
 import statistics
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pytest_llmperf.judge import counts, noise, power, stats, suite
-from pytest_llmperf.judge.gates import Tolerance, gates
-from pytest_llmperf.judge.noise import Belief, Parts
+from pytest_llmperf.judge import noise, stats
+from pytest_llmperf.judge.comparison import Comparison
+from pytest_llmperf.judge.gates import gates
+from pytest_llmperf.judge.noise import Parts
 from pytest_llmperf.measure import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from numpy.typing import NDArray
-
     from pytest_llmperf.judge.baseline import Baseline
+    from pytest_llmperf.judge.gates import Tolerance
+    from pytest_llmperf.judge.noise import Belief
     from pytest_llmperf.measure import Launch, Measurement
     from pytest_llmperf.measure.metrics import Metric
 
 
 _IMPLAUSIBLE = 20
 """Nothing gets so many times better, but a unit that changes does."""
+_TOO_GOOD = "so much better that the unit or what is measured must have changed; if it is real, accept it with --update-baselines"
 
 
 class Status(StrEnum):
@@ -109,6 +110,8 @@ class Verdict:
     """Why it was not compared, or what changed since the baseline."""
     launches: int = 0
     baseline_launches: int = 0
+    baseline_jobs: tuple[str, ...] = ()
+    """The run of pytest that each launch of the baseline was measured in."""
 
 
 def judge(
@@ -136,7 +139,8 @@ def judge(
         return Verdict(Status.NOT_COMPARABLE, rows, reasons, launches, len(stored.launches))
     asked = gates(tolerance=design.tolerance) if gated is None else gated
     rows = tuple(_judge_metric(one, measurement, stored, asked.get(one.name), design, beliefs) for one in metrics.METRICS)
-    return Verdict(_together(rows), rows, launches=launches, baseline_launches=len(stored.launches))
+    jobs = tuple(launch.job for launch in stored.launches)
+    return Verdict(_together(rows), rows, launches=launches, baseline_launches=len(stored.launches), baseline_jobs=jobs)
 
 
 def not_comparable(measurement: Measurement, stored: Baseline) -> tuple[str, ...]:
@@ -159,58 +163,6 @@ def _together(rows: Iterable[MetricVerdict]) -> Status:
     order = (Status.REGRESSED, Status.NOT_COMPARABLE, Status.UNDECIDED, Status.INCONCLUSIVE, Status.IMPROVED)
     # Without a single comparison nothing has passed.
     return next((one for one in order if one in found), Status.PASS if Status.PASS in found else Status.NOT_COMPARABLE)
-
-
-def calibrated(
-    observed: Iterable[MetricVerdict], recorded: Baseline, gated: Mapping[str, Tolerance], design: stats.Design
-) -> tuple[MetricVerdict, ...]:
-    """Return the rows with how noisy the recorded baseline is: the noise in its parts, and what could be found with it.
-
-    `tolerance` is the one to propose: the detectable slow-down, rounded up to a whole percent.
-    """
-    believed = noise.beliefs([recorded], {recorded.case_id: tuple(gated)})
-    rows = []
-    for row in observed:
-        metric, gate = metrics.BY_NAME[row.metric], gated.get(row.metric)
-        parts = noise.parts(metric, recorded.launches)
-        if gate is not None and parts is not None:
-            values = noise.values(metric, recorded.launches)
-            comparison = Comparison(metric, values, gate, design, believed.get((recorded.case_id, metric.name)))
-            found = comparison.detectable
-            proposed = None if found is None else max(math.ceil(100 * found), 1) / 100
-            row = replace(row, noise=parts, detectable=found, tolerance=proposed)
-        rows.append(row)
-    return tuple(rows)
-
-
-def noise_of(rows: Iterable[MetricVerdict]) -> dict[str, dict[str, float | None]]:
-    """Return what a baseline stores of a calibration, per metric: sds in log-percent, shares as fractions."""
-    return {
-        row.metric: {
-            "round_sd": row.noise.rounds,
-            "launch_sd": row.noise.launches,
-            "job_sd": row.noise.jobs,
-            "launches": row.noise.launch_count,
-            "jobs": row.noise.job_count,
-            "detectable": row.detectable,
-            "proposed_tolerance": row.tolerance,
-        }
-        for row in rows
-        if row.noise is not None
-    }
-
-
-def prospects(
-    stored: Baseline, gated: Mapping[str, Tolerance], design: stats.Design, beliefs: Mapping[str, Belief]
-) -> list[Comparison]:
-    """Return the gating comparisons of a stored case, as far as their baselines are usable."""
-    found = []
-    for name, gate in gated.items():
-        metric, values = metrics.BY_NAME[name], noise.values(metrics.BY_NAME[name], stored.launches)
-        comparison = Comparison(metric, values, gate, design, beliefs.get(name))
-        if all(values) and comparison.usable:
-            found.append(comparison)
-    return found
 
 
 def observed(now: Sequence[Launch], before: Sequence[Launch] | None) -> tuple[MetricVerdict, ...]:
@@ -261,31 +213,26 @@ def _judge_metric(
     if status is Status.INCONCLUSIVE and levels:
         needed = comparison.launches_needed
         rule += f"; {needed} would most likely do" if needed else "; the baseline needs more launches"
-    if status.green and metric.kind != "count" and _implausible(seen, metric):
-        status = Status.NOT_COMPARABLE
-        rule = (
-            "so much better that the unit or what is measured must have changed; if it is real, accept it with --update-baselines"
-        )
-    return MetricVerdict(
-        metric.name,
-        status,
-        seen.baseline,
-        seen.measured,
-        _fraction(decision.estimate, metric),
-        _fraction(decision.lower, metric),
-        _fraction(decision.upper, metric),
-        rule,
+    if status.green and metric.kind != "count" and _implausible(metric, old, new[:look]):
+        status, rule = Status.NOT_COMPARABLE, _TOO_GOOD
+    return replace(
+        seen,
+        status=status,
+        worse=_fraction(decision.estimate, metric),
+        worse_low=_fraction(decision.lower, metric),
+        worse_high=_fraction(decision.upper, metric),
+        rule=rule,
         tolerance=gate.share,
         detectable=detectable,
         levels=levels,
     )
 
 
-def _implausible(seen: MetricVerdict, metric: Metric) -> bool:
-    if not seen.baseline or not seen.measured:
+def _implausible(metric: Metric, before: list[list[float]], now: list[list[float]]) -> bool:
+    old, new = _median(before), _median(now)
+    if not old or not new:
         return False
-    better = seen.measured / seen.baseline
-    return (better if metric.better == "higher" else 1 / better) > _IMPLAUSIBLE
+    return new > _IMPLAUSIBLE * old if metric.better == "higher" else old > _IMPLAUSIBLE * new
 
 
 def _not_judged(
@@ -295,6 +242,8 @@ def _not_judged(
     if not all(new) or not all(old):
         where = "this run" if not all(new) else "some baseline launches" if any(old) else "the baseline"
         return f"not measured in {where}"
+    if not all(math.isfinite(value) for launch in (*old, *new) for value in launch):
+        return "a value is not a finite number"
     rounds = min(len(launch.rounds) for launch in (*stored.launches, *measurement.launches))
     return metric.too_few(measurement.case.workload, rounds)
 
@@ -302,100 +251,3 @@ def _not_judged(
 def _fraction(log_percent: float, metric: Metric) -> float | None:
     sign = 1 if metric.better == "lower" else -1
     return sign * float(np.expm1(sign * log_percent / 100)) if abs(log_percent) < 2000 else None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One metric of one case against its baseline: everything that is known before this run's first launch."""
-
-    metric: Metric
-    rounds: list[list[float]]
-    """The baseline's values, one list per launch."""
-    gate: Tolerance
-    design: stats.Design
-    belief: Belief | None = None
-
-    @property
-    def _design(self) -> stats.Design:
-        # An exact metric's tolerance is its allowance; where it varies after all, it is judged as a ratio.
-        return self.design if self.metric.kind == "exact" else replace(self.design, tolerance=self.gate.share)
-
-    @cached_property
-    def exact(self) -> bool:
-        """Whether the metric does not vary, so that two launches tell."""
-        if self.metric.kind != "exact":
-            return False
-        values = [one[0] for one in self.rounds]
-        return len(values) == 1 or counts.is_exact(values, tolerance=self.design.tolerance)
-
-    @cached_property
-    def _baseline(self) -> tuple[NDArray[np.float64], float]:
-        scatter = stats.round_scatter(self.rounds)
-        return noise.levels(self.metric, self.rounds, scatter), scatter
-
-    @property
-    def _noise(self) -> dict[str, Any]:
-        default = stats.PRIORS.get(self.metric.kind, stats.PRIORS["ratio"])
-        belief = self.belief or Belief(default)
-        return {"design": self._design, "prior": belief.prior, "drift": belief.drift}
-
-    @property
-    def has_levels(self) -> bool:
-        """Whether it is judged by the levels of launches."""
-        return self.metric.kind != "count" and not self.exact
-
-    @property
-    def usable(self) -> bool:
-        """Whether its baseline can be compared with at all."""
-        try:
-            self.decide(self.rounds[:1])
-        except stats.UnusableSampleError:
-            return False
-        return True
-
-    @property
-    def detectable(self) -> float | None:
-        """The slow-down found 19 times in 20 within the budget, as a fraction; None for counts and exact metrics."""
-        return power.minimum_detectable_effect(self._baseline[0], **self._noise) if self.has_levels else None
-
-    @property
-    def launches_needed(self) -> int | None:
-        """How many launches would find the tolerance 19 times in 20; None where it cannot be told, or beyond 64."""
-        return power.launches_needed(self._baseline[0], **self._noise) if self.has_levels else None
-
-    def levels(self, now: list[list[float]]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Return the levels of baseline and run in log-percent, + worse; None for counts and exact metrics."""
-        if not self.has_levels:
-            return None
-        before, scatter = self._baseline
-        return tuple(before.tolist()), tuple(noise.levels(self.metric, now, scatter).tolist())
-
-    def decide(self, now: list[list[float]]) -> stats.Decision:
-        """Return what these launches say; raises UnusableSampleError."""
-        if self.metric.kind == "count":
-            return counts.decide_count(_counts(self.rounds), _counts(now), design=self.design, tolerance=self.gate.share)
-        if self.exact:
-            before, new = ([one[0] for one in side] for side in (self.rounds, now))
-            higher = self.metric.better == "higher"
-            return counts.decide_exact(before, new, design=self.design, higher_is_better=higher, rel=self.gate.share)
-        before_levels, scatter = self._baseline
-        return stats.decide(before_levels, noise.levels(self.metric, now, scatter), **self._noise)
-
-
-def _counts(side: list[list[float]]) -> counts.Counts:
-    totals = [sum(one) for one in side]
-    if not all(math.isfinite(total) for total in totals):
-        raise stats.UnusableSampleError(f"A count is {next(one for one in totals if not math.isfinite(one))}.")
-    return counts.Counts(tuple(int(total) for total in totals), tuple(len(one) for one in side))
-
-
-def judge_suite(verdicts: Iterable[tuple[str, Verdict]]) -> stats.Decision | None:
-    """Return the verdict on all comparisons together, from (engine, verdict) of the compared cases; None where there is none."""
-    engines: dict[str, list[tuple[tuple[float, ...], tuple[float, ...]]]] = {}
-    for engine, verdict in verdicts:
-        for row in verdict.metrics:
-            if row.levels is not None and metrics.BY_NAME[row.metric].kind in noise.RATIOS:
-                engines.setdefault(engine, []).append(row.levels)
-    if sum(map(len, engines.values())) < 2:
-        return None  # a single comparison is not made twice
-    return suite.decide_suite(list(engines.values()), design=stats.Design())

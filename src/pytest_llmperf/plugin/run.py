@@ -12,10 +12,12 @@ import pytest
 import pytest_llmperf
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge import diagnosis
+from pytest_llmperf.judge.calibration import calibrated, noise_of
+from pytest_llmperf.judge.comparison import prospects
 from pytest_llmperf.judge.gates import comparisons, gates
 from pytest_llmperf.judge.noise import beliefs
 from pytest_llmperf.judge.stats import Design
-from pytest_llmperf.judge.verdict import Status, Verdict, calibrated, judge, noise_of, not_comparable, observed, prospects
+from pytest_llmperf.judge.verdict import Status, Verdict, judge, not_comparable, observed
 from pytest_llmperf.measure import Measurement
 from pytest_llmperf.plan import Case, Workload
 from pytest_llmperf.plugin.collection import PLANNED
@@ -26,10 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from pytest_llmperf.judge.comparison import Comparison
     from pytest_llmperf.judge.gates import Tolerance
     from pytest_llmperf.judge.noise import Belief
     from pytest_llmperf.judge.selftest import Check
-    from pytest_llmperf.judge.verdict import Comparison
     from pytest_llmperf.measure import Launch
     from pytest_llmperf.measure.host import Host
     from pytest_llmperf.plan import Marker

@@ -82,7 +82,8 @@ def judge_suite(session: pytest.Session) -> None:
 
     The run's exit code is then 1, and JUnit files have the failure too. A run that is red already needs no second failure.
     """
-    from pytest_llmperf.judge.verdict import Status, judge_suite
+    from pytest_llmperf.judge.suite import judge_suite
+    from pytest_llmperf.judge.verdict import Status
 
     config = session.config
     outcomes = [from_data(data) for data in config.stash[OUTCOMES]]

@@ -15,8 +15,8 @@ from pytest_llmperf.report import change, percent, quantity
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from pytest_llmperf.judge.comparison import Comparison
     from pytest_llmperf.judge.stats import Decision
-    from pytest_llmperf.judge.verdict import Comparison
     from pytest_llmperf.report import Outcome
 
 
@@ -167,9 +167,9 @@ def _shortfall(case_id: str, one: Comparison, detectable: float) -> str:
 def suite_line(decision: Decision) -> str:
     """Return the verdict on all comparisons together in one line."""
     low, mid, high = (math.expm1(x / 100) for x in (decision.lower, decision.estimate, decision.upper))
-    verdict = "REGRESSED" if decision.outcome == "regressed" else decision.outcome.upper()
     way = "worse" if mid > 0 else "better"
-    return f"suite as a whole: {abs(mid):.1%} {way} [{low:+.1%}, {high:+.1%}] on the mean of all comparisons: {verdict}"
+    verdict = decision.outcome.upper()
+    return f"suite as a whole: {abs(mid):.1%} {way} [{low:+.1%}, {high:+.1%}] on the {decision.rule}: {verdict}"
 
 
 def self_test_line(checks: Sequence[dict[str, Any]]) -> str:
