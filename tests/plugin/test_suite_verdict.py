@@ -12,8 +12,8 @@ CASE = "test_it.py::test_serving[tiny-tp1-c8]"
 RED = """
 from pytest_llmperf.judge import stats, suite
 
-def judge_suite(cases):
-    assert list(cases)
+def judge_suite(cases, host):
+    assert list(cases) and host == "simulated"
     return stats.Decision(outcome="regressed", rule="mean", launches=4, estimate=2.0, lower=1.2, upper=2.8, p=1e-5, se=.2, df=30)
 
 suite.judge_suite = judge_suite

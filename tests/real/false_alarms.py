@@ -2,8 +2,9 @@
 
     python -m tests.real.false_alarms --runs 10 --slowed 1.1
 
-It records a baseline over several runs of pytest, runs the suite unchanged and slowed in turn, and prints a line for each run
-and the parts of the noise. It takes the better part of an hour on two cores, which nothing else may use meanwhile.
+It records a baseline over several runs of pytest, then in turn adds a run to it (unless --frozen), and runs the suite
+unchanged and slowed. It prints a line for each run and the parts of the noise. On two cores, which nothing else may use
+meanwhile, it takes the better part of an hour.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -65,31 +67,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10, help="runs of each kind")
     parser.add_argument("--slowed", type=float, default=1.1, help="factor on the time of engine steps")
-    parser.add_argument("--jobs", type=int, default=4, help="runs of pytest that the baseline is recorded in")
-    parser.add_argument("--launches", type=int, default=5, help="launches that each of them records")
+    parser.add_argument("--jobs", type=int, default=4, help="runs of pytest that the baseline is first recorded in")
+    parser.add_argument("--launches", type=int, default=5, help="launches that each run of pytest records")
+    parser.add_argument("--suite", type=Path, help="a test file to run in place of the suite for CPUs")
+    parser.add_argument("--frozen", action="store_true", help="leave the baseline as it is once it has been recorded")
+    parser.add_argument("--options", default="", help="further options of pytest, as on its command line")
     parser.add_argument("--max-launches", type=int, default=8)
     parser.add_argument("--tolerance", default="10%")
     parser.add_argument("--folder", help="where baselines and logs go; an existing baseline there is used")
     args = parser.parse_args()
     folder = Path(args.folder or tempfile.mkdtemp(prefix="llmperf-"))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "test_suite.py").write_text(SUITE)
+    (folder / "test_suite.py").write_text(args.suite.read_text() if args.suite else SUITE)
     (folder / "pytest.ini").write_text("[pytest]\n")
-    compare = (f"--llmperf-tolerance={args.tolerance}", f"--llmperf-max-launches={args.max_launches}")
+    compare = (f"--llmperf-tolerance={args.tolerance}", f"--llmperf-max-launches={args.max_launches}", *shlex.split(args.options))
+
+    def record(number: int) -> None:
+        first = not list(folder.glob("baselines/**/*.json"))
+        options = (
+            ["--update-baselines", f"--llmperf-launches={args.launches}"] if first else [f"--llmperf-calibrate={args.launches}"]
+        )
+        print(_line(f"record {number}", *run(folder, *options, *compare)), flush=True)
+
     if not list(folder.glob("baselines/**/*.json")):
         for job in range(args.jobs):
-            how = "--update-baselines" if job == 0 else "--llmperf-calibrate"
-            options = [how, f"--llmperf-launches={args.launches}"] if job == 0 else [f"{how}={args.launches}"]
-            print(_line(f"record {job + 1}", *run(folder, *options, *compare)), flush=True)
-        for path in sorted(folder.glob("baselines/**/*.json")):
-            print(path.stem, json.dumps(json.loads(path.read_text())["noise"], indent=1), flush=True)
+            record(job + 1)
     tally: dict[str, Counter[str]] = {"unchanged": Counter(), "slowed": Counter()}
     for number in range(args.runs):
+        if not args.frozen:
+            record(args.jobs + number + 1)
         for what, factor in (("unchanged", 1.0), ("slowed", args.slowed)):
             code, cases, seconds = run(folder, *compare, slowed=factor)
             tally[what]["red" if code else "green"] += 1
             tally[what]["launches"] += max((len(case["launches"]) for case in cases), default=0)
             print(_line(f"{what} {number + 1}", code, cases, seconds), flush=True)
+    for path in sorted(folder.glob("baselines/**/*.json")):
+        for metric, noise in json.loads(path.read_text())["noise"].items():
+            print(path.stem, metric, json.dumps(noise), flush=True)
     for what, found in tally.items():
         print(f"{what}: {found['red']} of {args.runs} runs red, {found['launches'] / args.runs:.1f} engine starts a run")
 

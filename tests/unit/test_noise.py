@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,12 +12,10 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.judge import noise, stats
 from pytest_llmperf.judge.baseline import Baseline, Provenance
+from pytest_llmperf.judge.noise import Belief
 from pytest_llmperf.measure import Launch, Round
 from pytest_llmperf.measure.metrics import BY_NAME, GATING
 from pytest_llmperf.plan import Workload
-
-if TYPE_CHECKING:
-    from pytest_llmperf.judge.noise import Belief
 
 TTFT, TAIL, KV = "ttft_p50_s", "ttft_p90_s", "kv_cache_tokens"
 ROUNDS = 5
@@ -51,15 +48,23 @@ def drawn(
     )
 
 
-def stored(launches: tuple[Launch, ...], case_id: str = "test_a.py::test_x", engine: str = "one") -> Baseline:
+def stored(
+    launches: tuple[Launch, ...], case_id: str = "test_a.py::test_x", engine: str = "one", host: str = "nvidia-h200"
+) -> Baseline:
     workload, provenance = Workload(), Provenance({"model": engine})
-    return Baseline(case_id, "cpu-2c", dict(vars(workload)), workload.fingerprint, provenance, launches)
+    return Baseline(case_id, host, dict(vars(workload)), workload.fingerprint, provenance, launches)
 
 
-def believed(*baselines: tuple[Launch, ...], metrics: tuple[str, ...] = (TTFT,), one_engine: bool = False) -> list[Belief | None]:
+def believed(
+    *baselines: tuple[Launch, ...],
+    metrics: tuple[str, ...] = (TTFT,),
+    one_engine: bool = False,
+    host: str = "nvidia-h200",
+) -> list[Belief | None]:
     """Return the belief of each baseline, as far as its first metric has one; by default each has an engine of its own."""
     suite = [
-        stored(launches, f"test_a.py::test_{n}", engine="one" if one_engine else str(n)) for n, launches in enumerate(baselines)
+        stored(launches, f"test_a.py::test_{n}", engine="one" if one_engine else str(n), host=host)
+        for n, launches in enumerate(baselines)
     ]
     found = noise.beliefs(suite, {one.case_id: metrics for one in suite})
     return [found.get((one.case_id, metrics[0])) for one in suite]
@@ -157,13 +162,20 @@ def test_only_the_metrics_that_gate_a_case_have_a_belief() -> None:
     assert noise.beliefs(suite, {"a": (TTFT,), "b": ()}).keys() == {("a", TTFT)}
 
 
-@pytest.mark.parametrize(
-    "launches", [(), drawn(1, 1), (launch([0.0]), launch([math.inf]))], ids=["none", "one launch", "not finite"]
-)
-def test_a_baseline_that_shows_no_noise_is_left_to_the_shipped_belief(launches: tuple[Launch, ...]) -> None:
+@pytest.mark.parametrize("launches", [(), (launch([0.0]), launch([math.inf]))], ids=["none", "not finite"])
+def test_a_baseline_that_cannot_be_used_is_left_to_the_shipped_belief(launches: tuple[Launch, ...]) -> None:
     assert believed(launches) == [None]
     quiet = drawn(1, 5, between=0.2)
     assert believed(launches, quiet) == [None, *believed(quiet)]
+
+
+def test_a_single_launch_is_expected_to_be_as_noisy_as_the_others_of_its_suite() -> None:
+    single, quiet = drawn(1, 1), drawn(1, 5, between=0.2)
+    assert believed(single) == [Belief(stats.PRIORS["quantile"])]
+    first, second = believed(single, quiet)
+    assert first == second == believed(quiet)[0]
+    assert first is not None
+    assert first.prior.variance < stats.PRIORS["quantile"].variance
 
 
 @pytest.mark.parametrize(("metric", "kind"), [(TTFT, "quantile"), (TAIL, "tail"), ("output_tokens_per_s", "ratio")])
@@ -282,3 +294,45 @@ def test_metrics_drift_each_by_their_own_share() -> None:
     found = noise.beliefs([stored(both)], {"test_a.py::test_x": (TTFT, "e2e_p50_s")})
     drifts = [belief.drift for belief in found.values()]
     assert [drift.share > 2 for drift in drifts if drift] == [False, True]
+
+
+# ------------------------------------------------------------------------------------------------ hosts whose cores are shared
+
+
+@pytest.mark.parametrize("launches", [drawn(1, 1), drawn(1, 5, between=4.0), drawn(2, 5, between=4.0)], ids=["1", "5", "2 x 5"])
+def test_cores_that_others_share_are_believed_to_drift_though_no_jobs_tell(launches: tuple[Launch, ...]) -> None:
+    (belief,) = believed(launches, host="cpu-amd-epyc-2c")
+    assert belief is not None
+    assert belief.drift is not None
+    assert belief.drift.df == 4
+    ss, df = stats.within_jobs(np.array([100 * math.log(one.rounds[0].metrics[TTFT] / 1000) for one in launches]), None)
+    variance = (belief.prior.df * belief.prior.variance + ss) / (belief.prior.df + df)
+    assert math.sqrt(belief.drift.share * variance) == pytest.approx(5)
+    assert believed(launches)[0] == Belief(belief.prior)
+
+
+def test_jobs_outweigh_the_belief_in_a_drift() -> None:
+    def sd(jobs: int) -> float:
+        launches = drawn(jobs, 4, between=1.0, job=0.0)
+        (belief,) = believed(launches, host="cpu-amd-epyc-2c")
+        assert belief is not None
+        assert belief.drift is not None
+        assert belief.drift.df == jobs - 1 + 4
+        return math.sqrt(belief.drift.share)
+
+    assert sd(3) > sd(9) > sd(40)
+    assert sd(40) < 2
+
+
+def test_a_slow_day_of_a_shared_host_does_not_fail_a_case_whose_baseline_is_of_one_day() -> None:
+    before, today = np.array([0.0, 1.0, -1.0, 0.5, -0.5]), np.array([11.0, 12.0, 10.5, 11.5])
+    design = stats.Design(tolerance=0.10, comparisons=6)
+
+    def outcome(host: str) -> str:
+        launches = tuple(launch([level] * ROUNDS, "a") for level in before)
+        (belief,) = believed(launches, host=host)
+        assert belief is not None
+        return stats.decide(before, today, design=design, prior=belief.prior, drift=belief.drift).outcome
+
+    assert outcome("nvidia-h200") == "regressed"
+    assert outcome("cpu-amd-epyc-2c") == "more"

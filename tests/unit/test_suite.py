@@ -32,7 +32,7 @@ def suite(
     return found
 
 
-def whole(engines: list[Engine], launches_per_job: int = 2) -> Decision:
+def whole(engines: list[Engine], launches_per_job: int = 2, drift: Prior | None = None) -> Decision:
     """Return the verdict on engines whose baselines were recorded a few launches a job."""
     return decide_suite(
         [
@@ -40,6 +40,7 @@ def whole(engines: list[Engine], launches_per_job: int = 2) -> Decision:
             for pairs in engines
         ],
         design=DESIGN,
+        drift=drift,
     )
 
 
@@ -112,6 +113,13 @@ def test_unusable_levels_raise_the_named_error(bad: list[float]) -> None:
     for pair in ((bad, [1.0]), ([1.0], bad)):
         with pytest.raises(UnusableSampleError):
             whole([[([0.0], [0.0]), pair]])
+
+
+def test_a_drift_that_is_believed_in_holds_back_what_a_few_jobs_seem_to_prove() -> None:
+    engines = suite(4.0, own=0.5)
+    assert whole(engines).outcome == "regressed"
+    assert whole(engines, drift=Prior(25.0, 4.0)).outcome == "pass"
+    assert whole(suite(40.0, own=0.5), drift=Prior(25.0, 4.0)).outcome == "regressed"
 
 
 LEVELS = st.lists(st.floats(-30, 30), min_size=1, max_size=6)

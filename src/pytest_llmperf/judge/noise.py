@@ -27,6 +27,14 @@ RATIOS = ("ratio", "quantile", "tail")
 """The classes of metric whose launches have levels."""
 _JOBS_THAT_TELL = 3
 """With fewer jobs than this nothing can be said of how they differ."""
+_SHARED_CORES = stats.Prior(25.0, 4.0)
+"""The variance between jobs on a host without accelerators, whose cores are other people's too: sd 5 %, worth 5 jobs. A tiny
+model on two cores of a virtual machine has 2 % within a quarter of an hour, and 10 % and more over two (docs/statistics.md)."""
+
+
+def drift_on(host: str) -> stats.Prior | None:
+    """Return what is believed of the variance between jobs on a kind of host before any job has told; None: nothing."""
+    return _SHARED_CORES if host.startswith("cpu-") else None
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,8 @@ class _Stored:
     rounds: float
     engine: str = ""
     """Comparisons of one engine share its launches."""
+    drift: stats.Prior | None = None
+    """What is believed of the variance between jobs on its host."""
 
     @property
     def within(self) -> tuple[float, int]:
@@ -101,7 +111,9 @@ class _Stored:
         return (mean_square - variance) / typical
 
 
-def _stored(case_id: str, metric: Metric, launches: Sequence[Launch], engine: str = "") -> _Stored | None:
+def _stored(
+    case_id: str, metric: Metric, launches: Sequence[Launch], engine: str = "", drift: stats.Prior | None = None
+) -> _Stored | None:
     rounds = values(metric, launches)
     try:
         scatter = stats.round_scatter(rounds)
@@ -118,6 +130,7 @@ def _stored(case_id: str, metric: Metric, launches: Sequence[Launch], engine: st
         jobs=tuple(one.job for one in launches),
         rounds=float(np.mean([*map(len, rounds)])),
         engine=engine,
+        drift=drift,
     )
 
 
@@ -133,43 +146,48 @@ def beliefs(baselines: Iterable[Baseline], gated: Mapping[str, Iterable[str]] | 
         for one in stored:
             names = metrics.GATING if gated is None else gated.get(one.case_id, ())
             wanted = [metrics.BY_NAME[name] for name in names if metrics.BY_NAME[name].kind == kind]
-            engine = json.dumps(one.provenance.engine, sort_keys=True)
-            summaries += filter(None, (_stored(one.case_id, metric, one.launches, engine) for metric in wanted))
-        several = [one for one in summaries if one.within[1]]
-        if several:
-            spread = [(one.within[0] / one.within[1], one.within[1], one.scatter) for one in several]
-            priors = fit_priors(*zip(*spread, strict=True), default=default, weights=_weights(several))
-            found |= _with_drift(dict(zip((one.key for one in several), priors, strict=True)), several)
+            engine, drift = json.dumps(one.provenance.engine, sort_keys=True), drift_on(one.host)
+            summaries += filter(None, (_stored(one.case_id, metric, one.launches, engine, drift) for metric in wanted))
+        if summaries:
+            spread = [(ss / df if df else 0.0, df, one.scatter) for one in summaries for ss, df in [one.within]]
+            priors = fit_priors(*zip(*spread, strict=True), default=default, weights=_weights(summaries))
+            found |= _with_drift(dict(zip((one.key for one in summaries), priors, strict=True)), summaries)
     return found
 
 
 def _weights(summaries: Sequence[_Stored]) -> list[float]:
-    shares = {}
+    shares = dict[str, float]()
     for engine in {one.engine for one in summaries}:
-        together = [one for one in summaries if one.engine == engine]
-        shares[engine] = independence([one.residuals for one in together], min(one.within[1] for one in together))
+        together = [one for one in summaries if one.engine == engine and one.within[1]]
+        shares[engine] = independence([one.residuals for one in together], min((one.within[1] for one in together), default=0))
     return [shares[one.engine] for one in summaries]
 
 
 def _with_drift(priors: Mapping[tuple[str, str], stats.Prior], summaries: Iterable[_Stored]) -> dict[tuple[str, str], Belief]:
-    """Return the priors with each metric's drift between jobs, averaged over the suite's cases that tell it.
+    """Return the priors with each metric's drift between jobs: what the suite's cases tell, and what is believed of the host.
 
     One host has them all, so a case that was recorded in a single job is believed to drift like the others.
     """
-    shares, freedom = defaultdict[str, list[float]](list), dict[str, int]()
-    stored = list(summaries)
-    for one in (one for one in stored if one.tells_jobs):
-        ss, df = one.within
-        prior, metric = priors[one.key], one.key[1]
-        variance = max((prior.df * prior.variance + ss) / (prior.df + df), stats.FLOOR_SD**2)
-        shares[metric].append(one.between(variance) / variance)
-        freedom[metric] = max(freedom.get(metric, 0), len(set(one.jobs)) - 1)
-    drifts = {
-        one.key: stats.Drift(max(float(np.mean(shares[one.key[1]])), 0.0), one.jobs, freedom[one.key[1]])
-        for one in stored
-        if one.key[1] in freedom
-    }
-    return {key: Belief(prior, drifts.get(key)) for key, prior in priors.items()}
+    shares, freedom = defaultdict[str, list[float]](list), defaultdict[str, int](int)
+    stored = [(one, _variance(one, priors[one.key])) for one in summaries]
+    for one, variance in stored:
+        if one.tells_jobs:
+            metric = one.key[1]
+            shares[metric].append(one.between(variance) / variance)
+            freedom[metric] = max(freedom[metric], len(set(one.jobs)) - 1)
+    found = {}
+    for one, variance in stored:
+        told, df = max(float(np.mean(shares[one.key[1]] or 0.0)), 0.0), freedom[one.key[1]]
+        host = one.drift or stats.Prior(0.0, 0.0)
+        total = df + host.df
+        share = (df * told + host.df * host.variance / variance) / total if total else 0.0
+        found[one.key] = Belief(priors[one.key], stats.Drift(share, one.jobs, total) if total else None)
+    return found
+
+
+def _variance(one: _Stored, prior: stats.Prior) -> float:
+    ss, df = one.within
+    return max((prior.df * prior.variance + ss) / (prior.df + df), stats.FLOOR_SD**2)
 
 
 def parts(metric: Metric, launches: Sequence[Launch]) -> Parts | None:

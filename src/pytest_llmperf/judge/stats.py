@@ -56,8 +56,8 @@ class Drift:
     """Variance between jobs, as a multiple of the variance between launches of one job; 0 or more."""
     jobs: tuple[str, ...]
     """The job of each baseline launch.  All candidate launches are one job."""
-    df: int = 1
-    """How well the share is known: jobs that it was estimated from, less one."""
+    df: float = 1
+    """How well the share is known: jobs that it was estimated from, less one, and what a belief is worth."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from pytest_llmperf.judge.stats import (
     Decision,
     Design,
     Outcome,
+    Prior,
     UnusableSampleError,
     sample,
     standard_error,
@@ -45,14 +46,15 @@ class EngineLevels:
     """The job (run of pytest) of each baseline launch; empty: not known."""
 
 
-def decide_suite(engines: Sequence[EngineLevels], *, design: Design) -> Decision:
+def decide_suite(engines: Sequence[EngineLevels], *, design: Design, drift: Prior | None = None) -> Decision:
     """Return the verdict on the mean of all comparisons: it sees a shift of everything that no single one can prove.
 
     An engine counts with its mean over comparisons as *one* comparison, over the launches that all of them have; only
     engines are taken as independent.  The prior is fitted to the engines' means, so that noise which all comparisons of an
     engine share counts in full.  Regressed takes a change of `LEAST` or more and two launches, significant at
     alpha x suite_share for launches *and* for jobs: a host that is slow today moves everything too, so the run's mean must
-    stand out from those of the baseline's jobs.  With fewer than three of these nobody can tell: inconclusive.
+    stand out from those of the baseline's jobs (`drift`: what is believed of the host besides, `noise.drift_on`).  With fewer
+    than three of these nobody can tell: inconclusive.
     Never "more": call it once, when every comparison has ended.  Raises `UnusableSampleError`.
     """
     if not engines or not all(engine.pairs for engine in engines):
@@ -77,9 +79,12 @@ def decide_suite(engines: Sequence[EngineLevels], *, design: Design) -> Decision
     reach, p = t_critical(tail, df) * se, float(stdtr(df, -d / se))
     means = _job_means(engines, [b for b, _ in sides])
     if means.size >= _JOBS_THAT_TELL:
-        spread = max(float(means.std(ddof=1)), FLOOR_SD) * math.sqrt(1 + 1 / means.size)
-        reach = max(reach, t_critical(tail, means.size - 1) * spread)
-        p = max(p, float(stdtr(means.size - 1, -d / spread)))
+        believed = drift or Prior(0.0, 0.0)
+        freedom = means.size - 1 + believed.df
+        between = (float(((means - means.mean()) ** 2).sum()) + believed.df * believed.variance) / freedom
+        spread = math.sqrt(max(between, FLOOR_SD**2) * (1 + 1 / means.size))
+        reach = max(reach, t_critical(tail, freedom) * spread)
+        p = max(p, float(stdtr(freedom, -d / spread)))
     proven = look >= 2 and abs(d) >= max(reach, LEAST)
     outcome: Outcome = "pass" if not proven else "regressed" if d > 0 else "improved"
     rule = "mean of all comparisons"
@@ -115,8 +120,11 @@ def _common(side: Sequence[ArrayLike], what: str) -> NDArray[np.float64]:
     return mean
 
 
-def judge_suite(verdicts: Iterable[tuple[str, Verdict]]) -> Decision | None:
-    """Return the verdict on all comparisons together, from (engine, verdict) of the compared cases; None where there is none."""
+def judge_suite(verdicts: Iterable[tuple[str, Verdict]], host: str = "") -> Decision | None:
+    """Return the verdict on all comparisons together, from (engine, verdict) of the compared cases; None where there is none.
+
+    `host` is the host's key, which tells what to believe of jobs.
+    """
     pairs: dict[str, list[tuple[tuple[float, ...], tuple[float, ...]]]] = {}
     jobs: dict[str, tuple[str, ...]] = {}
     for engine, verdict in verdicts:
@@ -128,4 +136,5 @@ def judge_suite(verdicts: Iterable[tuple[str, Verdict]]) -> Decision | None:
                 jobs[engine] = min(known, verdict.baseline_jobs, key=len)
     if sum(map(len, pairs.values())) < 2:
         return None  # a single comparison is not made twice
-    return decide_suite([EngineLevels(tuple(found), jobs[engine]) for engine, found in pairs.items()], design=Design())
+    levels = [EngineLevels(tuple(found), jobs[engine]) for engine, found in pairs.items()]
+    return decide_suite(levels, design=Design(), drift=noise.drift_on(host))

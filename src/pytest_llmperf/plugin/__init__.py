@@ -123,7 +123,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     if session.config.stash.get(OUTCOMES, None):
         from pytest_llmperf.plugin.session import judge_suite
 
-        judge_suite(session)
+        judge_suite(session, session.config.stash[SETTINGS])
     return result
 
 

@@ -77,7 +77,7 @@ def _require_vllm(python: str) -> None:
         ) from None
 
 
-def judge_suite(session: pytest.Session) -> None:
+def judge_suite(session: pytest.Session, settings: Settings) -> None:
     """Judge all comparisons together when the last test is over; where that alone is red, report it as a test that failed.
 
     The run's exit code is then 1, and JUnit files have the failure too. A run that is red already needs no second failure.
@@ -87,7 +87,8 @@ def judge_suite(session: pytest.Session) -> None:
 
     config = session.config
     outcomes = [from_data(data) for data in config.stash[OUTCOMES]]
-    verdict = judge_suite((json.dumps(one.engine, sort_keys=True), one.verdict) for one in outcomes if one.status.compared)
+    compared = ((json.dumps(one.engine, sort_keys=True), one.verdict) for one in outcomes if one.status.compared)
+    verdict = judge_suite(compared, describe_host(settings.kind).key)
     if verdict is None:
         return
     config.stash[SUITE] = verdict

@@ -64,7 +64,9 @@ class Example:
         self.write(folder)
         (folder / "llmperf.json").unlink(missing_ok=True)
         environment = {**os.environ, **self.env}
-        environment.pop("PYTEST_ADDOPTS", None)
+        # Neither the outer run's options nor tox's folder, where pytest would keep one cache for all examples.
+        for name in ("PYTEST_ADDOPTS", "TOX_ENV_DIR"):
+            environment.pop(name, None)
         command = self.command(folder, *args)
         done = subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
