@@ -105,7 +105,7 @@ def main() -> None:
         for metric, noise in json.loads(path.read_text())["noise"].items():
             print(path.stem, metric, json.dumps(noise), flush=True)
     for what, found in tally.items():
-        print(f"{what}: {found['red']} of {args.runs} runs red, {found['launches'] / args.runs:.1f} engine starts a run")
+        print(f"{what}: {found['red']} of {args.runs} runs red, {found['launches'] / max(args.runs, 1):.1f} engine starts a run")
 
 
 if __name__ == "__main__":
