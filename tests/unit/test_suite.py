@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.judge.stats import Decision, Design, Prior, UnusableSampleError, decide
+from pytest_llmperf.judge.stats import Decision, Design, Drift, Prior, UnusableSampleError, decide
 from pytest_llmperf.judge.suite import LEAST, EngineLevels, decide_suite, judge_suite
 from pytest_llmperf.judge.verdict import MetricVerdict, Status, Verdict
 
@@ -32,7 +32,7 @@ def suite(
     return found
 
 
-def whole(engines: list[Engine], launches_per_job: int = 2, drift: Prior | None = None) -> Decision:
+def whole(engines: list[Engine], launches_per_job: int = 2, drift: Drift | None = None) -> Decision:
     """Return the verdict on engines whose baselines were recorded a few launches a job."""
     return decide_suite(
         [
@@ -118,8 +118,8 @@ def test_unusable_levels_raise_the_named_error(bad: list[float]) -> None:
 def test_a_drift_that_is_believed_in_holds_back_what_a_few_jobs_seem_to_prove() -> None:
     engines = suite(4.0, own=0.5)
     assert whole(engines).outcome == "regressed"
-    assert whole(engines, drift=Prior(25.0, 4.0)).outcome == "pass"
-    assert whole(suite(40.0, own=0.5), drift=Prior(25.0, 4.0)).outcome == "regressed"
+    assert whole(engines, drift=Drift(25.0, (), 3)).outcome == "pass"
+    assert whole(suite(40.0, own=0.5), drift=Drift(25.0, (), 3)).outcome == "regressed"
 
 
 LEVELS = st.lists(st.floats(-30, 30), min_size=1, max_size=6)

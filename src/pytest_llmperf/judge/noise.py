@@ -27,13 +27,13 @@ RATIOS = ("ratio", "quantile", "tail")
 """The classes of metric whose launches have levels."""
 _JOBS_THAT_TELL = 3
 """With fewer jobs than this nothing can be said of how they differ."""
-_SHARED_CORES = stats.Prior(25.0, 4.0)
-"""The variance between jobs on a host without accelerators, whose cores are other people's too: sd 5 %, worth 5 jobs. A tiny
-model on two cores of a virtual machine has 2 % within a quarter of an hour, and 10 % and more over two (docs/statistics.md)."""
+_SHARED_CORES = stats.Drift(2.0, (), 3)
+"""On a host without accelerators, whose cores and caches are other people's too, runs are believed to differ by 1.4 x the sd
+of launches, worth 4 jobs: in 11 jobs over 45 minutes on two cores the factor was 0.4 to 1.3 (docs/statistics.md)."""
 
 
-def drift_on(host: str) -> stats.Prior | None:
-    """Return what is believed of the variance between jobs on a kind of host before any job has told; None: nothing."""
+def drift_on(host: str) -> stats.Drift | None:
+    """Return what is believed of the drift between jobs on a kind of host before any job has told; None: nothing."""
     return _SHARED_CORES if host.startswith("cpu-") else None
 
 
@@ -82,8 +82,8 @@ class _Stored:
     rounds: float
     engine: str = ""
     """Comparisons of one engine share its launches."""
-    drift: stats.Prior | None = None
-    """What is believed of the variance between jobs on its host."""
+    drift: stats.Drift | None = None
+    """What is believed of jobs on its host."""
 
     @property
     def within(self) -> tuple[float, int]:
@@ -112,7 +112,7 @@ class _Stored:
 
 
 def _stored(
-    case_id: str, metric: Metric, launches: Sequence[Launch], engine: str = "", drift: stats.Prior | None = None
+    case_id: str, metric: Metric, launches: Sequence[Launch], engine: str = "", drift: stats.Drift | None = None
 ) -> _Stored | None:
     rounds = values(metric, launches)
     try:
@@ -169,25 +169,21 @@ def _with_drift(priors: Mapping[tuple[str, str], stats.Prior], summaries: Iterab
     One host has them all, so a case that was recorded in a single job is believed to drift like the others.
     """
     shares, freedom = defaultdict[str, list[float]](list), defaultdict[str, int](int)
-    stored = [(one, _variance(one, priors[one.key])) for one in summaries]
-    for one, variance in stored:
-        if one.tells_jobs:
-            metric = one.key[1]
-            shares[metric].append(one.between(variance) / variance)
-            freedom[metric] = max(freedom[metric], len(set(one.jobs)) - 1)
+    stored = list(summaries)
+    for one in (one for one in stored if one.tells_jobs):
+        ss, df = one.within
+        prior, metric = priors[one.key], one.key[1]
+        variance = max((prior.df * prior.variance + ss) / (prior.df + df), stats.FLOOR_SD**2)
+        shares[metric].append(one.between(variance) / variance)
+        freedom[metric] = max(freedom[metric], len(set(one.jobs)) - 1)
     found = {}
-    for one, variance in stored:
+    for one in stored:
         told, df = max(float(np.mean(shares[one.key[1]] or 0.0)), 0.0), freedom[one.key[1]]
-        host = one.drift or stats.Prior(0.0, 0.0)
+        host = one.drift or stats.Drift(0.0, (), 0)
         total = df + host.df
-        share = (df * told + host.df * host.variance / variance) / total if total else 0.0
+        share = (df * told + host.df * host.share) / total if total else 0.0
         found[one.key] = Belief(priors[one.key], stats.Drift(share, one.jobs, total) if total else None)
     return found
-
-
-def _variance(one: _Stored, prior: stats.Prior) -> float:
-    ss, df = one.within
-    return max((prior.df * prior.variance + ss) / (prior.df + df), stats.FLOOR_SD**2)
 
 
 def parts(metric: Metric, launches: Sequence[Launch]) -> Parts | None:

@@ -15,8 +15,8 @@ from pytest_llmperf.judge.stats import (
     FLOOR_SD,
     Decision,
     Design,
+    Drift,
     Outcome,
-    Prior,
     UnusableSampleError,
     sample,
     standard_error,
@@ -46,7 +46,7 @@ class EngineLevels:
     """The job (run of pytest) of each baseline launch; empty: not known."""
 
 
-def decide_suite(engines: Sequence[EngineLevels], *, design: Design, drift: Prior | None = None) -> Decision:
+def decide_suite(engines: Sequence[EngineLevels], *, design: Design, drift: Drift | None = None) -> Decision:
     """Return the verdict on the mean of all comparisons: it sees a shift of everything that no single one can prove.
 
     An engine counts with its mean over comparisons as *one* comparison, over the launches that all of them have; only
@@ -65,7 +65,7 @@ def decide_suite(engines: Sequence[EngineLevels], *, design: Design, drift: Prio
     several = [b for b, _ in sides if b.size > 1]
     prior = fit_prior([np.var(b, ddof=1) for b in several], [b.size - 1 for b in several])
     total, look = sum(len(engine.pairs) for engine in engines), 0
-    d = variance = squares = 0.0
+    d = variance = squares = launch_sd = 0.0
     for engine, (b, c) in zip(engines, sides, strict=True):
         squares_of_b, df_b = within_jobs(b, None)
         ss = squares_of_b + float(((c - c.mean()) ** 2).sum())
@@ -73,15 +73,16 @@ def decide_suite(engines: Sequence[EngineLevels], *, design: Design, drift: Prio
         weight = len(engine.pairs) / total
         d += weight * float(c.mean() - b.mean())
         variance, squares = variance + (weight * se) ** 2, squares + (weight * se) ** 4 / df
+        launch_sd += weight * se / math.sqrt(1 / b.size + 1 / c.size)  # a host's drift moves all engines alike
         look += c.size
     se, df = math.sqrt(variance), variance**2 / squares  # Welch-Satterthwaite
     tail = design.alpha * max(design.suite_share, 1e-12)
     reach, p = t_critical(tail, df) * se, float(stdtr(df, -d / se))
     means = _job_means(engines, [b for b, _ in sides])
     if means.size >= _JOBS_THAT_TELL:
-        believed = drift or Prior(0.0, 0.0)
+        believed = drift or Drift(0.0, (), 0)
         freedom = means.size - 1 + believed.df
-        between = (float(((means - means.mean()) ** 2).sum()) + believed.df * believed.variance) / freedom
+        between = (float(((means - means.mean()) ** 2).sum()) + believed.df * believed.share * launch_sd**2) / freedom
         spread = math.sqrt(max(between, FLOOR_SD**2) * (1 + 1 / means.size))
         reach = max(reach, t_critical(tail, freedom) * spread)
         p = max(p, float(stdtr(freedom, -d / spread)))
