@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 420
 # Two shared cores are noisy; what is tested here is that real engines are driven and judged, not how small a change is seen.
-NOISY = ("--llmperf-tolerance=45%", "--llmperf-rounds=3")
+NOISY = ("--llmperf-tolerance=80%", "--llmperf-rounds=3")
 SERVING = """
 def test_serving(llmperf, baseline):
     measured = llmperf(prompt_tokens=100, output_tokens=30, requests=24)

@@ -14,6 +14,7 @@ from scipy.special import digamma, polygamma
 from pytest_llmperf.judge.counts import Counts, decide_count, decide_exact, is_exact
 from pytest_llmperf.judge.prior import fit_prior, fit_priors, independence
 from pytest_llmperf.judge.stats import (
+    HOPELESS,
     PRIORS,
     Decision,
     Design,
@@ -418,6 +419,35 @@ def test_a_drift_widens_the_bounds_and_leaves_the_estimate(look: int, shift: flo
     assert none.estimate == some.estimate == more.estimate
     assert more.lower < some.lower < none.lower
     assert none.upper < some.upper < more.upper
+
+
+@pytest.mark.parametrize("shift", [-3.0, 0.0, 4.0, 10.0, 16.0])
+def test_where_jobs_differ_too_much_no_launch_is_spent_on_what_none_can_tell(shift: float) -> None:
+    drift = Drift(100.0, tuple(str(n // 4) for n in range(20)), 4)  # jobs of 10 %, launches of 1 %
+    first = decide(noise(20), noise(1, seed=2) + shift, design=DESIGN, prior=PRIOR, drift=drift)
+    assert (first.outcome, first.rule, first.launches) == ("inconclusive", HOPELESS, 1)
+    for look in range(2, DESIGN.launches + 1):  # and those that it might have asked for would not have told
+        later = decide(noise(20), noise(look, seed=2) + shift, design=DESIGN, prior=PRIOR, drift=drift)
+        assert later.outcome == "inconclusive"
+
+
+def test_few_decisions_are_missed_by_not_asking_where_no_launch_is_thought_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    design, prior, drift = Design(comparisons=8), Prior(1.0, 50), Drift(0.5, JOBS, 8)
+    rng = np.random.default_rng(5)
+
+    def judged(shift: float) -> list[Decision]:
+        runs = zip(rng.normal(0, 1, (300, 20)), rng.normal(shift, 1, (300, 8)), strict=True)
+        return [settle(before, now, design, prior, drift) for before, now in runs]
+
+    stopped = judged(0.0) + judged(3.0) + judged(6.0)
+    monkeypatch.setattr("pytest_llmperf.judge.stats._hopeless", lambda *_, **__: False)
+    rng = np.random.default_rng(5)
+    pressed = judged(0.0) + judged(3.0) + judged(6.0)
+    early = [(one, other) for one, other in zip(stopped, pressed, strict=True) if one.rule == HOPELESS]
+    assert len(early) > 50
+    assert sum(other.outcome != "inconclusive" for _, other in early) <= 0.05 * len(early)
+    assert sum(one.launches for one, _ in early) < 0.7 * sum(other.launches for _, other in early)
+    assert all(one == other for one, other in zip(stopped, pressed, strict=True) if one.rule != HOPELESS)
 
 
 def test_jobs_that_differ_by_1_percent_make_many_false_regressions_unless_their_drift_is_known() -> None:

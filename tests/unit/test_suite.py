@@ -118,8 +118,8 @@ def test_unusable_levels_raise_the_named_error(bad: list[float]) -> None:
 def test_a_drift_that_is_believed_in_holds_back_what_a_few_jobs_seem_to_prove() -> None:
     engines = suite(4.0, own=0.5)
     assert whole(engines).outcome == "regressed"
-    assert whole(engines, drift=Drift(25.0, (), 3)).outcome == "pass"
-    assert whole(suite(40.0, own=0.5), drift=Drift(25.0, (), 3)).outcome == "regressed"
+    assert whole(engines, drift=Drift(1000.0, (), 3)).outcome == "pass"
+    assert whole(suite(40.0, own=0.5), drift=Drift(1000.0, (), 3)).outcome == "regressed"
 
 
 LEVELS = st.lists(st.floats(-30, 30), min_size=1, max_size=6)

@@ -27,9 +27,9 @@ RATIOS = ("ratio", "quantile", "tail")
 """The classes of metric whose launches have levels."""
 _JOBS_THAT_TELL = 3
 """With fewer jobs than this nothing can be said of how they differ."""
-_SHARED_CORES = stats.Drift(2.0, (), 3)
-"""On a host without accelerators, whose cores and caches are other people's too, runs are believed to differ by 1.4 x the sd
-of launches, worth 4 jobs: in 11 jobs over 45 minutes on two cores the factor was 0.4 to 1.3 (docs/statistics.md)."""
+_SHARED_CORES = stats.Drift(1.0, (), 4)
+"""On a host without accelerators, whose cores and caches are other people's too, runs are believed to differ as much as
+launches, worth 5 jobs: in 11 jobs over 45 minutes on two cores the ratio of the sds was 0.4 to 1.3 (docs/statistics.md)."""
 
 
 def drift_on(host: str) -> stats.Drift | None:

@@ -9,7 +9,7 @@ makes nearly every clean suite red.  Pure functions; unusable data raises `Unusa
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -197,7 +197,8 @@ def decide(baseline: ArrayLike, candidate: ArrayLike, *, design: Design, prior: 
     is significant, the estimate and the lower median of the candidate launches are at least half the tolerance, and
     there are two launches or more.  Pass is asked first, so a proven small slow-down passes.  Improved is a pass with
     the mirror image of a regression; it fails nothing, so one launch may show it.  `drift`, where it is known, widens the
-    bounds by what one job says less than several.  Raises `UnusableSampleError`.
+    bounds by what one job says less than several; where it alone keeps the bounds apart no further launch is asked for.
+    Raises `UnusableSampleError`.
     """
     b, c = sample(baseline, "baseline"), sample(candidate, "candidate")
     ss_b, df_b = within_jobs(b, drift.jobs if drift else None)
@@ -205,7 +206,30 @@ def decide(baseline: ArrayLike, candidate: ArrayLike, *, design: Design, prior: 
     se, df = standard_error(ss, df_b + c.size - 1, prior=prior, sizes=(b.size, c.size), drift=drift)
     ordered = np.sort(c) - b.mean()
     typical = float(ordered[(c.size - 1) // 2]), float(ordered[c.size // 2])
-    return _verdict(float(c.mean() - b.mean()), se, df, typical, look=c.size, design=design)
+    found = _verdict(float(c.mean() - b.mean()), se, df, typical, look=c.size, design=design)
+    if found.outcome == "more" and drift is not None and drift.share:
+        launch, more = (prior.df * prior.variance + ss) / (prior.df + df_b + c.size - 1), design.launches - c.size
+        last = standard_error(
+            ss + more * launch, df_b + design.launches - 1, prior=prior, sizes=(b.size, design.launches), drift=drift
+        )
+        if _hopeless(found, *last, design=design):
+            return replace(found, outcome="inconclusive", rule=HOPELESS)
+    return found
+
+
+HOPELESS: Final = "runs differ too much for more launches to tell: record the baseline in more runs, or on a quieter host"
+
+
+def _hopeless(found: Decision, se: float, df: float, *, design: Design) -> bool:
+    """Return whether not even the whole budget of launches could decide, with `se` and `df` as they will be then.
+
+    The estimate may still move, by as much as the launches that it lacks would make it more certain.
+    """
+    moves = 2 * math.sqrt(max((found.se or 0.0) ** 2 - se**2, 0.0))
+    passes = found.estimate - moves + t_critical(design.beta_at(design.launches), df) * se < design.margin
+    highest = found.estimate + moves
+    fails = highest - t_critical(design.alpha_at(design.launches), df) * se > 0 and highest >= design.margin / 2
+    return not passes and not fails
 
 
 def within_jobs(levels: NDArray[np.float64], jobs: Sequence[str] | None) -> tuple[float, int]:

@@ -210,7 +210,7 @@ def _judge_metric(
     except stats.UnusableSampleError as error:
         return replace(seen, status=Status.NOT_COMPARABLE, rule=str(error))
     status, rule = _OUTCOMES[decision.outcome], decision.rule
-    if status is Status.INCONCLUSIVE and levels:
+    if status is Status.INCONCLUSIVE and levels and rule != stats.HOPELESS:
         needed = comparison.launches_needed
         rule += f"; {needed} would most likely do" if needed else "; the baseline needs more launches"
     if status.green and metric.kind != "count" and _implausible(metric, old, new[:look]):
