@@ -96,7 +96,7 @@ def test_a_tolerance_that_the_noise_hides_is_announced_with_what_it_would_take(r
     data = json.loads(path.read_text())
     for number, launch in enumerate(data["launches"]):
         for one in launch["rounds"]:
-            one["metrics"]["ttft_p50_s"] *= 1 + 0.1 * number
+            one["metrics"]["ttft_p50_s"] = 0.005 * (1 + 0.1 * number)  # measured ones depend on this machine
     path.write_text(json.dumps(data))
     quiet = run(SERVING, "--co")
     assert "ttft_p50_s may not be decided" not in quiet.stdout  # 60 % is no small tolerance
