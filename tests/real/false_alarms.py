@@ -1,6 +1,6 @@
 """How often is a real engine called slower? A suite on vLLM's CPU build is run again and again, unchanged and slowed down.
 
-    python -m tests.real.false_alarms --runs 10 --slowed 1.1
+    python -m tests.real.false_alarms --runs 10 --slowed 1.1 [--step-ms 25]
 
 It records a baseline over several runs of pytest, then in turn adds a run to it (unless --frozen), and runs the suite
 unchanged and slowed. It prints a line for each run and the parts of the noise. On two cores, which nothing else may use
@@ -36,14 +36,14 @@ def test_serving(llmperf, baseline):
 SIZE = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 4}
 
 
-def run(folder: Path, *options: str, slowed: float = 1.0) -> tuple[int, list[dict], float]:
-    """Return exit code, cases and seconds of one run of the suite."""
+def run(folder: Path, *options: str, slowed: float = 1.0, step_ms: float = 0.0) -> tuple[int, list[dict], float]:
+    """Return exit code, cases and seconds of one run of the suite; slowed and step_ms: see slowed/sitecustomize.py."""
     report = folder / "report.json"
     report.unlink(missing_ok=True)
     environment = dict(os.environ)
-    if slowed != 1.0:
+    if slowed != 1.0 or step_ms:
         path = os.pathsep.join(filter(None, (str(SLOWED), environment.get("PYTHONPATH"))))
-        environment |= {"LLMPERF_SLOWED": str(slowed), "PYTHONPATH": path}
+        environment |= {"LLMPERF_SLOWED": str(slowed), "LLMPERF_STEP_MS": str(step_ms), "PYTHONPATH": path}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--llmperf-json={report}", *options]
     began = time.monotonic()
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -82,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10, help="runs of each kind")
     parser.add_argument("--slowed", type=float, default=1.1, help="factor on the time of engine steps")
+    parser.add_argument("--step-ms", type=float, default=0.0, help="make each step last that long at least, as an accelerator's")
     parser.add_argument("--jobs", type=int, default=4, help="runs of pytest that the baseline is first recorded in")
     parser.add_argument("--launches", type=int, default=5, help="launches that each run of pytest records")
     parser.add_argument("--suite", type=Path, help="a test file to run in place of the suite for CPUs")
@@ -93,7 +94,8 @@ def main() -> None:
     args = parser.parse_args()
     folder = Path(args.folder or tempfile.mkdtemp(prefix="llmperf-"))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "test_suite.py").write_text(args.suite.read_text() if args.suite else SUITE.format(model=str(_model(folder))))
+    model = "tiny" if args.step_ms else str(_model(folder))  # the steps of the small one are over before they are padded
+    (folder / "test_suite.py").write_text(args.suite.read_text() if args.suite else SUITE.format(model=model))
     (folder / "pytest.ini").write_text("[pytest]\n")
     compare = (f"--llmperf-tolerance={args.tolerance}", f"--llmperf-max-launches={args.max_launches}", *shlex.split(args.options))
 
@@ -102,7 +104,7 @@ def main() -> None:
         options = (
             ["--update-baselines", f"--llmperf-launches={args.launches}"] if first else [f"--llmperf-calibrate={args.launches}"]
         )
-        print(_line(f"record {number}", *run(folder, *options, *compare)), flush=True)
+        print(_line(f"record {number}", *run(folder, *options, *compare, step_ms=args.step_ms)), flush=True)
 
     if not list(folder.glob("baselines/**/*.json")):
         for job in range(args.jobs):
@@ -112,7 +114,7 @@ def main() -> None:
         if not args.frozen:
             record(args.jobs + number + 1)
         for what, factor in (("unchanged", 1.0), ("slowed", args.slowed)):
-            code, cases, seconds = run(folder, *compare, slowed=factor)
+            code, cases, seconds = run(folder, *compare, slowed=factor, step_ms=args.step_ms)
             tally[what]["red" if code else "green"] += 1
             tally[what]["launches"] += max((len(case["launches"]) for case in cases), default=0)
             print(_line(f"{what} {number + 1}", code, cases, seconds), flush=True)
