@@ -41,8 +41,9 @@ import pytest
 from scipy.special import betaincinv
 
 from pytest_llmperf.judge import baseline as store
-from pytest_llmperf.measure.client import Endpoint, RequestRecord, RoundLog
+from pytest_llmperf.measure.client import Endpoint, RoundLog
 from pytest_llmperf.measure.engines import Completion, EngineError
+from pytest_llmperf.measure.response import RequestRecord
 from pytest_llmperf.testing import wire
 from pytest_llmperf.testing.clock import Clock
 from pytest_llmperf.testing.scheduler import Request, Scheduler, token_times_s
@@ -50,7 +51,8 @@ from pytest_llmperf.testing.scheduler import Request, Scheduler, token_times_s
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_llmperf.measure.client import RoundPlan
+    from pytest_llmperf.measure.client import LoadClient, RoundPlan
+    from pytest_llmperf.measure.workload import Prompt
     from pytest_llmperf.plan import EngineSpec
 
 _SUITES_PER_SEED = 1_000_000
@@ -151,7 +153,11 @@ class VirtualEngine:
         self._now_s = 0.0
         self._seen: set[tuple[int, ...]] = set()
 
-    def play(self, plan: RoundPlan) -> RoundLog:
+    def play(self, prompts: Sequence[Prompt], client: LoadClient, **how: Any) -> RoundLog:
+        """Send the prompts as a real engine does."""
+        return client.play(self.endpoint.plan(prompts, **how))
+
+    def answer(self, plan: RoundPlan) -> RoundLog:
         """Return what a client sees of one round."""
         counters = self._scheduler.counters
         prompts = [tuple(_BODY.decode(request.partition(b"\r\n\r\n")[2]).prompt) for request in plan.requests]
@@ -196,6 +202,8 @@ class VirtualEngine:
 class Machine:
     """Where a pytest run starts its engines: one at a time, each start with noise of its own."""
 
+    processes = 1
+
     def __init__(self, clock: Clock) -> None:
         """Note the noise, and with the clock's `launch` the number of the first start."""
         self.starts: Counter[EngineSpec] = Counter()
@@ -220,7 +228,7 @@ class Machine:
         """Play a round on the running engine, in the place of the load process."""
         if self._running is None:
             raise RuntimeError("a round was sent while no engine ran")
-        return self._running.play(plan)
+        return self._running.answer(plan)
 
     def close(self) -> None:
         """Do nothing: there is no process to end."""

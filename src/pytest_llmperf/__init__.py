@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.engines import open_engine as open_engine
     from pytest_llmperf.plan import Case as Case
     from pytest_llmperf.plan import EngineSpec as EngineSpec
-    from pytest_llmperf.plan import Workload as Workload
+    from pytest_llmperf.traffic import Workload as Workload
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Case": "plan",
     "EngineSpec": "plan",
-    "Workload": "plan",
+    "Workload": "traffic",
     "Launch": "measure",
     "Measurement": "measure",
     "Engine": "measure.engines",

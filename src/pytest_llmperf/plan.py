@@ -6,12 +6,12 @@ made, so that the rest of the program never meets a TP degree of 0.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
+import math
 import re
 import shlex
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,8 +19,10 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-ENGINE_KINDS = ("server", "url", "simulated")
-AXES = ("model", "tp", "pp", "dp", "concurrency")
+    from pytest_llmperf.traffic import Workload
+
+ENGINE_KINDS = ("server", "offline", "url", "simulated")
+AXES = ("model", "tp", "pp", "dp", "concurrency", "rate")
 DEFAULT_MODEL = "tiny"
 
 EngineArgs = tuple[tuple[str, tuple[str, ...]], ...]
@@ -210,47 +212,6 @@ def check_url(url: str, *, origin: str) -> str:
 
 
 @dataclass(frozen=True)
-class Workload:
-    """What is sent in one round: `requests` requests at most `concurrency` at a time (closed loop)."""
-
-    prompt_tokens: int = 100
-    output_tokens: int = 50
-    requests: int = 32
-    concurrency: int = 8
-    seed: int = 0
-    """Seeds the prompts' token ids: the same in every launch, different in every round."""
-
-    def __post_init__(self) -> None:
-        """Raise PlanError where a field is unusable."""
-        for name in ("prompt_tokens", "output_tokens", "requests", "concurrency"):
-            object.__setattr__(self, name, degree(name, getattr(self, name)))
-        if self.concurrency > self.requests:
-            raise PlanError(
-                f"requests={self.requests}: fewer than concurrency={self.concurrency}, which could never be reached;"
-                " send at least as many requests as are to run at once"
-            )
-
-    @property
-    def fingerprint(self) -> str:
-        """Return 16 hex digits that differ whenever what is sent differs; part of the baseline, never of its key."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def workload_from(axes: Axes, *layers: Mapping[str, Any]) -> Workload:
-    """Return the workload of a call: the concurrency of its axes, then each layer's fields, the last one winning."""
-    merged: dict[str, Any] = {"concurrency": axes.concurrency}
-    for layer in layers:
-        unknown = sorted(set(layer) - set(Workload.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(Workload.__dataclass_fields__)
-            raise PlanError(f"llmperf({unknown[0]}=...): unknown workload argument; known are {known}")
-        merged |= layer
-    if "requests" not in merged:
-        merged["requests"] = max(Workload.requests, merged["concurrency"] if isinstance(merged["concurrency"], int) else 1)
-    return Workload(**merged)
-
-
-@dataclass(frozen=True)
 class Case:
     """An engine with a workload. The id (node id, and `#n` from a test's second measurement on) names baseline files."""
 
@@ -268,18 +229,21 @@ class Axes:
     pp: int = 1
     dp: int = 1
     concurrency: int = 8
+    rate: float | None = None
+    """Requests per second; None for so many at a time as `concurrency` says."""
     endpoint: str = ""
     """The name of the endpoint that decides model and degrees by itself; empty for engines that are started."""
 
     @property
     def id(self) -> str:
         """Return the test id of the point, e.g. `tiny-tp2-c8`. It never depends on which options were given."""
+        load = f"c{self.concurrency}" if self.rate is None else f"r{self.rate:g}"
         if self.endpoint:
-            return f"{self.endpoint}-c{self.concurrency}"
+            return f"{self.endpoint}-{load}"
         spec = EngineSpec(model=self.model)
         parts = [spec.short_model, f"tp{self.tp}"]
         parts += [f"{name}{value}" for name, value in (("pp", self.pp), ("dp", self.dp)) if value != 1]
-        return "-".join([*parts, f"c{self.concurrency}"])
+        return "-".join([*parts, load])
 
 
 @dataclass(frozen=True)
@@ -376,7 +340,22 @@ def _axis_values(name: str, value: object) -> tuple[Any, ...]:
         raise PlanError(f"llmperf({name}=...): an empty list allows nothing; leave the argument out to allow everything")
     if name == "model" and not all(isinstance(one, str) for one in values):
         raise PlanError(f"llmperf(model={value!r}): must be the name or the folder of a model")
-    return values if name == "model" else tuple(degree(name, one) for one in values)
+    return tuple(axis_value(name, one, origin=name) for one in values)
+
+
+def axis_value(name: str, value: object, *, origin: str) -> Any:
+    """Return one value of an axis, checked; `origin` names the option or argument in the PlanError."""
+    if name == "model":
+        return value
+    if name != "rate":
+        return degree(origin, value)
+    try:
+        rate = float(str(value))
+    except ValueError:
+        rate = 0.0
+    if isinstance(value, bool) or not 0 < rate < math.inf:
+        raise PlanError(f"{origin}={value!r}: must be requests per second above 0, e.g. 2.5")
+    return rate
 
 
 def grid(marker: Marker, selected: Mapping[str, tuple[Any, ...]]) -> list[Axes]:
@@ -385,13 +364,25 @@ def grid(marker: Marker, selected: Mapping[str, tuple[Any, ...]]) -> list[Axes]:
     Points that the selection excludes are in the list too: the caller deselects them (`is_selected`), as pytest does
     with `-k`, so that the run says how many there were.
     """
-    values = [marker.axes.get(name) or selected.get(name) or (getattr(Axes, name),) for name in AXES]
-    return [Axes(**dict(zip(AXES, point, strict=True))) for point in itertools.product(*values)]
+
+    def allowed(name: str) -> tuple[Any, ...]:
+        return marker.axes.get(name) or selected.get(name) or (getattr(Axes, name),)
+
+    at_rate = "rate" in marker.axes or ("rate" in selected and "concurrency" not in marker.axes)
+    at_once = "concurrency" in marker.axes or not at_rate or ("concurrency" in selected and "rate" not in marker.axes)
+    loads = [(number, None) for number in allowed("concurrency") if at_once]
+    loads += [(Axes.concurrency, rate) for rate in allowed("rate") if at_rate]
+    engines = itertools.product(*(allowed(name) for name in AXES[:4]))
+    return [Axes(*engine, *load) for engine, load in itertools.product(engines, loads)]
 
 
 def is_selected(axes: Axes, selected: Mapping[str, tuple[Any, ...]]) -> bool:
-    """Return whether every axis of a point has one of the selected values."""
-    return all(getattr(axes, name) in values for name, values in selected.items())
+    """Return whether every axis of a point has one of the selected values; rate and concurrency are two forms of one axis."""
+    engine = all(getattr(axes, name) in values for name, values in selected.items() if name in AXES[:4])
+    if "rate" not in selected and "concurrency" not in selected:
+        return engine
+    load = "concurrency" if axes.rate is None else "rate"
+    return engine and getattr(axes, load) in selected.get(load, ())
 
 
 def engine_spec(base: EngineSpec, axes: Axes, *layers: EngineArgs) -> EngineSpec:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.baseline import Baseline, BaselineError, Provenance
 from pytest_llmperf.measure import Launch, Round
-from pytest_llmperf.plan import Case, EngineSpec, Workload, parse_engine_args
+from pytest_llmperf.plan import Case, EngineSpec, parse_engine_args
+from pytest_llmperf.traffic import Workload
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.measure import client
-from pytest_llmperf.measure.client import RequestRecord, parse_response
+from pytest_llmperf.measure import response
+from pytest_llmperf.measure.response import RequestRecord, parse_response
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -344,7 +344,7 @@ def test_comments_and_other_fields_of_an_event_stream_are_passed_over() -> None:
 def test_a_wrong_chunk_size_ends_the_body(size: bytes) -> None:
     # `islice`: a size that leads back to itself would never end.
     wire = HEAD + size + b"\r\n" + DONE + b"\r\n0\r\n\r\n"
-    assert len(list(itertools.islice(client._payload(wire, len(HEAD), chunked=True), 50))) < 50
+    assert len(list(itertools.islice(response._payload(wire, len(HEAD), chunked=True), 50))) < 50
 
 
 # ------------------------------------------------------------------------------------------------ arbitrary bytes

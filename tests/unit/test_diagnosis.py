@@ -10,8 +10,9 @@ from pytest_llmperf.judge.baseline import Provenance, engine_facts
 from pytest_llmperf.judge.diagnosis import advice, changes, likely_cause
 from pytest_llmperf.judge.verdict import MetricVerdict, Status, Verdict
 from pytest_llmperf.measure.metrics import GATING
-from pytest_llmperf.plan import Case, EngineSpec, Workload, parse_engine_args
+from pytest_llmperf.plan import Case, EngineSpec, parse_engine_args
 from pytest_llmperf.testing.__main__ import OUT_OF_MEMORY
+from pytest_llmperf.traffic import Workload
 
 # ------------------------------------------------------------------------------------------------ logs
 

@@ -5,22 +5,29 @@ Its own failures are `ClientError`; whatever a server does is an error of the re
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
+import queue
 import socket
+import ssl
 import threading
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 
 from pytest_llmperf.measure.client import ClientError, Endpoint, LoadClient, RoundLog
-from pytest_llmperf.measure.workload import Prompt, prompts
-from pytest_llmperf.plan import Workload
+from pytest_llmperf.measure.workload import Prompt, arrivals, prompts
+from pytest_llmperf.plan import Axes
 from pytest_llmperf.testing import Clock, Options, SimulatedEngine
+from pytest_llmperf.traffic import Workload, workload_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 FAST = Clock(step_s=1e-3, sequence_s=0.0, prefill_token_s=0.0)
 ONE_BLOCK = Workload(prompt_tokens=6, output_tokens=8, requests=64, concurrency=8)
@@ -43,9 +50,8 @@ def play(
     key: str | None = None,
 ) -> RoundLog:
     drawn = prompts(workload, 0, vocabulary=None, nonce="case")
-    endpoint = Endpoint(url, "simulated", key)
-    plan = endpoint.plan(drawn, concurrency=workload.concurrency, request_timeout_s=request_s, stall_timeout_s=stall_s)
-    return client.play(plan)
+    how = {"concurrency": workload.concurrency, "request_timeout_s": request_s, "stall_timeout_s": stall_s}
+    return client.play(Endpoint(url, "simulated", key).plan(drawn, **how, stream=workload.stream))
 
 
 def errors(log: RoundLog) -> list[str]:
@@ -381,3 +387,197 @@ def test_a_url_says_where_to_connect(url: str, host: str, port: int, tls: bool) 
 def test_an_ipv6_address_keeps_its_brackets_in_the_host_header() -> None:
     plan = Endpoint("http://[::1]:8000", "m").plan([Prompt((1,), 1)], concurrency=1, request_timeout_s=1, stall_timeout_s=1)
     assert b"\r\nHost: [::1]:8000\r\n" in plan.requests[0]
+
+
+# ------------------------------------------------------------------------------------------------ open loops
+
+
+def wanted(**arguments: object) -> Workload:
+    return workload_from(Axes(), {"prompt_tokens": 6, "output_tokens": 8, **arguments})
+
+
+def test_at_a_rate_each_request_is_sent_when_it_is_due_whatever_the_engine_does(client: LoadClient) -> None:
+    workload = wanted(rate=200, requests=100)
+    with SimulatedEngine(Options(clock=replace(FAST, step_s=0.02))) as engine:
+        log = play(client, engine.url, workload)
+        assert engine.counters.peak_blocks > 8  # many at once: nobody waited for an answer
+    assert errors(log) == []
+    due = [record.due_s for record in log.records]
+    expected = arrivals(workload, 100)
+    assert [at - due[0] for at in due if at and due[0]] == pytest.approx([at - expected[0] for at in expected], abs=1e-6)
+    for record in log.records:
+        assert record.sent_s is not None
+        assert record.due_s is not None
+        assert record.delay_s == pytest.approx(record.sent_s - record.due_s)
+        assert record.delay_s >= 0
+        assert record.asked_s == record.due_s
+
+
+def test_a_pause_between_two_arrivals_is_no_stall(client: LoadClient) -> None:
+    with SimulatedEngine(Options(clock=FAST)) as engine:
+        log = play(client, engine.url, wanted(rate=1.5, requests=3, arrivals="constant"), stall_s=0.3)
+    assert (errors(log), log.stalled) == ([], False)
+
+
+def test_connections_that_the_server_closes_between_arrivals_are_made_anew(client: LoadClient) -> None:
+    with server(answering(CHUNKED, keep=False)) as url:
+        log = play(client, url, wanted(rate=200, requests=60, output_tokens=2))
+    assert errors(log) == []
+
+
+def test_an_engine_that_dies_in_an_open_loop_leaves_an_error_for_every_request_that_it_did_not_answer(client: LoadClient) -> None:
+    with SimulatedEngine(Options(clock=FAST, crash_after=20)) as engine:
+        log = play(client, engine.url, wanted(rate=500, requests=80))
+    assert len(log.records) == 80
+    assert len(errors(log)) >= 60
+
+
+# ------------------------------------------------------------------------------------------------ other forms of requests
+
+
+def test_a_chat_is_counted_like_a_completion(client: LoadClient) -> None:
+    with SimulatedEngine(Options(clock=FAST)) as engine:
+        log = play(client, engine.url, wanted(api="chat"))
+        assert engine.counters.generation_tokens == 32 * 8
+    assert errors(log) == []
+    assert {len(record.token_times_s) for record in log.records} == {8}
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_an_answer_that_is_not_streamed_has_an_end_and_tokens_but_no_first_token(client: LoadClient, api: str) -> None:
+    with SimulatedEngine(Options(clock=FAST)) as engine:
+        log = play(client, engine.url, wanted(api=api, stream=False))
+    assert errors(log) == []
+    assert {(record.output_tokens, record.first_token_s) for record in log.records} == {(8, None)}
+    assert all(record.end_s and record.sent_s and record.end_s > record.sent_s for record in log.records)
+
+
+def test_each_turn_is_sent_when_the_one_before_is_answered(client: LoadClient) -> None:
+    workload = wanted(turns=4, requests=32, concurrency=4)
+    with SimulatedEngine(Options(clock=FAST)) as engine:
+        log = play(client, engine.url, workload)
+        assert engine.counters.prefix_hits > 0
+    assert errors(log) == []
+    for first in range(0, 32, 4):
+        for before, after in itertools.pairwise(log.records[first : first + 4]):
+            assert before.end_s is not None
+            assert after.sent_s is not None
+            assert after.sent_s >= before.end_s
+
+
+def test_a_shared_prefix_is_found_as_often_as_it_is_shared(client: LoadClient) -> None:
+    workload = wanted(prefix_tokens=32, prefixes=2, prompt_tokens=16, requests=20, concurrency=1)
+    with SimulatedEngine(Options(clock=FAST)) as engine:
+        assert errors(play(client, engine.url, workload)) == []
+        assert engine.counters.prefix_hits == (20 - 2) * 32
+
+
+def test_what_may_end_early_is_no_error_when_it_does(client: LoadClient) -> None:
+    workload = wanted(output_tokens=5, extra_body={"ignore_eos": False}, requests=12, concurrency=3)
+    with server(answering(CHUNKED)) as url:
+        log = play(client, url, workload)
+    assert errors(log) == []
+    assert {record.output_tokens for record in log.records} == {2}
+    with server(answering(CHUNKED)) as url:
+        assert set(errors(play(client, url, replace(workload, extra_body="{}")))) == {"2 of 5 tokens"}
+
+
+def test_a_chunked_answer_may_have_a_trailer(client: LoadClient) -> None:
+    with server(answering(CHUNKED.removesuffix(b"\r\n") + b"X-Checksum: 5\r\n\r\n")) as url:
+        log = play(client, url, SMALL, stall_s=3)
+    assert (errors(log), log.stalled) == ([], False)
+
+
+# ------------------------------------------------------------------------------------------------ TLS
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@contextlib.contextmanager
+def tls_server(authority: trustme.CA, target: str) -> Iterator[str]:
+    """Yield the URL of a server that speaks TLS and passes everything on to `target`, byte for byte."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    host, _, port = target.removeprefix("http://").partition(":")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, forth = await asyncio.open_connection(host, int(port))
+
+        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(65536):
+                    sink.write(data)
+            sink.close()
+
+        await asyncio.gather(pump(reader, forth), pump(back, writer))
+
+    started: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Event, int]] = queue.SimpleQueue()
+
+    async def main() -> None:
+        ended = asyncio.Event()
+        listening = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+        started.put((asyncio.get_running_loop(), ended, listening.sockets[0].getsockname()[1]))
+        await ended.wait()
+        listening.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
+    thread.start()
+    loop, ended, tls_port = started.get(timeout=10)
+    yield f"https://localhost:{tls_port}"
+    loop.call_soon_threadsafe(ended.set)
+    thread.join(10)
+
+
+def test_tls_is_spoken_and_still_stamped_by_the_kernel(
+    authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    with SimulatedEngine(Options(clock=FAST)) as engine, tls_server(authority, engine.url) as url, LoadClient() as client:
+        log = play(client, url)
+    assert errors(log) == []
+    assert log.kernel_stamps > 4 * log.clock_stamps
+    for record in log.records:
+        times = (record.sent_s, *record.token_times_s, record.end_s)
+        assert list(times) == sorted(times)  # type: ignore[type-var]
+
+
+def test_a_certificate_that_nobody_trusts_is_an_error_of_every_request(authority: trustme.CA, client: LoadClient) -> None:
+    with SimulatedEngine(Options(clock=FAST)) as engine, tls_server(authority, engine.url) as url:
+        log = play(client, url)
+    assert len(errors(log)) == 64
+    assert "CERTIFICATE_VERIFY_FAILED" in errors(log)[0]
+
+
+# ------------------------------------------------------------------------------------------------ several processes
+
+
+@pytest.mark.parametrize("workload", [ONE_BLOCK, wanted(rate=300, requests=50), wanted(turns=2, requests=30, concurrency=5)])
+def test_several_processes_send_what_one_would(workload: Workload) -> None:
+    with SimulatedEngine(Options(clock=replace(FAST, step_s=0.01))) as engine, LoadClient(3) as client:
+        log = play(client, engine.url, workload)
+        counters = engine.counters
+    assert errors(log) == []
+    assert (log.processes, len(log.records)) == (3, workload.requests)
+    assert counters.requests_finished == workload.requests
+    if not workload.is_open:
+        assert counters.peak_blocks <= workload.concurrency * 3  # blocks of 16 tokens: a prompt of two turns has 2
+    if workload == ONE_BLOCK:
+        assert counters.peak_blocks == workload.concurrency
+
+
+def test_more_processes_than_requests_in_flight_do_no_harm() -> None:
+    with SimulatedEngine(Options(clock=FAST)) as engine, LoadClient(3) as client:
+        log = play(client, engine.url, wanted(concurrency=2))
+    assert (errors(log), log.processes) == ([], 2)
+
+
+def test_records_come_back_in_the_order_of_the_requests() -> None:
+    workload = wanted(prompt_tokens="uniform(4, 60)", concurrency=6)
+    expected = [len(one.token_ids) for one in prompts(workload, 0, vocabulary=None, nonce="case")]
+    with SimulatedEngine(Options(clock=FAST)) as engine, LoadClient(2) as client:
+        log = play(client, engine.url, workload)
+    assert [record.prompt_tokens for record in log.records] == expected

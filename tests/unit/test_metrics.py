@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.measure.client import RequestRecord
 from pytest_llmperf.measure.metrics import (
     BY_NAME,
     GATING,
@@ -21,11 +20,14 @@ from pytest_llmperf.measure.metrics import (
     Metric,
     RoundSample,
     documentation,
+    find,
     launch_metrics,
     round_metrics,
 )
+from pytest_llmperf.measure.response import RequestRecord
 from pytest_llmperf.measure.telemetry import Capacity, Telemetry
-from pytest_llmperf.plan import Workload
+from pytest_llmperf.plan import Axes
+from pytest_llmperf.traffic import Workload, workload_from
 
 LATENCIES = ("ttft", "itl", "tpot", "e2e")
 STATISTICS = ("mean", "p50", "p90", "p99")
@@ -345,3 +347,88 @@ def test_the_page_in_docs_is_the_generated_one() -> None:
     if not page.is_file():
         pytest.skip("docs/metrics.md is not written yet")
     assert page.read_text() == documentation(), "write it anew: python -m pytest_llmperf.measure.metrics > docs/metrics.md"
+
+
+# ------------------------------------------------------------------------------------------------ load and classes
+
+
+def wave(start_s: float, *, tokens: int = 10, e2e_s: float = 1.0) -> RequestRecord:
+    times = tuple(start_s + e2e_s * (n + 1) / tokens for n in range(tokens))
+    return RequestRecord(start_s, times, start_s + e2e_s, 4, tokens)
+
+
+def sample(*found: RequestRecord, **more: object) -> dict[str, float | None]:
+    return round_metrics(RoundSample(found, Telemetry(), **more))  # type: ignore[arg-type]
+
+
+def test_steady_throughput_leaves_out_the_first_wave_and_the_end() -> None:
+    # Two at a time: the first wave takes 5 s, the others 1 s, and the last request runs on alone for 10 s.
+    records = [wave(0, e2e_s=5), wave(0, e2e_s=5), *(wave(at) for at in (5, 5, 6, 6, 7)), wave(8, e2e_s=10)]
+    found = sample(*records, concurrency=2)
+    assert found["steady_output_tokens_per_s"] == pytest.approx(50 / 3)
+    assert found["output_tokens_per_s"] == pytest.approx(80 / 18)
+    assert found["in_flight_mean"] == pytest.approx(5 / 3)
+
+
+def test_without_a_steady_window_there_is_no_steady_throughput() -> None:
+    found = sample(wave(0), wave(0), concurrency=2)
+    assert (found["steady_output_tokens_per_s"], found["in_flight_mean"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [([1, 1, 1], 1.0), ([1, 1, 1e9, 1e9], 0.5), ([1, 2], (1 + 0.5) ** 2 / (2 * 1.25))]
+)
+def test_jains_index_is_one_where_all_are_alike_and_the_share_of_those_served_where_the_others_starve(
+    seconds: list[float], expected: float
+) -> None:
+    assert sample(*(wave(0, e2e_s=one) for one in seconds))["jain_fairness"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("slo", "good"),
+    [
+        ((("ttft_s", 0.15),), 1),
+        ((("ttft_s", 0.25),), 2),
+        ((("itl_s", 0.15),), 1),
+        ((("tpot_s", 0.15), ("e2e_s", 0.9)), 0),
+        ((("e2e_s", 2.0),), 2),
+    ],
+)
+def test_goodput_counts_requests_that_kept_to_every_limit(slo: tuple[tuple[str, float], ...], good: int) -> None:
+    found = sample(wave(0), wave(0, e2e_s=2), FAILED, slo=slo)
+    assert found["goodput_share"] == pytest.approx(good / 3)
+    assert found["goodput_requests_per_s"] == pytest.approx(good / 2)
+    assert sample(wave(0))["goodput_share"] is None
+
+
+def test_at_a_rate_latencies_count_from_the_instant_that_was_due() -> None:
+    late = replace(wave(1.0), due_s=0.4, delay_s=0.6)
+    found = sample(late)
+    assert (found["ttft_p50_s"], found["e2e_p50_s"]) == pytest.approx((0.7, 1.6))
+    assert (found["ttft_from_send_p50_s"], found["e2e_from_send_p50_s"]) == pytest.approx((0.1, 1.0))
+    assert found["send_delay_p99_s"] == pytest.approx(0.6)
+    assert sample(wave(1.0))["ttft_from_send_p50_s"] is None
+
+
+def test_each_class_has_latencies_of_its_own() -> None:
+    found = sample(wave(0), wave(0, e2e_s=4), wave(0, e2e_s=4), classes=("short", "long", "long"))
+    assert (found["short/e2e_p50_s"], found["long/e2e_p50_s"], found["e2e_p50_s"]) == pytest.approx((1, 4, 4))
+    assert found["long/requests_per_s"] == pytest.approx(2 / 4)
+    tails = launch_metrics(LaunchSample(None, Capacity(), (wave(0), wave(0, e2e_s=4)), ("short", "long")))
+    assert (tails["short/e2e_p99_s"], tails["long/e2e_p99_s"]) == pytest.approx((1, 4))
+
+
+def test_a_metric_of_a_class_is_found_by_its_name_and_gates_only_when_asked() -> None:
+    one = find("short/ttft_p50_s")
+    assert (one.name, one.unit, one.gating, one.kind) == ("short/ttft_p50_s", "s", False, "quantile")
+    for name in ("short/kv_cache_tokens", "/ttft_p50_s", "short/nothing", "nothing"):
+        with pytest.raises(KeyError):
+            find(name)
+    classes = {"short": {"share": 1}, "long": {"share": 9}}
+    workload = workload_from(Axes(), {"classes": classes, "requests": 100})
+    assert find("short/ttft_p90_s").too_few(workload, 5)
+    assert find("long/ttft_p90_s").too_few(workload, 5) is None
+
+
+def test_tokens_of_one_read_are_shared_arrivals() -> None:
+    assert sample(RequestRecord(0.0, (1.0, 1.0, 1.0, 3.0), 3.0, 4, 4))["shared_arrivals_share"] == pytest.approx(0.5)

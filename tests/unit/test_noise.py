@@ -15,7 +15,7 @@ from pytest_llmperf.judge.baseline import Baseline, Provenance
 from pytest_llmperf.judge.noise import Belief
 from pytest_llmperf.measure import Launch, Round
 from pytest_llmperf.measure.metrics import BY_NAME, GATING
-from pytest_llmperf.plan import Workload
+from pytest_llmperf.traffic import Workload
 
 TTFT, TAIL, KV = "ttft_p50_s", "ttft_p90_s", "kv_cache_tokens"
 ROUNDS = 5

@@ -19,7 +19,6 @@ from pytest_llmperf.plan import (
     EngineSpec,
     Marker,
     PlanError,
-    Workload,
     check_url,
     command_line,
     degree,
@@ -30,8 +29,8 @@ from pytest_llmperf.plan import (
     parse_engine_args,
     parse_fraction,
     parse_marker,
-    workload_from,
 )
+from pytest_llmperf.traffic import Workload, workload_from
 
 # ------------------------------------------------------------------------------------------------ degrees
 

@@ -21,7 +21,8 @@ from pytest_llmperf.judge.noise import Belief
 from pytest_llmperf.judge.verdict import Status, Verdict, judge, observed
 from pytest_llmperf.measure import Launch, Measurement, Round
 from pytest_llmperf.measure.metrics import BY_NAME, METRICS
-from pytest_llmperf.plan import Case, EngineSpec, Gate, Workload
+from pytest_llmperf.plan import Case, EngineSpec, Gate
+from pytest_llmperf.traffic import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 import subprocess
 import sys
-from itertools import combinations
+from collections import Counter
+from itertools import combinations, pairwise
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.measure.workload import WARM_UP, Prompt, prompts
-from pytest_llmperf.plan import Workload
+from pytest_llmperf.measure.workload import WARM_UP, Prompt, arrivals, prompts
+from pytest_llmperf.plan import Axes
+from pytest_llmperf.traffic import Workload, workload_from
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 workloads = st.builds(
     Workload,
@@ -46,7 +54,7 @@ def test_a_round_is_the_same_in_every_launch(workload: Workload, number: int, vo
 def test_a_round_is_the_same_in_another_process() -> None:
     # Text hashes differ between processes; a seed must not be made of them.
     code = (
-        "from pytest_llmperf.measure.workload import prompts; from pytest_llmperf.plan import Workload\n"
+        "from pytest_llmperf.measure.workload import prompts; from pytest_llmperf.traffic import Workload\n"
         "print(prompts(Workload(), 3, vocabulary=1024, nonce='case')[0].token_ids)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -110,3 +118,122 @@ def test_the_first_ids_are_left_out_because_they_are_special_tokens(vocabulary: 
 def test_an_unknown_vocabulary_uses_ids_that_common_models_have() -> None:
     ids = {token for one in draw(Workload(prompt_tokens=500), vocabulary=None) for token in one.token_ids}
     assert max(ids) < 32_000
+
+
+# ------------------------------------------------------------------------------------------------ shapes of traffic
+
+
+def made(folder: Path | None = None, **arguments: Any) -> Workload:
+    return workload_from(Axes(), arguments, folder=folder)
+
+
+@pytest.mark.parametrize("lengths", ["uniform(10, 300)", "lognormal(100, 0.8, 500)"])
+def test_every_round_asks_for_the_same_lengths_in_the_same_order_with_other_tokens(lengths: str) -> None:
+    workload = made(prompt_tokens=lengths, output_tokens=lengths)
+    first, second = draw(workload, 0), draw(workload, 1)
+    assert [(len(one.token_ids), one.output_tokens) for one in first] == [
+        (len(one.token_ids), one.output_tokens) for one in second
+    ]
+    assert len({len(one.token_ids) for one in first}) > 8
+    assert not {one.token_ids for one in first} & {one.token_ids for one in second}
+
+
+def test_a_lognormals_mean_is_the_mean() -> None:
+    drawn = draw(made(prompt_tokens="lognormal(100, 0.5)", requests=4000))
+    assert statistics.fmean(len(one.token_ids) for one in drawn) == pytest.approx(100, rel=0.03)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=5), st.integers(8, 200))
+def test_each_class_has_its_share_to_the_request(shares: list[float], requests: int) -> None:
+    workload = made(classes={f"k{n}": {"share": share} for n, share in enumerate(shares)}, requests=requests)
+    found = Counter(one.request_class for one in draw(workload))
+    assert found.total() == requests
+    for name in (f"k{n}" for n in range(len(shares))):
+        exact = workload.class_share(name) * requests
+        assert found[name] >= 1
+        assert abs(found[name] - exact) < max(1, len(shares))
+
+
+def test_shared_prefixes_are_taken_in_turn_and_new_in_every_round() -> None:
+    workload = made(prompt_tokens=16, prefix_tokens=32, prefixes=2, requests=8)
+    first, second = draw(workload, 0), draw(workload, 1)
+    assert [one.token_ids[:32] == first[0].token_ids[:32] for one in first] == [True, False] * 4
+    assert {len(one.token_ids) for one in first} == {48}
+    assert len({one.token_ids[32:] for one in first}) == 8
+    assert first[0].token_ids[:32] != second[0].token_ids[:32]
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_each_turn_of_a_conversation_holds_all_that_was_said_before(api: str) -> None:
+    drawn = draw(made(turns=3, prompt_tokens=10, output_tokens=5, requests=24, api=api))
+    assert [one.follows for one in drawn] == [False, True, True] * 8
+    for first, second, third in zip(drawn[::3], drawn[1::3], drawn[2::3], strict=True):
+        if api == "chat":
+            assert [len(one.messages) for one in (first, second, third)] == [1, 3, 5]
+            assert third.messages[:3] == second.messages
+        else:
+            assert [len(one.token_ids) for one in (first, second, third)] == [10, 25, 40]
+            assert third.token_ids[:25] == second.token_ids
+
+
+@pytest.mark.parametrize("arrivals_", ["poisson", "constant", "gamma(0.25)", "gamma(4)"])
+@pytest.mark.parametrize("rate", [5.0, "2..8"])
+def test_arrivals_keep_their_rate_and_their_order(arrivals_: str, rate: Any) -> None:
+    found = arrivals(made(rate=rate, arrivals=arrivals_), 1000)
+    assert found == sorted(found)
+    assert found[0] >= 0
+    assert found[-1] == pytest.approx(200, rel=0.01)
+    if rate != 5.0:
+        early = sum(at < 100 for at in found)
+        assert early == pytest.approx(350, rel=0.15)  # half of the time, at 2 to 5 a second
+
+
+@pytest.mark.parametrize(
+    ("arrivals_", "expected"), [("poisson", 1.0), ("constant", 0.0), ("gamma(0.25)", 4.0), ("gamma(4)", 0.25)]
+)
+def test_arrivals_are_as_bursty_as_asked_for(arrivals_: str, expected: float) -> None:
+    # Variance over mean of the arrivals in windows of ten gaps; for renewal processes it tends to the gaps' squared cv.
+    found = arrivals(made(rate=100, arrivals=arrivals_), 50_000)
+    counts = Counter(int(at * 10) for at in found)
+    windows = [counts[number] for number in range(5000)]
+    assert statistics.variance(windows) / statistics.fmean(windows) == pytest.approx(expected, rel=0.25, abs=0.03)
+
+
+def test_poisson_arrivals_are_no_gaps_that_repeat() -> None:
+    found = arrivals(made(rate=100), 5000)
+    gaps = [round(later - earlier, 9) for earlier, later in pairwise(found)]
+    assert len(set(gaps)) > 4990
+
+
+def test_a_trace_is_replayed_at_its_times_with_its_shared_blocks(tmp_path: Path) -> None:
+    rows = [(0, 1024, [1, 2]), (500, 1100, [1, 2, 3]), (1000, 600, [4, 5])]
+    lines = [{"timestamp": at, "input_length": size, "output_length": 3, "hash_ids": ids} for at, size, ids in rows]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    drawn = draw(made(tmp_path, trace="t.jsonl", speed=2.0))
+    assert [one.due_s for one in drawn] == [0, 0.25, 0.5]
+    assert [len(one.token_ids) for one in drawn] == [1024, 1100, 600]
+    assert drawn[0].token_ids == drawn[1].token_ids[:1024]
+    assert drawn[2].token_ids[:16] != drawn[0].token_ids[:16]
+
+
+def test_a_dataset_gives_messages_to_a_chat_and_the_question_to_a_completion(tmp_path: Path) -> None:
+    said = [{"from": "gpt", "value": "Hello"}, {"from": "human", "value": "Why?"}]
+    (tmp_path / "s.json").write_text(json.dumps([{"conversations": said}] * 3))
+    chat, plain = (draw(made(tmp_path, dataset="s.json", api=api)) for api in ("chat", "completions"))
+    assert {one.messages for one in chat} == {(("assistant", "Hello"), ("user", "Why?"))}
+    assert {one.text for one in plain} == {"Why?"}
+
+
+def test_bodies_and_adapters_come_from_the_class_over_the_workload() -> None:
+    classes = {"a": {"extra_body": {"temperature": 0.5}, "lora": "x"}, "b": {}}
+    drawn = draw(made(classes=classes, extra_body={"temperature": 1, "top_p": 0.9}, lora=["y"]))
+    found = {one.request_class: (one.model, json.loads(one.body)) for one in drawn}
+    assert found == {"a": ("x", {"temperature": 0.5, "top_p": 0.9}), "b": ("y", {"temperature": 1, "top_p": 0.9})}
+
+
+def test_the_warm_up_of_an_open_loop_is_its_first_arrivals_with_other_prompts() -> None:
+    workload = made(rate=10, requests=100)
+    warm, first = draw(workload, WARM_UP), draw(workload, 0)
+    assert [one.due_s for one in warm] == [one.due_s for one in first[:32]]
+    assert not {one.token_ids for one in warm} & {one.token_ids for one in first}

@@ -203,7 +203,7 @@ def dump(baseline: Baseline) -> str:
 
 def _dump_launch(launch: dict[str, Any]) -> str:
     rounds = ",\n".join(f"      {json.dumps(one, sort_keys=True, allow_nan=False)}" for one in launch.pop("rounds"))
-    del launch["invalid"]  # only sound launches are stored
+    del launch["invalid"], launch["warnings"]  # only sound launches are stored, and warnings were told
     rest = ", ".join(f"{json.dumps(key)}: {json.dumps(launch[key], sort_keys=True, allow_nan=False)}" for key in sorted(launch))
     return "    {" + rest + ', "rounds": [\n' + rounds + "\n    ]}"
 

@@ -29,7 +29,7 @@ def calibrated(
     believed = noise.beliefs([recorded], {recorded.case_id: tuple(gated)})
     rows = []
     for row in observed:
-        metric, gate = metrics.BY_NAME[row.metric], gated.get(row.metric)
+        metric, gate = metrics.find(row.metric), gated.get(row.metric)
         parts = noise.parts(metric, recorded.launches)
         if gate is not None and parts is not None:
             values = noise.values(metric, recorded.launches)

@@ -112,7 +112,7 @@ def prospects(
     """Return the gating comparisons of a stored case, as far as their baselines are usable."""
     found = []
     for name, gate in gated.items():
-        metric, values = metrics.BY_NAME[name], noise.values(metrics.BY_NAME[name], stored.launches)
+        metric, values = metrics.find(name), noise.values(metrics.find(name), stored.launches)
         comparison = Comparison(metric, values, gate, design, beliefs.get(name))
         if all(values) and comparison.usable:
             found.append(comparison)

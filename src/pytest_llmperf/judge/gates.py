@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure.metrics import BY_NAME, METRICS
+from pytest_llmperf.measure.metrics import BY_NAME, CLASS_SEPARATOR, METRICS, find, names_of
 from pytest_llmperf.plan import PlanError
 
 if TYPE_CHECKING:
@@ -30,14 +30,21 @@ def gates(entries: Iterable[Gate] = (), *, tolerance: float) -> dict[str, Tolera
     """Return the gating metrics; later entries win. Raises PlanError for an entry that is about no metric."""
     found = {metric.name: Tolerance(_default(metric, tolerance)) for metric in METRICS if metric.gating}
     for entry in entries:
-        names = [metric.name for metric in METRICS if fnmatchcase(metric.name, entry.metrics)]
+        names = _matching(entry.metrics)
         if not names:
             raise PlanError(f"{entry.origin}: {entry.metrics!r} is not a metric; known are {', '.join(BY_NAME)}")
         for name in names:
             found.pop(name, None)
             if entry.on:
-                found[name] = Tolerance(entry.tolerance or _default(BY_NAME[name], tolerance), asked=True)
+                found[name] = Tolerance(entry.tolerance or _default(find(name), tolerance), asked=True)
     return found
+
+
+def _matching(pattern: str) -> list[str]:
+    """Return the metrics that a pattern is about; in front of a `/` stands the class of requests that they are of."""
+    group, separator, _ = pattern.rpartition(CLASS_SEPARATOR)
+    names = [name for name in names_of([group]) if name.startswith(f"{group}{CLASS_SEPARATOR}")] if separator else list(BY_NAME)
+    return [name for name in names if fnmatchcase(name, pattern)]
 
 
 def _default(metric: Metric, tolerance: float) -> float:
@@ -47,4 +54,4 @@ def _default(metric: Metric, tolerance: float) -> float:
 
 def comparisons(gated: Mapping[str, Tolerance]) -> int:
     """Return how many of them share the suite's error rate: all but the exact ones, which spend none of it."""
-    return sum(BY_NAME[name].kind != "exact" for name in gated)
+    return sum(find(name).kind != "exact" for name in gated)

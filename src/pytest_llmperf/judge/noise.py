@@ -145,7 +145,7 @@ def beliefs(baselines: Iterable[Baseline], gated: Mapping[str, Iterable[str]] | 
         default, summaries = stats.PRIORS[kind], list[_Stored]()
         for one in stored:
             names = metrics.GATING if gated is None else gated.get(one.case_id, ())
-            wanted = [metrics.BY_NAME[name] for name in names if metrics.BY_NAME[name].kind == kind]
+            wanted = [metrics.find(name) for name in names if metrics.find(name).kind == kind]
             engine, drift = json.dumps(one.provenance.engine, sort_keys=True), drift_on(one.host)
             summaries += filter(None, (_stored(one.case_id, metric, one.launches, engine, drift) for metric in wanted))
         if summaries:

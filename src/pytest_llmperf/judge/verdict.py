@@ -10,6 +10,7 @@ import math
 import statistics
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -138,18 +139,17 @@ def judge(
         rows = observed(measurement.launches, stored.launches)
         return Verdict(Status.NOT_COMPARABLE, rows, reasons, launches, len(stored.launches))
     asked = gates(tolerance=design.tolerance) if gated is None else gated
-    rows = tuple(_judge_metric(one, measurement, stored, asked.get(one.name), design, beliefs) for one in metrics.METRICS)
+    wanted = _metrics(measurement.launches, stored.launches, asked)
+    rows = tuple(_judge_metric(one, measurement, stored, asked.get(one.name), design, beliefs) for one in wanted)
     jobs = tuple(launch.job for launch in stored.launches)
     return Verdict(_together(rows), rows, launches=launches, baseline_launches=len(stored.launches), baseline_jobs=jobs)
 
 
 def not_comparable(measurement: Measurement, stored: Baseline) -> tuple[str, ...]:
     """Return why the two cannot be held against each other: another workload, or other formulas."""
-    from dataclasses import asdict
-
     reasons = []
     if measurement.case.workload.fingerprint != stored.workload_fingerprint:
-        now = asdict(measurement.case.workload)
+        now = measurement.case.workload.description
         changed = sorted(name for name in now | stored.workload if now.get(name) != stored.workload.get(name))
         reasons += [f"the workload has changed: {name} {stored.workload.get(name)} -> {now.get(name)}" for name in changed]
         reasons += [] if changed else ["the workload has changed"]
@@ -167,7 +167,16 @@ def _together(rows: Iterable[MetricVerdict]) -> Status:
 
 def observed(now: Sequence[Launch], before: Sequence[Launch] | None) -> tuple[MetricVerdict, ...]:
     """Return every metric's medians without a verdict."""
-    return tuple(_observe(metric, before or (), now) for metric in metrics.METRICS)
+    return tuple(_observe(metric, before or (), now) for metric in _metrics(now, before or ()))
+
+
+def _metrics(now: Iterable[Launch], before: Iterable[Launch], asked: Iterable[str] = ()) -> list[Metric]:
+    """Return the table's metrics, those of the classes that there are, and whatever is asked for besides."""
+    measured = chain.from_iterable(
+        found for launch in (*before, *now) for found in (launch.metrics, *(one.metrics for one in launch.rounds))
+    )
+    of_classes = (name for name in measured if metrics.CLASS_SEPARATOR in name)
+    return [metrics.find(name) for name in dict.fromkeys([*metrics.BY_NAME, *of_classes, *asked])]
 
 
 def _median(values: list[list[float]]) -> float | None:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import statistics
 import uuid
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure import metrics, telemetry
+from pytest_llmperf.measure import audit, metrics, telemetry
 from pytest_llmperf.measure.workload import WARM_UP, prompts
-from pytest_llmperf.plan import Case, Workload, model_config
+from pytest_llmperf.plan import Case, model_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_llmperf.measure.client import LoadClient, RequestRecord, RoundLog
+    from pytest_llmperf.measure.client import LoadClient, RoundLog
     from pytest_llmperf.measure.engines import Engine
+    from pytest_llmperf.measure.response import RequestRecord
+    from pytest_llmperf.measure.workload import Prompt
+    from pytest_llmperf.traffic import Workload
 
 _STEADY = 0.02
 """Two rounds agree, and the warm-up is over, when their throughput differs by no more than this share."""
@@ -62,6 +64,8 @@ class Launch:
     """Rounds played before the engine was steady."""
     invalid: tuple[str, ...] = ()
     """Why the launch must not be judged nor become a baseline; empty for a sound launch."""
+    warnings: tuple[str, ...] = ()
+    """What a reader should know of how it was measured, though it counts."""
     versions: dict[str, str] = field(default_factory=dict)
     job: str = ""
     """The pytest run that measured it: launches of one run share the state that the host was in."""
@@ -85,7 +89,7 @@ class Measurement:
 
         Raises KeyError for an unknown metric, and for one that could not be measured: a missing number is never 0.
         """
-        if metric not in metrics.BY_NAME:
+        if not metrics.is_metric(metric):
             raise KeyError(f"{metric!r} is not a metric; known are {', '.join(metrics.BY_NAME)}")
         values = [value for launch in self.launches for value in launch.values(metric) if value is not None]
         if not values:
@@ -102,6 +106,10 @@ class Measurement:
     def invalid(self) -> tuple[str, ...]:
         """Return why the measurement must not be judged; empty when every launch is sound."""
         return tuple(dict.fromkeys(reason for launch in self.launches for reason in launch.invalid))
+
+    def limited_by(self, offline: Measurement) -> str:
+        """Return what keeps a server from the throughput of the engine alone: client, front end, or engine, with the figures."""
+        return audit.limit(self, offline)
 
     def with_launch(self, launch: Launch) -> Measurement:
         """Return the measurement with one more launch."""
@@ -126,29 +134,30 @@ def measure_launch(
     model = engine.endpoint.model if engine.spec.kind == "url" else engine.spec.model
     vocabulary = model_config(model).get("vocab_size")
     play = _Player(engine, client, workload, settings, vocabulary)
-    invalid = _problems(play.warm_up().records, None)
-    rounds: list[Round] = []
-    complete: list[list[RequestRecord]] = []
+    invalid = play.warm_up()
+    rounds: list[_Played] = []
     dropped = 0
     while not invalid and len(rounds) < settings.rounds:
-        played, records, invalid = play.round()
+        played = play.round()
         rounds.append(played)
-        complete.append(records)
-        progress(f"round {len(rounds)}/{settings.rounds}: {played.metrics['output_tokens_per_s'] or 0:,.0f} tok/s")
-        if len(rounds) == 2 and dropped < _MOST_DROPPED and not _agree(*rounds):
+        invalid = played.problems
+        progress(f"round {len(rounds)}/{settings.rounds}: {played.round.metrics['output_tokens_per_s'] or 0:,.0f} tok/s")
+        if len(rounds) == 2 and dropped < _MOST_DROPPED and not _agree(*(one.round for one in rounds)):
             rounds.pop(0)
-            complete.pop(0)
             dropped += 1
     if invalid:
         engine.check()
     capacity = telemetry.read_capacity(engine.metrics_text(), engine.log_text())
+    complete = tuple(chain.from_iterable(one.complete for one in rounds))
+    classes = tuple(chain.from_iterable(one.classes for one in rounds))
     return Launch(
         id=uuid.uuid4().hex[:12],
         started=started,
-        rounds=tuple(rounds),
-        metrics=metrics.launch_metrics(metrics.LaunchSample(engine.startup_s, capacity, tuple(chain.from_iterable(complete)))),
+        rounds=tuple(one.round for one in rounds),
+        metrics=metrics.launch_metrics(metrics.LaunchSample(engine.startup_s, capacity, complete, classes)),
         dropped_rounds=dropped,
         invalid=tuple(invalid),
+        warnings=audit.warnings(workload, [one.round.metrics for one in rounds]),
         versions=dict(engine.versions),
         job=settings.job,
     )
@@ -157,6 +166,17 @@ def measure_launch(
 def _agree(earlier: Round, later: Round) -> bool:
     old, new = earlier.metrics["output_tokens_per_s"], later.metrics["output_tokens_per_s"]
     return bool(old and new and abs(new / old - 1) <= _STEADY)
+
+
+@dataclass(frozen=True)
+class _Played:
+    """A round as it came out."""
+
+    round: Round
+    complete: tuple[RequestRecord, ...]
+    classes: tuple[str, ...]
+    """The class of each complete request; empty where there are none."""
+    problems: list[str]
 
 
 class _Player:
@@ -172,54 +192,55 @@ class _Player:
         self.vocabulary = vocabulary
         self.number = 0
 
-    def warm_up(self) -> RoundLog:
-        """Send one full wave of other prompts of the real lengths."""
-        return self.send(WARM_UP)
+    def warm_up(self) -> list[str]:
+        """Send one full wave of other prompts of the real lengths; return why nothing can be measured.
 
-    def round(self) -> tuple[Round, list[RequestRecord], list[str]]:
-        """Play the next round; return it, its complete requests, and why it must not count."""
+        Where the load process was busy, one more is started now: not between two rounds, which would then not be alike.
+        """
+        log = self.send(self._prompts(WARM_UP))
+        while audit.is_busy(log) and self.client.processes < audit.MOST_PROCESSES:
+            self.client.grow()
+            log = self.send(self._prompts(WARM_UP - self.client.processes))
+        return audit.failures(log.records)
+
+    def round(self) -> _Played:
+        """Play the next round."""
+        workload, drawn = self.workload, self._prompts(self.number)
         recorder = telemetry.Recorder(self.engine)
         with recorder:
-            log = self.send(self.number)
+            log = self.send(drawn)
         self.number += 1
-        sample = metrics.RoundSample(log.records, recorder.result())
-        return Round(metrics.round_metrics(sample)), sample.complete, _problems(log.records, sample.telemetry)
-
-    def send(self, number: int) -> RoundLog:
-        """Send the requests of one round."""
-        drawn = prompts(self.workload, number, vocabulary=self.vocabulary, nonce=self.settings.nonce)
-        plan = self.engine.endpoint.plan(
-            drawn,
-            concurrency=self.workload.concurrency,
-            request_timeout_s=self.settings.request_timeout_s,
-            stall_timeout_s=self.settings.stall_timeout_s,
+        classes = tuple(prompt.request_class for prompt in drawn) if workload.classes else ()
+        sample = metrics.RoundSample(
+            log.records,
+            recorder.result(),
+            classes=classes,
+            concurrency=None if workload.is_open else workload.concurrency,
+            slo=workload.slo,
+            cpu_share=log.cpu_share,
         )
-        log = self.client.play(plan)
+        found = metrics.round_metrics(sample)
+        of_complete = tuple(name for name, record in zip(classes, log.records, strict=False) if record.error is None)
+        problems = audit.problems(log, sample.telemetry, workload)
+        return _Played(Round(found), tuple(sample.complete), of_complete, problems)
+
+    def _prompts(self, number: int) -> list[Prompt]:
+        return prompts(self.workload, number, vocabulary=self.vocabulary, nonce=self.settings.nonce)
+
+    def send(self, drawn: list[Prompt]) -> RoundLog:
+        """Send the requests of one round."""
+        settings, workload = self.settings, self.workload
+        log = self.engine.play(
+            drawn,
+            self.client,
+            concurrency=workload.concurrency,
+            request_timeout_s=settings.request_timeout_s,
+            stall_timeout_s=settings.stall_timeout_s,
+            stream=workload.stream,
+        )
         if log.stalled:
             raise self.engine.failure(
                 f"HANG: no token came on any connection for {self.settings.stall_timeout_s:g} s"
                 " (--llmperf-stall-timeout), though the engine had not ended."
             )
         return log
-
-
-def _problems(records: tuple[RequestRecord, ...], told: telemetry.Telemetry | None) -> list[str]:
-    """Return why a round must not be judged; `told` is None for the warm-up."""
-    found = []
-    errors = Counter(record.error for record in records if record.error is not None)
-    if errors:
-        shown = "; ".join(f"{count}x {error}" for error, count in errors.most_common(3))
-        found.append(f"{errors.total()} of {len(records)} requests failed: {shown}")
-    if told is None:
-        return found
-    if told.restarted:
-        found.append("the engine's counters went down: it was restarted during the round")
-    if told.prefix_hit_tokens:
-        found.append(
-            f"{told.prefix_hit_tokens:,.0f} prompt tokens came from the prefix cache, though no two prompts are alike:"
-            " the endpoint was sent these prompts before; restart it or change the workload's seed"
-        )
-    counted = sum(record.output_tokens or 0 for record in records)
-    if told.output_tokens is not None and not errors and told.output_tokens < counted:
-        found.append(f"the client counted {counted:,} output tokens, the engine only {told.output_tokens:,.0f}")
-    return found

@@ -1,54 +1,39 @@
-"""Streamed requests, timed: every request becomes a `RequestRecord`, whatever the server answered.
+"""The load client: whole HTTP requests are built here, sent and stamped by load processes, and come back as records.
 
-A process of its own (`load.py`) sends and stamps; it reads bytes with their arrival stamps and looks into them only when
-the round is over, so that no parsing delays a stamp. This module is the parent's end of it, and the parser.
+A process of its own (`load.py`) sends and stamps, so that nothing that the test does delays a request or a stamp. Where one
+does not keep up there can be several: each then has its share of the conversations.
 """
 
 from __future__ import annotations
 
-import bisect
 import json
-import re
+import os
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
 
+from pytest_llmperf.measure.response import RequestRecord
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from typing import Self
 
     from pytest_llmperf.measure.workload import Prompt
 
-
-@dataclass(frozen=True)
-class RequestRecord:
-    """What happened to one request. Times are seconds on the monotonic clock (`time.perf_counter` on Linux)."""
-
-    sent_s: float | None
-    """When the request's first byte was handed to the kernel; None if it was never sent."""
-    token_times_s: tuple[float, ...] = ()
-    """Arrival of each output token. Tokens that came in one read share a time: none is invented."""
-    end_s: float | None = None
-    """When the response was complete; None if it never was."""
-    prompt_tokens: int | None = None
-    output_tokens: int | None = None
-    """As the server counts them (`usage`, token ids), never from text."""
-    error: str | None = None
-
-    @property
-    def first_token_s(self) -> float | None:
-        """Return the arrival of the first token, None without one."""
-        return self.token_times_s[0] if self.token_times_s else None
+_START_DELAY_NS = 2_000_000
+"""From the last process's readiness to the first request, so that all processes begin together."""
 
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """What the load process is told to do: complete HTTP requests, kept at `concurrency` in flight."""
+    """What the load processes are told to do: complete HTTP requests, kept at `concurrency` in flight, or sent when due."""
 
     host: str
     port: int
@@ -58,11 +43,41 @@ class RoundPlan:
     concurrency: int
     request_timeout_s: float
     stall_timeout_s: float
+    due_ns: tuple[int, ...] = ()
+    """When each request is to be sent, from the round's beginning; empty in a closed loop. That of a request which follows
+    another is not looked at."""
+    follows: tuple[bool, ...] = ()
+    """Which requests are sent on the connection of the one before, when that one is answered; empty: none."""
+    exact: tuple[bool, ...] = ()
+    """Which requests must have just as many tokens as asked for, not at most; empty: all."""
+    stream: bool = True
+
+    def conversations(self) -> list[range]:
+        """Return the requests of each conversation, most often a single one."""
+        starts = [index for index in range(len(self.requests)) if not (self.follows and self.follows[index])]
+        return [range(start, end) for start, end in zip(starts, [*starts[1:], len(self.requests)], strict=True)]
+
+    def split(self, parts: int) -> list[tuple[RoundPlan, list[int]]]:
+        """Return plans for so many processes, each with the indices of its requests; conversations stay whole."""
+        talks = self.conversations()
+        found = []
+        for part in range(min(parts, len(talks))):
+            mine = list(chain.from_iterable(talks[part::parts]))
+            share = len(range(part, self.concurrency, parts))
+            if not share:
+                break
+            found.append((self._only(mine, share), mine))
+        return found
+
+    def _only(self, indices: Sequence[int], concurrency: int) -> RoundPlan:
+        columns = {name: getattr(self, name) for name in ("requests", "output_tokens", "due_ns", "follows", "exact")}
+        picked: dict[str, Any] = {name: tuple(values[index] for index in indices) for name, values in columns.items() if values}
+        return replace(self, concurrency=concurrency, **picked)
 
 
 @dataclass(frozen=True)
 class RoundLog:
-    """What the load process saw in one round."""
+    """What the load processes saw in one round."""
 
     records: tuple[RequestRecord, ...]
     stalled: bool = False
@@ -70,68 +85,132 @@ class RoundLog:
     kernel_stamps: int = 0
     """Reads whose arrival the kernel stamped."""
     clock_stamps: int = 0
-    """Reads stamped by the process's own clock: TLS, or a kernel that gave no stamp."""
+    """Reads stamped by the process's own clock: a kernel that gave no stamp."""
     cpu_s: float = 0.0
-    """CPU time of the load process during the round."""
+    """CPU time of the busiest load process during the round."""
+    busy_s: float = 0.0
+    """Seconds from that process's first request to its last response."""
+    clock_set: bool = False
+    """The wall clock, which kernel stamps are on, was set during the round."""
+    processes: int = 1
+
+    @property
+    def cpu_share(self) -> float | None:
+        """Return the share of a core that the busiest load process took, None for a round of no length."""
+        return self.cpu_s / self.busy_s if self.busy_s else None
 
 
 class ClientError(RuntimeError):
-    """The load process itself failed; nothing was measured."""
+    """A load process itself failed; nothing was measured."""
 
 
 class LoadClient:
-    """A load process. Start it before the engine is ready: a round then begins at once."""
+    """One load process or more. Start it before the engine is ready: a round then begins at once."""
 
-    def __init__(self) -> None:
-        """Start the process."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pytest_llmperf.measure.load"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C reaches pytest, which ends the round; the process ends with its stdin
-            env=_environment(),
-        )
+    def __init__(self, processes: int = 1) -> None:
+        """Start the processes."""
+        self._processes = [_Process() for _ in range(processes)]
 
     def __enter__(self) -> Self:
         """Return the client."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the process."""
+        """End the processes."""
         self.close()
 
+    @property
+    def processes(self) -> int:
+        """Return how many load processes there are."""
+        return len(self._processes)
+
+    def grow(self) -> None:
+        """Add one more load process."""
+        self._processes.append(_Process())
+
     def close(self) -> None:
-        """End the process, also in the middle of a round."""
+        """End the processes, also in the middle of a round."""
+        for process in self._processes:
+            process.close()
+
+    def play(self, plan: RoundPlan) -> RoundLog:
+        """Send the requests of one round and return what happened, or raise ClientError."""
+        shares = plan.split(len(self._processes))
+        active = list(zip(self._processes, shares, strict=False))
+        for process, (part, _) in active:
+            process.write(msgspec.msgpack.encode(part))
+        for process, _ in active:
+            process.read()  # it has connected
+        start_ns = time.monotonic_ns() + (_START_DELAY_NS if len(active) > 1 else 0)
+        for process, _ in active:
+            process.write(start_ns.to_bytes(8, "big"))
+        logs = [msgspec.msgpack.decode(process.read(), type=RoundLog) for process, _ in active]
+        for log, (part, _) in zip(logs, shares, strict=True):
+            if len(log.records) != len(part.requests):
+                raise ClientError(f"the load process answered for {len(log.records)} requests, not {len(part.requests)}")
+        return _joined(logs, [indices for _, indices in shares])
+
+
+def _joined(logs: Sequence[RoundLog], places: Sequence[Sequence[int]]) -> RoundLog:
+    """Return the logs of several processes as one, its records in the order of the plan."""
+    if len(logs) == 1:
+        return logs[0]
+    records = {place: one for log, mine in zip(logs, places, strict=True) for place, one in zip(mine, log.records, strict=True)}
+    busiest = max(logs, key=lambda log: log.cpu_share or 0.0)
+    return RoundLog(
+        records=tuple(records[place] for place in sorted(records)),
+        stalled=any(log.stalled for log in logs),
+        kernel_stamps=sum(log.kernel_stamps for log in logs),
+        clock_stamps=sum(log.clock_stamps for log in logs),
+        cpu_s=busiest.cpu_s,
+        busy_s=busiest.busy_s,
+        clock_set=any(log.clock_set for log in logs),
+        processes=len(logs),
+    )
+
+
+class _Process:
+    """A load process and its two pipes; messages have their length in front."""
+
+    def __init__(self) -> None:
+        source = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pytest_llmperf.measure.load"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C reaches pytest, which ends the round; the process ends with its stdin
+            env={**os.environ, "PYTHONPATH": path},
+        )
+
+    def write(self, message: bytes) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(len(message).to_bytes(8, "big") + message)
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._ended(f" ({error})") from error
+
+    def read(self) -> bytes:
+        assert self._process.stdout is not None
+        try:
+            size = int.from_bytes(self._process.stdout.read(8), "big")
+            message = self._process.stdout.read(size)
+        except OSError as error:
+            raise self._ended(f" ({error})") from error
+        if not message or len(message) < size:
+            raise self._ended("")
+        return message
+
+    def _ended(self, why: str) -> ClientError:
+        return ClientError(f"the load process ended with exit code {self._process.wait()}{why}")
+
+    def close(self) -> None:
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
                 pipe.close()
-
-    def play(self, plan: RoundPlan) -> RoundLog:
-        """Send the requests of one round and return what happened, or raise ClientError."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        body = msgspec.msgpack.encode(plan)
-        try:
-            self._process.stdin.write(len(body).to_bytes(8, "big") + body)
-            self._process.stdin.flush()
-            answer = self._process.stdout.read(int.from_bytes(self._process.stdout.read(8), "big"))
-        except OSError as error:
-            raise ClientError(f"the load process ended with exit code {self._process.wait()} ({error})") from error
-        if not answer:
-            raise ClientError(f"the load process ended with exit code {self._process.wait()}")
-        log = msgspec.msgpack.decode(answer, type=RoundLog)
-        if len(log.records) != len(plan.requests):
-            raise ClientError(f"the load process answered for {len(log.records)} requests, not {len(plan.requests)}")
-        return log
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    source = str(Path(__file__).parents[2])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))}
 
 
 @dataclass(frozen=True)
@@ -144,165 +223,67 @@ class Endpoint:
     """The name under which the server serves the model."""
     api_key: str | None = None
 
-    def plan(self, prompts: Sequence[Prompt], *, concurrency: int, request_timeout_s: float, stall_timeout_s: float) -> RoundPlan:
+    def plan(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        concurrency: int,
+        request_timeout_s: float,
+        stall_timeout_s: float,
+        stream: bool = True,
+    ) -> RoundPlan:
         """Return the round as complete HTTP requests, built before any clock starts."""
         parts = urlsplit(self.url)
         host = parts.hostname or ""
         tls = parts.scheme == "https"
         port = parts.port or (443 if tls else 80)
-        key = f"Authorization: Bearer {self.api_key}\r\n" if self.api_key else ""
-        shown = f"[{host}]" if ":" in host else host
-        head = (
-            f"POST {parts.path}/v1/completions HTTP/1.1\r\nHost: {shown}:{port}\r\nContent-Type: application/json\r\n"
-            f"Accept: text/event-stream\r\n{key}Content-Length: "
-        )
-        bodies = [_body(self.model, prompt) for prompt in prompts]
+        bodies = [_body(self.model, prompt, stream=stream) for prompt in prompts]
+        due = tuple(int((prompt.due_s or 0) * 1e9) for prompt in prompts) if any(p.due_s is not None for p in prompts) else ()
         return RoundPlan(
             host=host,
             port=port,
             tls=tls,
-            requests=tuple(f"{head}{len(body)}\r\n\r\n".encode() + body for body in bodies),
+            requests=tuple(self._request(prompt, body) for prompt, body in zip(prompts, bodies, strict=True)),
             output_tokens=tuple(prompt.output_tokens for prompt in prompts),
             concurrency=concurrency,
             request_timeout_s=request_timeout_s,
             stall_timeout_s=stall_timeout_s,
+            due_ns=due,
+            follows=tuple(prompt.follows for prompt in prompts) if any(prompt.follows for prompt in prompts) else (),
+            exact=() if all(body["ignore_eos"] for body in bodies) else tuple(bool(body["ignore_eos"]) for body in bodies),
+            stream=stream,
         )
 
-
-def _body(model: str, prompt: Prompt) -> bytes:
-    return json.dumps(
-        {
-            "model": model,
-            "prompt": prompt.token_ids,
-            "max_tokens": prompt.output_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "return_token_ids": True,
-        },
-        separators=(",", ":"),
-    ).encode()
+    def _request(self, prompt: Prompt, body: dict[str, Any]) -> bytes:
+        parts = urlsplit(self.url)
+        host = parts.hostname or ""
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        key = f"Authorization: Bearer {self.api_key}\r\n" if self.api_key else ""
+        shown = f"[{host}]" if ":" in host else host
+        api = "chat/completions" if prompt.messages else "completions"
+        data = json.dumps(body, separators=(",", ":")).encode()
+        head = (
+            f"POST {parts.path}/v1/{api} HTTP/1.1\r\nHost: {shown}:{port}\r\nContent-Type: application/json\r\n"
+            f"Accept: text/event-stream\r\n{key}Content-Length: {len(data)}\r\n\r\n"
+        )
+        return head.encode() + data
 
 
-class _Choice(msgspec.Struct):
-    text: str | None = None
-    token_ids: list[int] | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Event(msgspec.Struct):
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: Any = None
-
-
-_EVENT_END = re.compile(rb"\r?\n\r?\n")
-_DECODER = msgspec.json.Decoder(_Event)
-
-
-def parse_response(reads: Sequence[tuple[int, bytes]], *, sent_ns: int, wanted: int, error: str | None = None) -> RequestRecord:
-    """Return the record of one response.
-
-    `reads` are (monotonic nanoseconds, bytes) in order of arrival, `wanted` the number of tokens that were asked for, and
-    `error` what the transport already knows to be wrong. Odd answers become a record with an error, never an exception.
-    """
-    seconds = [stamp / 1e9 for stamp, _ in reads]
-    sent_s, end_s = sent_ns / 1e9, seconds[-1] if seconds and error is None else None
-    wire = b"".join(piece for _, piece in reads)
-    head, separator, _ = wire.partition(b"\r\n\r\n")
-    if not separator:
-        return RequestRecord(sent_s, error=error or "the connection closed before any response")
-    status = head.split(b" ", 2)[1:2]
-    pieces = list(_payload(wire, len(head) + 4, chunked=is_chunked(head)))
-    body = b"".join(piece for _, piece in pieces)
-    if status != [b"200"]:
-        text = body[:300].decode(errors="replace").strip()
-        return RequestRecord(sent_s, end_s=end_s, error=error or f"HTTP {b''.join(status).decode(errors='replace')}: {text}")
-    events = _Events(pieces, reads, seconds)
-    try:
-        times, prompt_tokens, output_tokens, failure = _read_events(events, body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as broken:
-        return RequestRecord(sent_s, error=error or f"an event is not the JSON of a completion: {broken}")
-    error = error or failure or _count_error(output_tokens, wanted)
-    return RequestRecord(sent_s, tuple(times), end_s, prompt_tokens, output_tokens, error)
-
-
-def _count_error(output_tokens: int | None, wanted: int) -> str | None:
-    if output_tokens is None:
-        return "the server reports neither usage nor token ids, so its tokens cannot be counted"
-    return None if output_tokens == wanted else f"{output_tokens} of {wanted} tokens"
-
-
-def _read_events(events: _Events, body: bytes) -> tuple[list[float], int | None, int | None, str | None]:
-    """Return token arrival times, the server's count of prompt and output tokens, and an error."""
-    times: list[float] = []
-    prompt_tokens = reported = None
-    has_ids = False
-    start = 0
-    for end in _EVENT_END.finditer(body):
-        event, start = body[start : end.start()].strip(), end.end()
-        if not event.startswith(b"data:") or event == b"data: [DONE]":
-            continue
-        data = _DECODER.decode(event[5:])
-        if data.error is not None:
-            return times, prompt_tokens, None, f"error in the stream: {data.error}"
-        for choice in data.choices:
-            has_ids = has_ids or choice.token_ids is not None
-            new = len(choice.token_ids) if choice.token_ids is not None else int(bool(choice.text))
-            times += [events.arrival_s(start)] * new
-        if data.usage is not None:
-            prompt_tokens, reported = data.usage.prompt_tokens, data.usage.completion_tokens
-    if has_ids and reported is not None and reported != len(times):
-        return times, prompt_tokens, reported, f"usage says {reported} tokens, the stream held {len(times)}"
-    return times, prompt_tokens, reported if reported is not None else len(times) if has_ids else None, None
-
-
-def is_chunked(head: bytes) -> bool:
-    """Return whether a response's head says that its body comes in chunks."""
-    return re.search(rb"^transfer-encoding:[ \t]*chunked[ \t]*\r?$", head, re.I | re.M) is not None
-
-
-def _payload(wire: bytes, start: int, *, chunked: bool) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset on the wire, bytes) of the response's body, with the chunk framing taken off."""
-    if not chunked:
-        yield start, wire[start:]
-        return
-    while (line_end := wire.find(b"\r\n", start)) >= 0:
-        try:
-            size = int(wire[start:line_end].split(b";")[0], 16)
-        except ValueError:
-            return
-        start = line_end + 2
-        if size <= 0:
-            return
-        yield start, wire[start : start + size]
-        start += size + 2
-
-
-class _Events:
-    """Where in the body, hence when, each event was complete."""
-
-    def __init__(self, pieces: list[tuple[int, bytes]], reads: Sequence[tuple[int, bytes]], seconds: list[float]) -> None:
-        self._seconds = seconds
-        self._piece_starts: list[int] = []
-        self._wire_offsets = [offset for offset, _ in pieces]
-        total = 0
-        for _, piece in pieces:
-            self._piece_starts.append(total)
-            total += len(piece)
-        self._read_ends: list[int] = []
-        total = 0
-        for _, read in reads:
-            total += len(read)
-            self._read_ends.append(total)
-
-    def arrival_s(self, body_end: int) -> float:
-        """Return when the byte before `body_end` arrived."""
-        piece = bisect.bisect_right(self._piece_starts, body_end - 1) - 1
-        wire = self._wire_offsets[piece] + body_end - 1 - self._piece_starts[piece]
-        return self._seconds[bisect.bisect_right(self._read_ends, wire)]
+def _body(model: str, prompt: Prompt, *, stream: bool) -> dict[str, Any]:
+    asked: dict[str, Any] = (
+        {"messages": [{"role": role, "content": text} for role, text in prompt.messages]}
+        if prompt.messages
+        else {"prompt": prompt.token_ids or prompt.text}
+    )
+    body: dict[str, Any] = {
+        "model": prompt.model or model,
+        **asked,
+        "max_tokens": prompt.output_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    body |= json.loads(prompt.body)
+    return body

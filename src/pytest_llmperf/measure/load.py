@@ -1,12 +1,14 @@
 """The load process: sends the requests of a round and stamps every read at its arrival.
 
 No HTTP library is used, because each one that was measured stamps when its loop gets there: the kernel's receive stamp
-(SO_TIMESTAMPNS) does not depend on when this process ran. Bytes are kept with their stamps and parsed after the round.
+(SO_TIMESTAMPNS) does not depend on when this process ran, and under TLS it is that of the encrypted bytes. Bytes are kept with
+their stamps; a response is parsed when nothing is to be read, and its bytes are dropped then.
 It reads plans from stdin and writes logs to stdout, each with its length in front, until stdin ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import select
 import socket
@@ -14,11 +16,14 @@ import ssl
 import struct
 import sys
 import time
+from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from pytest_llmperf.measure.client import RequestRecord, RoundLog, RoundPlan, is_chunked, parse_response
+from pytest_llmperf.measure.client import RoundLog, RoundPlan
+from pytest_llmperf.measure.response import RequestRecord, ends_chunks, is_chunked, parse_response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,45 +32,113 @@ _SO_TIMESTAMPNS = 35  # asm-generic/socket.h; Python's socket module does not na
 _TIMESPEC = struct.Struct("qq")
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 _CONNECT_TIMEOUT_S = 10.0
+_READ_BYTES = 65536
+_UNPARSED_BYTES = 32 << 20
+"""Finished responses of more bytes than this are parsed although there is something to read."""
+_IDLE_NS = 2_000_000
+"""A response is parsed, which takes up to a millisecond, only while nothing is due for that long."""
+_SPARE = 32
+"""Connections that an open loop has before it begins; more are made when they are needed."""
+_LOOK_S = 0.25
+"""How often time-outs are looked at."""
+_CLOCK_SET_NS = 1_000_000
 
 
 class _Exchange:
     """One request on its way: what is still to be sent, and the reads of its response."""
 
-    __slots__ = ("chunked", "index", "length", "reads", "received", "retried", "sent_ns", "tail", "unsent")
+    __slots__ = ("chunked", "from_ns", "head", "index", "length", "reads", "received", "retried", "sent_ns", "unsent")
 
-    def __init__(self, index: int, request: bytes, *, retried: bool = False) -> None:
+    def __init__(self, index: int, request: bytes, from_ns: int, *, retried: bool = False) -> None:
         self.index = index
         self.unsent = memoryview(request)
+        self.from_ns = from_ns
+        """When it was to be sent; 0 if at the round's beginning."""
         self.sent_ns = 0
         self.reads: list[tuple[int, bytes]] = []
         self.received = 0
-        self.tail = b""
-        self.chunked: bool | None = None
+        self.head = 0
+        """Where the body begins; 0 while the head is not complete."""
+        self.chunked = False
         self.length: int | None = None
         self.retried = retried
 
-    def take(self, stamp: int, data: bytes) -> bool:
-        """Keep a read; return whether the response is complete."""
-        self.reads.append((stamp, data))
-        self.received += len(data)
-        self.tail = (self.tail + data)[-len(_LAST_CHUNK) :] if len(data) < len(_LAST_CHUNK) else data[-len(_LAST_CHUNK) :]
-        if self.chunked is None and not self._read_head():
+    def is_complete(self, data: bytes) -> bool:
+        """Return whether the response is complete with this read."""
+        if not self.head and not self._read_head():
             return False
-        if self.chunked:
-            return self.tail == _LAST_CHUNK
-        return self.length is not None and self.received >= self.length
+        if not self.chunked:
+            return self.length is not None and self.received >= self.length
+        if data.endswith(_LAST_CHUNK):
+            return True
+        if len(data) >= len(_LAST_CHUNK) and not data.endswith(b"\r\n\r\n"):
+            return False
+        # The last bytes came in several reads, or a trailer follows the last chunk: look at all of it.
+        tail = b"".join(piece for _, piece in self.reads[-8:])[-4:]
+        return tail == b"\r\n\r\n" and ends_chunks(b"".join(piece for _, piece in self.reads), self.head)
 
     def _read_head(self) -> bool:
         head, separator, _ = b"".join(piece for _, piece in self.reads).partition(b"\r\n\r\n")
         if not separator:
             return False
-        lines = head.lower().split(b"\r\n")
+        self.head = len(head) + 4
         self.chunked = is_chunked(head)
-        for line in lines:
+        for line in head.lower().split(b"\r\n"):
             if line.startswith(b"content-length:") and line[15:].strip().isdigit():
-                self.length = len(head) + 4 + int(line[15:])
+                self.length = self.head + int(line[15:])
         return True
+
+    @property
+    def ends_connection(self) -> bool:
+        """Return whether the server said that it closes the connection behind this response."""
+        return b"\r\nconnection: close\r\n" in (b"".join(piece for _, piece in self.reads)[: self.head]).lower()
+
+
+class _Connection:
+    """A socket, what is on its way on it, and the requests of the conversation that follow."""
+
+    __slots__ = ("exchange", "fd", "queue", "raw", "secure")
+
+    def __init__(self, raw: socket.socket, secure: _Tls | None) -> None:
+        self.raw = raw
+        self.fd = raw.fileno()
+        self.secure = secure
+        self.exchange: _Exchange | None = None
+        self.queue: deque[int] = deque()
+
+
+class _Tls:
+    """TLS over a socket that is read by ourselves, so that the kernel's stamps are there."""
+
+    def __init__(self, raw: socket.socket, context: ssl.SSLContext, host: str) -> None:
+        """Shake hands, on a socket that still blocks."""
+        self._raw = raw
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._in, self._out, server_hostname=host)
+        while True:
+            try:
+                self._tls.do_handshake()
+                raw.sendall(self._out.read())
+                return
+            except ssl.SSLWantReadError:
+                raw.sendall(self._out.read())
+                data = raw.recv(_READ_BYTES)
+                if not data:
+                    raise ConnectionError("the server closed the connection during the TLS handshake") from None
+                self._in.write(data)
+
+    def encrypted(self, data: bytes) -> bytes:
+        self._tls.write(data)
+        return self._out.read()
+
+    def decrypted(self, data: bytes) -> bytes:
+        """Return what these bytes bring, which may be nothing yet; raises OSError for a broken or closed stream."""
+        self._in.write(data)
+        found = []
+        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            while piece := self._tls.read(_READ_BYTES):
+                found.append(piece)
+        return b"".join(found)
 
 
 class _Round:
@@ -73,191 +146,336 @@ class _Round:
 
     def __init__(self, plan: RoundPlan) -> None:
         self.plan = plan
-        self.poll = select.epoll()
-        self.carried: dict[int, tuple[socket.socket, _Exchange]] = {}
-        self.finished: list[tuple[_Exchange, str | None]] = []
-        self.next = 0
+        self.epoll = select.epoll()
+        self.connections: dict[int, _Connection] = {}
+        self.idle: list[_Connection] = []
+        self.talks = deque(plan.conversations())
+        self.in_flight = 0
+        self.finished: deque[tuple[_Exchange, str | None]] = deque()
+        self.unparsed = 0
+        self.answered = False
+        self.records: dict[int, RequestRecord] = {}
         self.kernel_stamps = self.clock_stamps = 0
         self.tls = ssl.create_default_context() if plan.tls else None
-        self.realtime_offset_ns = time.time_ns() - time.monotonic_ns()
+        self.offset_ns = time.time_ns() - time.monotonic_ns()
+        self.start_ns = 0
 
-    def connect(self) -> socket.socket:
+    # -- connections
+
+    def connect(self) -> _Connection:
+        """Return a new connection, or raise OSError."""
         raw = socket.create_connection((self.plan.host, self.plan.port), timeout=_CONNECT_TIMEOUT_S)
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self.tls is None:
+        try:
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             raw.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-        connection = self.tls.wrap_socket(raw, server_hostname=self.plan.host) if self.tls else raw
-        connection.setblocking(False)
+            connection = _Connection(raw, _Tls(raw, self.tls, self.plan.host) if self.tls else None)
+        except BaseException:
+            raw.close()
+            raise
+        raw.setblocking(False)
+        self.epoll.register(connection.fd, select.EPOLLIN)
+        self.connections[connection.fd] = connection
         return connection
 
-    def start(self, connection: socket.socket, exchange: _Exchange) -> None:
-        self.carried[connection.fileno()] = (connection, exchange)
-        self.poll.register(connection.fileno(), select.EPOLLIN)
+    def drop(self, connection: _Connection) -> None:
+        del self.connections[connection.fd]
+        connection.raw.close()
+
+    # -- sending
+
+    def start(self, connection: _Connection, exchange: _Exchange) -> None:
+        connection.exchange = exchange
+        self.in_flight += 1
+        exchange.sent_ns = time.monotonic_ns()
+        if connection.secure:
+            exchange.unsent = memoryview(connection.secure.encrypted(bytes(exchange.unsent)))
         self.send(connection, exchange)
 
-    def send(self, connection: socket.socket, exchange: _Exchange) -> None:
-        exchange.sent_ns = exchange.sent_ns or time.monotonic_ns()
+    def send(self, connection: _Connection, exchange: _Exchange) -> None:
+        waits = False
         try:
             while exchange.unsent:
-                exchange.unsent = exchange.unsent[connection.send(exchange.unsent) :]
-        except (BlockingIOError, ssl.SSLWantWriteError):
-            self.poll.modify(connection.fileno(), select.EPOLLIN | select.EPOLLOUT)
-            return
+                exchange.unsent = exchange.unsent[connection.raw.send(exchange.unsent) :]
+        except BlockingIOError:
+            waits = True
         except OSError:
-            return  # the read that follows finds the connection closed and says so
-        self.poll.modify(connection.fileno(), select.EPOLLIN)
+            exchange.unsent = memoryview(b"")  # the read that follows finds the connection closed and says so
+        self.epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT if waits else select.EPOLLIN)
 
-    def receive(self, connection: socket.socket) -> tuple[int, bytes]:
-        """Return (stamp, bytes); no bytes mean that the server closed the connection."""
-        if self.tls is not None:
-            data = connection.recv(65536)
-            self.clock_stamps += 1
-            return time.monotonic_ns(), data
-        data, ancillary, _, _ = connection.recvmsg(65536, 64)
-        now = time.monotonic_ns()
-        for level, kind, value in ancillary:
-            if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
-                seconds, nanoseconds = _TIMESPEC.unpack(value)
-                stamp = seconds * 1_000_000_000 + nanoseconds - self.realtime_offset_ns
-                # A wall clock that was set in the meantime would put the stamp into the future or far into the past.
-                if now - 60_000_000_000 < stamp <= now:
-                    self.kernel_stamps += 1
-                    return stamp, data
-        self.clock_stamps += 1
-        return now, data
+    def advance(self, connection: _Connection, from_ns: int) -> None:
+        """Send what follows on a free connection: the conversation's next request, or in a closed loop another one's first."""
+        if not connection.queue and not self.plan.due_ns and self.talks:
+            connection.queue.extend(self.talks.popleft())
+        if not connection.queue:
+            if self.plan.due_ns:
+                self.idle.append(connection)
+            return
+        index = connection.queue.popleft()
+        self.start(connection, _Exchange(index, self.plan.requests[index], from_ns))
 
-    def run(self, connections: list[socket.socket]) -> bool:
+    def send_due(self) -> int:
+        """Send what is due and return the nanoseconds until something is; a long time where nothing is to come."""
+        while self.talks:
+            now = time.monotonic_ns()
+            due = self.start_ns + self.plan.due_ns[self.talks[0][0]]
+            if due > now:
+                return due - now
+            talk = deque(self.talks.popleft())
+            try:
+                connection = self.idle.pop() if self.idle else self.connect()
+            except OSError as error:
+                self.lose(talk, f"cannot connect: {error}")
+                continue
+            connection.queue = talk
+            self.advance(connection, due)
+        return 1 << 62
+
+    def lose(self, indices: deque[int], error: str) -> None:
+        """Note requests that can no longer be sent."""
+        for index in indices:
+            self.records[index] = RequestRecord(None, error=error)
+        indices.clear()
+
+    # -- receiving
+
+    def run(self, start_ns: int) -> bool:
         """Play the round on open connections; return whether it stalled."""
-        for connection in connections:
-            self.advance(connection)
-        last_byte_s = time.monotonic()
-        while self.carried:
-            for fd, _ in self.poll.poll(0.25):
-                connection, exchange = self.carried[fd]
-                if exchange.unsent:
-                    self.send(connection, exchange)
-                self.read(connection, exchange)
-                last_byte_s = time.monotonic()
+        self.start_ns = start_ns
+        while (now := time.monotonic_ns()) < start_ns:
+            time.sleep((start_ns - now) / 1e9)
+        if not self.plan.due_ns:
+            for connection in list(self.connections.values()):
+                self.advance(connection, 0)
+        else:
+            self.idle = list(self.connections.values())
+        last_read_s = look_s = time.monotonic()
+        while True:
+            until_ns = self.send_due() if self.plan.due_ns else 1 << 62
+            if not self.in_flight and not self.talks:
+                return False
+            if self.receive(until_ns):
+                last_read_s = time.monotonic()
+                continue
             now_s = time.monotonic()
-            if now_s - last_byte_s > self.plan.stall_timeout_s:
+            if not self.in_flight:
+                last_read_s = now_s  # between two arrivals nobody owes us a token
+            elif now_s - last_read_s > self.plan.stall_timeout_s:
+                self.talks.clear()
                 self.abandon(f"no token on any connection for {self.plan.stall_timeout_s:g} s", lambda _: True)
                 return True
-            self.abandon(f"not complete after {self.plan.request_timeout_s:g} s", self.is_overdue)
-        return False
+            if now_s - look_s > _LOOK_S:
+                look_s = now_s
+                self.abandon(f"not complete after {self.plan.request_timeout_s:g} s", self.is_overdue)
+
+    def receive(self, until_ns: int) -> bool:
+        """Read what has arrived; else parse, or wait until something arrives, at most `until_ns`. Return whether bytes came."""
+        events = self.epoll.poll(0)
+        if self.finished and (not events or self.unparsed > _UNPARSED_BYTES) and until_ns > _IDLE_NS:
+            self.parse()
+        elif not events:
+            events = self.wait(until_ns)
+        connections = self.connections
+        came = False
+        for fd, mask in events:
+            connection = connections.get(fd)
+            if connection is None:
+                continue
+            exchange = connection.exchange
+            if mask & select.EPOLLOUT and exchange is not None and exchange.unsent:
+                self.send(connection, exchange)
+            came |= self.read(connection)
+        return came
+
+    def wait(self, until_ns: int) -> list[tuple[int, int]]:
+        wait_s = min(until_ns / 1e9, _LOOK_S)
+        if wait_s == _LOOK_S:
+            return self.epoll.poll(wait_s)
+        # epoll's time-out is whole milliseconds, and rounds up; an epoll can itself be waited for, to the microsecond.
+        select.select([self.epoll.fileno()], [], [], wait_s)
+        return self.epoll.poll(0)
+
+    def read(self, connection: _Connection) -> bool:
+        try:
+            data, ancillary, _, _ = connection.raw.recvmsg(_READ_BYTES, 64)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self.closed(connection, str(error))
+            return False
+        if ancillary and ancillary[0][1] == _SO_TIMESTAMPNS:
+            seconds, nanoseconds = _TIMESPEC.unpack(ancillary[0][2])
+            stamp = seconds * 1_000_000_000 + nanoseconds - self.offset_ns
+            self.kernel_stamps += 1
+        else:
+            stamp = time.monotonic_ns()
+            self.clock_stamps += 1
+        if not data:
+            self.closed(connection, "the server closed the connection")
+            return False
+        if connection.secure:
+            try:
+                data = connection.secure.decrypted(data)
+            except OSError as error:
+                self.closed(connection, f"TLS: {error}")
+                return False
+            if not data:
+                return True
+        exchange = connection.exchange
+        if exchange is None:
+            self.drop_idle(connection)  # bytes that nobody asked for
+            return True
+        exchange.reads.append((stamp, data))
+        exchange.received += len(data)
+        if exchange.is_complete(data):
+            self.finish(connection, None)
+            if exchange.ends_connection:
+                self.replace(connection, stamp)
+            else:
+                self.advance(connection, stamp)
+        return True
+
+    def closed(self, connection: _Connection, why: str) -> None:
+        exchange = connection.exchange
+        if exchange is None:
+            self.drop_idle(connection)
+            return
+        complete = exchange.head and not exchange.chunked and exchange.length is None
+        if not exchange.reads and not exchange.retried and self.answered:
+            # A kept-alive connection that the server had closed meanwhile: the request was never looked at.
+            self.in_flight -= 1
+            again = _Exchange(exchange.index, self.plan.requests[exchange.index], exchange.from_ns, retried=True)
+            self.replace(connection, 0, again)
+            return
+        self.finish(connection, None if complete else f"{why} in the middle of the response")
+        self.replace(connection, time.monotonic_ns())
+
+    def drop_idle(self, connection: _Connection) -> None:
+        if connection in self.idle:
+            self.idle.remove(connection)
+        self.drop(connection)
+
+    def replace(self, connection: _Connection, from_ns: int, exchange: _Exchange | None = None) -> None:
+        """Go on with a connection's work on a new one; where none can be made, that work and all that was to follow is lost."""
+        queue = connection.queue
+        self.drop(connection)
+        if not exchange and not queue and (self.plan.due_ns or not self.talks):
+            return
+        try:
+            fresh = self.connect()
+        except OSError as error:
+            lost = deque([exchange.index] if exchange else ())
+            lost.extend(queue)
+            while self.talks and not self.plan.due_ns:
+                lost.extend(self.talks.popleft())
+            self.lose(lost, f"cannot connect: {error}")
+            return
+        fresh.queue = queue
+        if exchange:
+            self.start(fresh, exchange)
+        else:
+            self.advance(fresh, from_ns)
+
+    def finish(self, connection: _Connection, error: str | None) -> None:
+        exchange = connection.exchange
+        assert exchange is not None
+        connection.exchange = None
+        self.in_flight -= 1
+        self.answered = True
+        self.finished.append((exchange, error))
+        self.unparsed += exchange.received
+
+    def abandon(self, error: str, hopeless: Callable[[_Exchange], bool]) -> None:
+        for connection in list(self.connections.values()):
+            if connection.exchange is not None and hopeless(connection.exchange):
+                self.finish(connection, error)
+                self.lose(connection.queue, "never sent: the request before it in its conversation failed")
+                self.replace(connection, time.monotonic_ns())
 
     def is_overdue(self, exchange: _Exchange) -> bool:
         return time.monotonic_ns() - exchange.sent_ns > self.plan.request_timeout_s * 1e9
 
-    def advance(self, connection: socket.socket) -> None:
-        """Send the next request on a free connection, or close it when none is left."""
-        if self.next >= len(self.plan.requests):
-            connection.close()
-            return
-        index, self.next = self.next, self.next + 1
-        self.start(connection, _Exchange(index, self.plan.requests[index]))
+    # -- parsing
 
-    def read(self, connection: socket.socket, exchange: _Exchange) -> None:
-        try:
-            stamp, data = self.receive(connection)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return
-        except OSError as error:
-            self.closed(connection, exchange, str(error))
-            return
-        if not data:
-            self.closed(connection, exchange, "the server closed the connection")
-        elif exchange.take(stamp, data):
-            self.finish(connection, exchange, None)
-            if b"connection: close" in exchange.reads[0][1].lower():
-                self.replace(connection)
-            else:
-                self.advance(connection)
-
-    def closed(self, connection: socket.socket, exchange: _Exchange, why: str) -> None:
-        complete = exchange.chunked is False and exchange.length is None and bool(exchange.reads)
-        if not exchange.reads and not exchange.retried and self.finished:
-            # A kept-alive connection that the server had closed meanwhile: the request was never looked at.
-            self.release(connection)
-            self.reopen(_Exchange(exchange.index, self.plan.requests[exchange.index], retried=True))
-            return
-        self.finish(connection, exchange, None if complete else f"{why} in the middle of the response")
-        self.replace(connection)
-
-    def replace(self, connection: socket.socket) -> None:
-        connection.close()
-        if self.next < len(self.plan.requests):
-            index, self.next = self.next, self.next + 1
-            self.reopen(_Exchange(index, self.plan.requests[index]))
-
-    def reopen(self, exchange: _Exchange) -> None:
-        """Carry an exchange on a new connection; where none can be made, it and all that were to follow have failed."""
-        try:
-            self.start(self.connect(), exchange)
-        except OSError as error:
-            self.finished.append((exchange, f"cannot connect: {error}"))
-            while self.next < len(self.plan.requests):
-                self.finished.append((_Exchange(self.next, b""), f"cannot connect: {error}"))
-                self.next += 1
-
-    def release(self, connection: socket.socket) -> None:
-        self.poll.unregister(connection.fileno())
-        del self.carried[connection.fileno()]
-
-    def finish(self, connection: socket.socket, exchange: _Exchange, error: str | None) -> None:
-        self.release(connection)
-        self.finished.append((exchange, error))
-
-    def abandon(self, error: str, hopeless: Callable[[_Exchange], bool]) -> None:
-        for connection, exchange in [pair for pair in self.carried.values() if hopeless(pair[1])]:
-            self.finish(connection, exchange, error)
-            connection.close()
+    def parse(self) -> None:
+        """Turn the oldest finished response into its record, and forget its bytes."""
+        exchange, error = self.finished.popleft()
+        self.unparsed -= exchange.received
+        plan, index = self.plan, exchange.index
+        record = parse_response(
+            exchange.reads,
+            sent_ns=exchange.sent_ns,
+            wanted=plan.output_tokens[index],
+            error=error,
+            exact=plan.exact[index] if plan.exact else True,
+            stream=plan.stream,
+        )
+        is_first = not (plan.follows and plan.follows[index])
+        due_s = (self.start_ns + plan.due_ns[index]) / 1e9 if plan.due_ns and is_first else None
+        delay_s = (exchange.sent_ns - exchange.from_ns) / 1e9 if exchange.from_ns else None
+        self.records[index] = replace(record, due_s=due_s, delay_s=delay_s)
 
 
-def play(plan: RoundPlan) -> RoundLog:
-    """Send the requests of a plan and return the log; whatever goes wrong is an error of its request."""
+def play(plan: RoundPlan, started: Callable[[], int]) -> RoundLog:
+    """Send the requests of a plan and return the log; whatever goes wrong is an error of its request.
+
+    `started` is called when the connections are open, and returns the instant to begin at, in monotonic nanoseconds.
+    """
     state = _Round(plan)
-    connections: list[socket.socket] = []
+    wanted = _SPARE if plan.due_ns else plan.concurrency
     try:
-        for _ in range(min(plan.concurrency, len(plan.requests))):
-            connections.append(state.connect())
+        for _ in range(min(wanted, len(state.talks))):
+            state.connect()
     except OSError as error:
-        for connection in connections:
-            connection.close()
+        started()
+        for connection in list(state.connections.values()):
+            state.drop(connection)
+        state.epoll.close()
         return RoundLog(tuple(RequestRecord(None, error=f"cannot connect: {error}") for _ in plan.requests))
     gc.collect()
     gc.disable()
     try:
+        start_ns = started()
         cpu_s = time.process_time()
-        stalled = state.run(connections)
+        stalled = state.run(start_ns)
+        busy_s = (time.monotonic_ns() - start_ns) / 1e9
+        while state.finished:
+            state.parse()
         cpu_s = time.process_time() - cpu_s
     finally:
         gc.enable()
-        state.poll.close()
-    records = {exchange.index: _record(exchange, error, plan) for exchange, error in state.finished}
+        for connection in list(state.connections.values()):
+            state.drop(connection)
+        state.epoll.close()
     missing = RequestRecord(None, error="never sent: the round had stalled or timed out")
     return RoundLog(
-        records=tuple(records.get(index, missing) for index in range(len(plan.requests))),
+        records=tuple(state.records.get(index, missing) for index in range(len(plan.requests))),
         stalled=stalled,
         kernel_stamps=state.kernel_stamps,
         clock_stamps=state.clock_stamps,
         cpu_s=cpu_s,
+        busy_s=busy_s,
+        clock_set=abs(time.time_ns() - time.monotonic_ns() - state.offset_ns) > _CLOCK_SET_NS,
     )
-
-
-def _record(exchange: _Exchange, error: str | None, plan: RoundPlan) -> RequestRecord:
-    if not exchange.sent_ns:
-        return RequestRecord(None, error=error)
-    return parse_response(exchange.reads, sent_ns=exchange.sent_ns, wanted=plan.output_tokens[exchange.index], error=error)
 
 
 def main() -> None:
     """Play every plan that comes in on stdin."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     decoder = msgspec.msgpack.Decoder(RoundPlan)
-    while head := source.read(8):
-        answer = msgspec.msgpack.encode(play(decoder.decode(source.read(int.from_bytes(head, "big")))))
-        sink.write(len(answer).to_bytes(8, "big") + answer)
+
+    def take() -> bytes:
+        return source.read(int.from_bytes(source.read(8), "big"))
+
+    def give(message: bytes) -> None:
+        sink.write(len(message).to_bytes(8, "big") + message)
         sink.flush()
+
+    def started() -> int:
+        give(b"connected")
+        return int.from_bytes(take(), "big")
+
+    while message := take():
+        give(msgspec.msgpack.encode(play(decoder.decode(message), started)))
 
 
 if __name__ == "__main__":

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from pytest_llmperf.measure.client import RequestRecord
+    from pytest_llmperf.measure.response import RequestRecord
     from pytest_llmperf.measure.telemetry import Capacity, Telemetry
-    from pytest_llmperf.plan import Workload
+    from pytest_llmperf.traffic import Workload
 
 FORMULAS = 2
 """Version of the formulas below. History: 1, the first; 2, p90 and p99 are those of all requests of a launch."""
@@ -34,8 +35,15 @@ class RoundSample:
 
     records: tuple[RequestRecord, ...]
     telemetry: Telemetry
+    classes: tuple[str, ...] = ()
+    """The class of each request; empty where there are none."""
+    concurrency: int | None = None
+    """Requests kept in flight; None in an open loop."""
+    slo: tuple[tuple[str, float], ...] = ()
+    cpu_share: float | None = None
+    """Share of a core that the busiest load process took."""
 
-    @property
+    @cached_property
     def complete(self) -> list[RequestRecord]:
         """Return the requests that were answered in full."""
         return [record for record in self.records if record.error is None]
@@ -47,6 +55,25 @@ class RoundSample:
         ends = [record.end_s for record in self.complete if record.end_s is not None]
         return max(ends) - min(sent) if sent and ends else None
 
+    @cached_property
+    def steady(self) -> tuple[float, float] | None:
+        """Return the window in which the load is full: None where there are too few requests for one.
+
+        It begins when as many requests as are kept in flight have been answered (in an open loop, the first), so that the
+        first wave, which comes all at once, is over, and ends when the last request is sent.
+        """
+        ends = sorted(record.end_s for record in self.complete if record.end_s is not None)
+        sent = [record.sent_s for record in self.complete if record.sent_s is not None]
+        first = (self.concurrency or 1) - 1
+        if len(ends) <= first or not sent or max(sent) <= ends[first]:
+            return None
+        return ends[first], max(sent)
+
+    def of_class(self, name: str) -> RoundSample:
+        """Return the sample of one class of requests."""
+        mine = tuple(record for record, found in zip(self.records, self.classes, strict=True) if found == name)
+        return replace(self, records=mine, classes=())
+
 
 @dataclass(frozen=True)
 class LaunchSample:
@@ -56,6 +83,8 @@ class LaunchSample:
     capacity: Capacity
     complete: tuple[RequestRecord, ...] = ()
     """The requests of all its rounds that were answered in full."""
+    classes: tuple[str, ...] = ()
+    """The class of each of them; empty where there are none."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +125,9 @@ def _rate(amount: Callable[[RequestRecord], float]) -> Callable[[RoundSample], f
 
 
 def _ttft(record: RequestRecord) -> list[float]:
-    if record.sent_s is None or record.first_token_s is None:
+    if record.asked_s is None or record.first_token_s is None:
         return []
-    return [record.first_token_s - record.sent_s]
+    return [record.first_token_s - record.asked_s]
 
 
 def _itl(record: RequestRecord) -> list[float]:
@@ -113,7 +142,70 @@ def _tpot(record: RequestRecord) -> list[float]:
 
 
 def _e2e(record: RequestRecord) -> list[float]:
-    return [record.end_s - record.sent_s] if record.sent_s is not None and record.end_s is not None else []
+    return [record.end_s - record.asked_s] if record.asked_s is not None and record.end_s is not None else []
+
+
+def _sent_ttft(record: RequestRecord) -> list[float]:
+    # Only an open loop has both: elsewhere it would say the same again.
+    return [record.first_token_s - record.sent_s] if record.due_s and record.sent_s and record.first_token_s else []
+
+
+def _sent_e2e(record: RequestRecord) -> list[float]:
+    return [record.end_s - record.sent_s] if record.due_s and record.sent_s and record.end_s else []
+
+
+def _delay(record: RequestRecord) -> list[float]:
+    return [record.delay_s] if record.delay_s is not None else []
+
+
+def _steady_rate(sample: RoundSample) -> float | None:
+    if sample.steady is None:
+        return None
+    begin_s, end_s = sample.steady
+    return sum(begin_s < at_s <= end_s for record in sample.complete for at_s in record.token_times_s) / (end_s - begin_s)
+
+
+def _in_flight(sample: RoundSample) -> float | None:
+    """Return the mean number of requests in flight, in the steady window: Little's law says it is rate times latency."""
+    if sample.steady is None:
+        return None
+    begin_s, end_s = sample.steady
+    spans = [(one.sent_s, one.end_s) for one in sample.complete if one.sent_s is not None and one.end_s is not None]
+    return sum(max(0.0, min(end, end_s) - max(start, begin_s)) for start, end in spans) / (end_s - begin_s)
+
+
+def _jain(sample: RoundSample) -> float | None:
+    speeds = [(record.output_tokens or 0) / seconds for record in sample.complete for seconds in _e2e(record) if seconds > 0]
+    squares = sum(speed * speed for speed in speeds)
+    return sum(speeds) ** 2 / (len(speeds) * squares) if squares else None
+
+
+_LIMITED = {"ttft_s": _ttft, "itl_s": _itl, "tpot_s": _tpot, "e2e_s": _e2e}
+
+
+def _good(sample: RoundSample) -> float | None:
+    """Return how many requests were complete and kept to every limit; one that has no such value has kept to it."""
+    if not sample.slo:
+        return None
+    return sum(
+        all(value <= limit for name, limit in sample.slo for value in _LIMITED[name](record)) for record in sample.complete
+    )
+
+
+def _goodput(sample: RoundSample) -> float | None:
+    good, duration_s = _good(sample), sample.duration_s
+    return good / duration_s if good is not None and duration_s else None
+
+
+def _good_share(sample: RoundSample) -> float | None:
+    good = _good(sample)
+    return good / len(sample.records) if good is not None and sample.records else None
+
+
+def _shared_arrivals(sample: RoundSample) -> float | None:
+    """Return the share of tokens that came in one read with the token before them."""
+    tokens = sum(len(record.token_times_s) for record in sample.complete)
+    return 1 - sum(len(set(record.token_times_s)) for record in sample.complete) / tokens if tokens else None
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -139,7 +231,7 @@ def _once(_: Workload) -> float:
 
 
 def _gaps(workload: Workload) -> float:
-    return workload.output_tokens - 1.0
+    return workload.mean_output_tokens - 1.0
 
 
 # name, values of a request, how many these are, formula
@@ -173,6 +265,19 @@ def _beyond(number: Callable[[Workload], float], percent: int) -> Callable[[Work
     return lambda workload: workload.requests * number(workload) * (100 - percent) / 100
 
 
+def _sent_rows() -> list[Metric]:
+    """Return latencies from the instant of sending, which an open loop has besides those from the instant that was due."""
+    rows = []
+    for name, times in (("ttft_from_send", _sent_ttft), ("e2e_from_send", _sent_e2e)):
+        for percent in (50, 99):
+            formula = (
+                f"p{percent} of {name[: name.index('_')].upper()} counted from sending; only where requests are sent at a rate"
+            )
+            value = _spread(times, _percentile(percent))
+            rows.append(Metric(f"{name}_p{percent}_s", "s", "lower", "quantile", False, formula, value))
+    return rows
+
+
 COUNT_TOLERANCE = 0.5
 """5 % of a few random events is beyond any budget of launches, so counts have a tolerance of their own (and one event)."""
 EXACT_TOLERANCE = 0.005
@@ -193,7 +298,45 @@ METRICS: tuple[Metric, ...] = (
         "complete requests / (last response complete - first request sent)",
         _rate(lambda _: 1),
     ),
+    Metric(
+        "steady_output_tokens_per_s", "tokens/s", "higher", "ratio", False,
+        "output tokens that arrived in the steady window / its length; the window begins when as many requests as are kept in"
+        " flight have been answered (at a rate: the first), and ends when the last is sent",
+        _steady_rate,
+    ),
     *_latency_rows(),
+    *_sent_rows(),
+    Metric(
+        "goodput_requests_per_s", "requests/s", "higher", "ratio", False,
+        "complete requests within every limit of `slo` (itl_s: every gap) / (last response complete - first request sent)",
+        _goodput,
+    ),
+    Metric(
+        "goodput_share", "share", "higher", "ratio", False,
+        "complete requests within every limit of `slo` / requests", _good_share,
+    ),
+    Metric(
+        "jain_fairness", "share", "higher", "ratio", False,
+        "Jain's index of the requests' speeds (output tokens / E2E): 1 is all alike, 1/n is one served and the others starved",
+        _jain,
+    ),
+    Metric(
+        "in_flight_mean", "requests", "higher", "ratio", False,
+        "mean number of requests in flight in the steady window, from sending to the last byte", _in_flight,
+    ),
+    Metric(
+        "send_delay_p99_s", "s", "lower", "quantile", False,
+        "p99 of request sent - instant it was due; in a closed loop: - end of the response that it waited for",
+        _spread(_delay, _percentile(99)),
+    ),
+    Metric(
+        "client_cpu_share", "cores", "lower", "ratio", False,
+        "CPU time of the busiest load process / its time, parsing included", lambda sample: sample.cpu_share,
+    ),
+    Metric(
+        "shared_arrivals_share", "share", "lower", "ratio", False,
+        "output tokens that came in one read with the token before them / output tokens", _shared_arrivals,
+    ),
     Metric(
         "failed_requests", "requests", "lower", "count", True,
         "requests with an error: bad status, error in the stream, cut stream, wrong number of tokens, time-out",
@@ -235,14 +378,78 @@ BY_NAME = {metric.name: metric for metric in METRICS}
 GATING = tuple(metric.name for metric in METRICS if metric.gating)
 
 
+CLASS_SEPARATOR = "/"
+_OF_CLASS = (
+    "output_tokens_per_s",
+    "requests_per_s",
+    "failed_requests",
+    "goodput_requests_per_s",
+    "goodput_share",
+    "jain_fairness",
+)
+
+
+def find(name: str) -> Metric:
+    """Return a metric by its name; that of a class of requests is `CLASS/NAME`. Raises KeyError for any other name."""
+    group, separator, plain = name.rpartition(CLASS_SEPARATOR)
+    metric = BY_NAME[plain]
+    if not separator:
+        return metric
+    if not group or not _has_class(metric):
+        raise KeyError(name)
+    beyond = None if metric.beyond is None else _of_share(metric.beyond, group)
+    return replace(metric, name=name, gating=False, formula=f"{metric.formula}, of the class {group}", beyond=beyond)
+
+
+def _of_share(beyond: Callable[[Workload], float], group: str) -> Callable[[Workload], float]:
+    return lambda workload: beyond(workload) * workload.class_share(group)
+
+
+def is_metric(name: str) -> bool:
+    """Return whether there is such a metric, or could be one of a class of requests."""
+    try:
+        find(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _has_class(metric: Metric) -> bool:
+    """Return whether a metric is taken of each class too: latencies and what is counted in requests."""
+    return metric.name in _OF_CLASS or metric.name.startswith(tuple(f"{name}_" for name, *_ in _LATENCIES))
+
+
+def names_of(classes: Iterable[str]) -> list[str]:
+    """Return the names of all metrics of a workload with these classes."""
+    each = [metric.name for metric in METRICS if _has_class(metric)]
+    return [*BY_NAME, *(f"{group}{CLASS_SEPARATOR}{name}" for group in classes for name in each)]
+
+
 def round_metrics(sample: RoundSample) -> dict[str, float | None]:
-    """Return every metric of a round; None for what could not be measured."""
-    return {metric.name: metric.of_round(sample) for metric in METRICS if metric.of_round}
+    """Return every metric of a round; None for what could not be measured. A percentile of a launch is none of a round."""
+    found = {metric.name: metric.of_round(sample) for metric in METRICS if metric.of_round}
+    for group in dict.fromkeys(sample.classes):
+        mine = sample.of_class(group)
+        found |= {
+            f"{group}{CLASS_SEPARATOR}{metric.name}": metric.of_round(mine)
+            for metric in METRICS
+            if metric.of_round and _has_class(metric)
+        }
+    return found
 
 
 def launch_metrics(sample: LaunchSample) -> dict[str, float | None]:
     """Return every metric of a launch as a whole; None for what could not be measured."""
-    return {metric.name: metric.of_launch(sample) for metric in METRICS if metric.of_launch}
+    found = {metric.name: metric.of_launch(sample) for metric in METRICS if metric.of_launch}
+    for group in dict.fromkeys(sample.classes):
+        pairs = zip(sample.complete, sample.classes, strict=True)
+        mine = replace(sample, complete=tuple(record for record, name in pairs if name == group), classes=())
+        found |= {
+            f"{group}{CLASS_SEPARATOR}{metric.name}": metric.of_launch(mine)
+            for metric in METRICS
+            if metric.of_launch and _has_class(metric)
+        }
+    return found
 
 
 def documentation() -> str:
@@ -252,6 +459,12 @@ def documentation() -> str:
         "",
         "Generated from the table in `pytest_llmperf/measure/metrics.py`. Names of latencies are vLLM's. Times are taken at the",
         "client, on one monotonic clock. A metric that could not be measured is missing, never 0.",
+        "",
+        "Where requests are sent at a rate, latencies count from the instant at which a request was due, not from that at which",
+        "it was sent: a late client must not make an engine look faster. `ttft_from_send` and `e2e_from_send` are the others.",
+        "",
+        "Each class of a workload has latencies, throughput, failures, goodput and fairness of its own, `CLASS/METRIC`",
+        '(`short/ttft_p50_s`). They are observed; `gate={"short/ttft_p50_s": "8 %"}` makes one gate.',
         "",
         f"A percentile beyond the median can gate only where a launch has {MIN_EXCEEDANCES} values beyond it. The tolerance is",
         "that of `--llmperf-tolerance` (5 %), or the one named here if it is larger; counts and exact metrics have their own.",

@@ -46,11 +46,12 @@ def marker_of(definition: pytest.Item) -> Marker:
 
 
 def points(marker: Marker, settings: Settings) -> list[Axes]:
-    """Return the grid of a test; an endpoint's model and degrees are what they are, so only its concurrency varies."""
+    """Return the grid of a test; an endpoint's model and degrees are what they are, so only the load varies."""
     if not settings.urls:
         return grid(marker, settings.selected)
-    only = {name: values for name, values in marker.axes.items() if name == "concurrency"}
-    found = grid(replace(marker, axes=only), {k: v for k, v in settings.selected.items() if k == "concurrency"})
+    load = ("concurrency", "rate")
+    only = {name: values for name, values in marker.axes.items() if name in load}
+    found = grid(replace(marker, axes=only), {name: values for name, values in settings.selected.items() if name in load})
     return [replace(point, endpoint=name) for name in settings.urls for point in found]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pytest_llmperf.measure import Measurement
@@ -59,18 +59,25 @@ def llm_engine(
     llm_engine_url: str | None,
 ) -> Engine:
     """Return the running engine of this test: `.spec`, `.url`, `.gpus`, `.startup_s`, `.log_path`, `.generate()`."""
-    from pytest_llmperf.judge.verdict import Status, Verdict
-    from pytest_llmperf.measure.engines import EngineError
     from pytest_llmperf.plugin.collection import PLANNED
-    from pytest_llmperf.plugin.protocol import STATES
-    from pytest_llmperf.plugin.session import POOL, skip_or_fail
+    from pytest_llmperf.plugin.session import skip_or_fail
 
-    pool = request.config.stash[POOL]
     spec = _spec(request.node.stash[PLANNED].spec, llm_engine_args, llm_engine_url)
     skip_or_fail(request.node, spec)
+    return _acquire(request, llmperf_logs, spec)
+
+
+def _acquire(request: pytest.FixtureRequest, log_folder: Path, spec: EngineSpec) -> Engine:
+    """Return a running engine that this test has not been measured on; fails the test where it does not start."""
+    from pytest_llmperf.judge.verdict import Status, Verdict
+    from pytest_llmperf.measure.engines import EngineError
+    from pytest_llmperf.plugin.protocol import STATES
+    from pytest_llmperf.plugin.session import POOL
+
+    pool = request.config.stash[POOL]
     used = frozenset[int]().union(*(state.starts for state in request.node.stash[STATES]))
     try:
-        return pool.acquire(spec, used=used, log_folder=llmperf_logs)
+        return pool.acquire(spec, used=used, log_folder=log_folder)
     except EngineError as error:
         failure = error  # failing inside `except` would show the error twice
     pool.discard()
@@ -100,30 +107,59 @@ def fail_engine(error: Exception) -> NoReturn:
     pytest.fail(f"Likely cause: {cause}.\n{error}" if cause else str(error), pytrace=False)
 
 
+ENGINES = ("server", "offline")
+"""The kinds of engines that one test can measure on, one after the other."""
+
+
 class LLMPerf:
     """The `llmperf` fixture: call it with the workload, and get the measurement."""
 
-    def __init__(self, request: pytest.FixtureRequest, engine: Engine, axes: Axes, defaults: dict[str, Any]) -> None:
-        """Note the test and its engine."""
+    def __init__(
+        self,
+        request: pytest.FixtureRequest,
+        engine: Engine,
+        axes: Axes,
+        defaults: dict[str, Any],
+        acquire: Callable[[EngineSpec], Engine],
+    ) -> None:
+        """Note the test and its engine; `acquire` starts another one, in the place of the running one."""
         self._request = request
         self._engine = engine
+        self._acquire = acquire
         self._axes = axes
         self._defaults = defaults
         self._calls = 0
+        self._own_kind = engine.spec.kind
 
-    def __call__(self, **workload: Any) -> Measurement:
-        """Measure a workload (`prompt_tokens`, `output_tokens`, `requests`, `concurrency`, `seed`) and return the launches.
+    def _switch(self, kind: str) -> None:
+        """Have an engine of this kind run, otherwise like the test's own."""
+        if kind == self._engine.spec.kind:
+            return
+        if kind not in ENGINES or self._own_kind not in ENGINES:
+            pytest.fail(
+                f"llmperf(engine={kind!r}): this test's engine is of the kind {self._own_kind!r}; only"
+                f" {' and '.join(ENGINES)} can take each other's place",
+                pytrace=False,
+            )
+        self._engine = self._acquire(replace(self._engine.spec, kind=kind))
 
+    def __call__(self, *, engine: str | None = None, **workload: Any) -> Measurement:
+        """Measure a workload, the arguments being the fields of `traffic.Workload`, and return the launches.
+
+        `engine="offline"` measures it on `vllm.LLM`, with the same arguments and without a server, and `engine="server"` on a
+        server: such an engine is started in the place of the test's own.
         Fails the test when a request failed, when the engine died, or when anything else makes the numbers worthless.
         """
-        from pytest_llmperf.plan import Case, PlanError, workload_from
+        from pytest_llmperf.plan import Case, PlanError
         from pytest_llmperf.plugin.collection import PLANNED
+        from pytest_llmperf.traffic import workload_from
 
         self._calls += 1
         try:
-            wanted = workload_from(self._axes, self._defaults, workload)
+            wanted = workload_from(self._axes, self._defaults, workload, folder=self._request.path.parent)
         except PlanError as error:
             pytest.fail(str(error), pytrace=False)
+        self._switch(engine or self._own_kind)
         plan = self._request.node.stash[PLANNED]
         suffix = "" if self._calls == 1 else f"#{self._calls}"
         state = self._state(Case(plan.case_id + suffix, self._engine.spec, wanted))
@@ -187,9 +223,15 @@ class LLMPerf:
 
 
 @pytest.fixture
-def llmperf(request: pytest.FixtureRequest, llm_engine: Engine, llmperf_axes: Axes, llm_workload: dict[str, Any]) -> LLMPerf:
+def llmperf(
+    request: pytest.FixtureRequest,
+    llm_engine: Engine,
+    llmperf_axes: Axes,
+    llmperf_logs: Path,
+    llm_workload: dict[str, Any],
+) -> LLMPerf:
     """Return a callable that measures a workload on this test's engine."""
-    return LLMPerf(request, llm_engine, llmperf_axes, llm_workload)
+    return LLMPerf(request, llm_engine, llmperf_axes, llm_workload, lambda spec: _acquire(request, llmperf_logs, spec))
 
 
 @pytest.fixture

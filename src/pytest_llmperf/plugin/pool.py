@@ -51,7 +51,7 @@ class EnginePool:
         self.close()
         _ = self.client  # started first: the engine is not kept waiting for its first request
         with contextlib.ExitStack() as stack:
-            if spec.kind == "server":
+            if spec.kind in ("server", "offline"):
                 stack.enter_context(exclusive_host(lambda: self._progress("waiting for another run's engine to end")))
             self.starts += 1
             self._progress(f"engine {self.starts} ({spec.short_model} tp{spec.tp}): starting")

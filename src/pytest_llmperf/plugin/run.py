@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import uuid
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,10 +20,11 @@ from pytest_llmperf.judge.noise import beliefs
 from pytest_llmperf.judge.stats import Design
 from pytest_llmperf.judge.verdict import Status, Verdict, judge, not_comparable, observed
 from pytest_llmperf.measure import Measurement
-from pytest_llmperf.plan import Case, Workload
+from pytest_llmperf.plan import Case
 from pytest_llmperf.plugin.collection import PLANNED
 from pytest_llmperf.report import Outcome
 from pytest_llmperf.report.text import metric_line
+from pytest_llmperf.traffic import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -183,7 +185,7 @@ class Run:
         new = store.Baseline(
             case_id=case.id,
             host=self.host.key,
-            workload=asdict(case.workload),
+            workload=case.workload.description,
             workload_fingerprint=case.workload.fingerprint,
             provenance=self._provenance(state),
             launches=state.launches,
@@ -321,6 +323,7 @@ class Run:
     def outcome(self, state: CaseState, nodeid: str) -> Outcome:
         """Return what came of a case."""
         verdict = state.verdict
+        warnings = dict.fromkeys(chain.from_iterable(launch.warnings for launch in state.launches))
         if verdict is None:
             status = Status.INVALID if state.measurement.invalid else Status.MEASURED
             verdict = Verdict(status, observed(state.launches, None), state.measurement.invalid, launches=len(state.launches))
@@ -333,8 +336,8 @@ class Run:
             verdict=verdict,
             launches=state.launches,
             engine=store.engine_facts(state.case),
-            workload=asdict(state.case.workload),
-            notes=tuple(state.notes),
+            workload=state.case.workload.description,
+            notes=(*state.notes, *warnings),
         )
 
 

@@ -61,7 +61,7 @@ def prepare(session: pytest.Session, settings: Settings) -> None:
     if config.option.collectonly or hasattr(config, "workerinput"):
         return
     started = [item for item in planned if not _brings_url(item) and not shortage(item.stash[PLANNED].spec, host)]
-    if settings.kind == "server" and started and not settings.selftest:
+    if settings.kind in ("server", "offline") and started and not settings.selftest:
         _require_vllm(settings.python)
 
 

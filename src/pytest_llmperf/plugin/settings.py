@@ -12,8 +12,6 @@ import pytest
 from pytest_llmperf.plugin.options import OPTIONS, ini_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pytest_llmperf.plan import Gate
 
 
@@ -132,14 +130,13 @@ def _only_one(raw: dict[str, Any], *flags: str) -> None:
 
 
 def _axis(axis: str, text: str) -> tuple[Any, ...]:
-    from pytest_llmperf.plan import degree
+    from pytest_llmperf.plan import axis_value
 
     flag = f"--llmperf-{axis}"
     words = [word.strip() for word in text.split(",")]
     if not all(words):
         raise pytest.UsageError(f"{flag}={text}: an empty value between commas; write e.g. {flag}=1,2")
-    parse: Callable[[str], Any] = str if axis == "model" else lambda word: degree(flag, word)
-    return tuple(dict.fromkeys(parse(word) for word in words))
+    return tuple(dict.fromkeys(axis_value(axis, word, origin=flag) for word in words))
 
 
 def _choice(raw: dict[str, Any], flag: str, choices: tuple[str, ...]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from pytest_llmperf.judge.verdict import MetricVerdict, Status
-from pytest_llmperf.measure.metrics import BY_NAME
+from pytest_llmperf.measure.metrics import find
 from pytest_llmperf.report import change, percent, quantity
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def headline(outcome: Outcome) -> str:
 
 def metric_line(row: MetricVerdict) -> str:
     """Return the line of one metric: name, baseline, now and change; the rule where there are no numbers."""
-    metric = BY_NAME[row.metric]
+    metric = find(row.metric)
     change_text = change(row) if row.status is not Status.NOT_COMPARABLE else row.rule
     return f"{row.metric}: {quantity(row.baseline, metric)} -> {quantity(row.measured, metric)}, {change_text}"
 
@@ -69,7 +69,7 @@ def section(outcome: Outcome) -> str:
 def metrics_table(outcome: Outcome) -> str:
     """Return every metric of a case, observed ones too."""
     rows = [
-        (row.metric, quantity(row.baseline, BY_NAME[row.metric]), quantity(row.measured, BY_NAME[row.metric]),
+        (row.metric, quantity(row.baseline, find(row.metric)), quantity(row.measured, find(row.metric)),
          change(row), bounds(row), "" if row.tolerance is None else percent(row.tolerance),
          "" if row.detectable is None else percent(row.detectable), row.status or "observed", row.rule)
         for row in outcome.verdict.metrics
@@ -97,9 +97,9 @@ def summary_table(outcomes: Sequence[Outcome]) -> str:
 def _cell(row: MetricVerdict | None, name: str) -> str:
     if row is None or row.measured is None:
         return "-"
-    value = quantity(row.measured, BY_NAME[name]).removesuffix(BY_NAME[name].unit).strip()
-    if BY_NAME[name].unit == "s":
-        value = quantity(row.measured, BY_NAME[name])
+    value = quantity(row.measured, find(name)).removesuffix(find(name).unit).strip()
+    if find(name).unit == "s":
+        value = quantity(row.measured, find(name))
     changed = "" if row.worse is None or abs(row.worse) < 0.0005 else f" ({change(row)})"
     return value + changed
 
@@ -110,7 +110,7 @@ def review_table(outcome: Outcome) -> str:
     for row in outcome.verdict.metrics:
         if row.measured is None and row.baseline is None:
             continue
-        metric, parts = BY_NAME[row.metric], row.noise
+        metric, parts = find(row.metric), row.noise
         noise = (_sd(parts.rounds), _sd(parts.launches), _sd(parts.jobs)) if parts else ("", "", "")
         found = "" if row.detectable is None else percent(row.detectable)
         proposed = "" if row.tolerance is None else percent(row.tolerance, up=True)

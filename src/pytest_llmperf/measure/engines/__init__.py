@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from pytest_llmperf.measure.client import Endpoint
+    from pytest_llmperf.measure.client import Endpoint, LoadClient, RoundLog
     from pytest_llmperf.measure.host import Host
+    from pytest_llmperf.measure.workload import Prompt
     from pytest_llmperf.plan import EngineSpec
 
 
@@ -82,6 +83,21 @@ class Engine(Protocol):
     def prefix_cache_off(self) -> bool:
         """Return whether its prefix cache was switched off, so that no hit can be counted."""
 
+    def play(
+        self,
+        prompts: Sequence[Prompt],
+        client: LoadClient,
+        *,
+        concurrency: int,
+        request_timeout_s: float,
+        stall_timeout_s: float,
+        stream: bool = True,
+    ) -> RoundLog:
+        """Send these prompts, as the load processes of `client` do it or in its own way, and return what happened.
+
+        Raises ClientError when a load process fails.
+        """
+
     def check(self) -> None:
         """Raise EngineError if the engine is dead or gives no token."""
 
@@ -129,4 +145,9 @@ def open_engine(
     from pytest_llmperf.measure.engines.server import ServerEngine
     from pytest_llmperf.measure.host import describe_host
 
-    return ServerEngine(spec, host or describe_host(spec.kind), settings, progress)
+    host = host or describe_host(spec.kind)
+    if spec.kind == "offline":
+        from pytest_llmperf.measure.engines.offline import OfflineEngine
+
+        return OfflineEngine(spec, host, settings, progress)
+    return ServerEngine(spec, host, settings, progress)

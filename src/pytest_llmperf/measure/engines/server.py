@@ -18,7 +18,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -28,11 +28,16 @@ from pytest_llmperf.measure.host import Host, core_groups
 from pytest_llmperf.plan import EngineArgs, EngineSpec, bundled_model, command_line, merge_engine_args
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Self
+
+    from pytest_llmperf.measure.client import LoadClient, RoundLog
+    from pytest_llmperf.measure.workload import Prompt
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _LAUNCHER = Path(__file__).with_name("launch_vllm.py")
+VLLM = ("server", "offline")
+"""The kinds of engines that are vLLM, started by us."""
 _POLL_S = 0.1
 _LAST_BREATH_S = 2.0
 _PORT_ATTEMPTS = 3
@@ -101,7 +106,7 @@ class ServerEngine:
         """Start the server and wait for its first real token, or raise EngineError with nothing left running."""
         started_s = time.perf_counter()
         try:
-            if self.spec.kind == "server":
+            if self.spec.kind in VLLM:
                 self.versions = find_vllm(self.spec.python)
             for attempt in range(1, _PORT_ATTEMPTS + 1):
                 try:
@@ -145,15 +150,9 @@ class ServerEngine:
 
     def _command(self, port: int, alias: str) -> list[str]:
         spec = self.spec
-        if spec.kind == "simulated":
-            program = [spec.python or sys.executable, "-m", "pytest_llmperf.testing"]
-        elif self._host.gpus or not bundled_model(spec.model):
-            program = [spec.python, "-m", "vllm.entrypoints.openai.api_server"]
-        else:
-            program = [spec.python, str(_LAUNCHER)]
         degrees = {"tensor": spec.tp, "pipeline": spec.pp, "data": spec.dp}
         return [
-            *program,
+            *self.program(),
             *("--model", str(bundled_model(spec.model) or spec.model)),
             *("--served-model-name", spec.model, alias),  # the alias proves that the port is answered by this engine
             *("--host", "127.0.0.1", "--port", str(port)),
@@ -161,9 +160,17 @@ class ServerEngine:
             *command_line(self._arguments()),
         ]
 
+    def program(self) -> list[str]:
+        """Return what is started, before its arguments."""
+        if self.spec.kind == "simulated":
+            return [self.spec.python or sys.executable, "-m", "pytest_llmperf.testing"]
+        if self._host.gpus or not bundled_model(self.spec.model):
+            return [self.spec.python, "-m", "vllm.entrypoints.openai.api_server"]
+        return [self.spec.python, str(_LAUNCHER)]
+
     def _arguments(self) -> EngineArgs:
         """Return the spec's arguments over the defaults that make a measurement sound or the bundled model quick."""
-        if self.spec.kind != "server":
+        if self.spec.kind not in VLLM:
             return self.spec.args
         given = {name.removeprefix("no-") for name, _ in self.spec.args}
         defaults: dict[str, tuple[str, ...]] = {"no-enable-prefix-caching": (), "disable-uvicorn-access-log": ()}
@@ -178,7 +185,7 @@ class ServerEngine:
     def _environment(self) -> dict[str, str]:
         """Return the child's environment; what the user has set stays as it is."""
         defaults = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
-        if self.spec.kind == "server" and not self._host.gpus:
+        if self.spec.kind in VLLM and not self._host.gpus:
             defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"
             if self.spec.ranks > 1:
                 # Without it vLLM wants a NUMA node for each rank.
@@ -244,6 +251,10 @@ class ServerEngine:
                 self._supervisor.wait(_LAST_BREATH_S)  # a dying engine refuses connections before its process is gone
             self._check_alive("before it was stopped")
             raise self.failure(f"The engine is up but gives no token: {error.what}") from error
+
+    def play(self, prompts: Sequence[Prompt], client: LoadClient, **how: Any) -> RoundLog:
+        """Send these prompts over HTTP and return what happened; raises ClientError when a load process fails."""
+        return client.play(self.endpoint.plan(prompts, **how))
 
     def generate(self, prompt: str | list[int], *, max_tokens: int = 16) -> Completion:
         """Return the completion of one prompt, or raise EngineError."""

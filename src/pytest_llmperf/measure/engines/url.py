@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.measure.client import Endpoint
 from pytest_llmperf.measure.engines import Completion, EngineError, StartSettings, api
 from pytest_llmperf.plan import check_url
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
     from typing import Self
 
+    from pytest_llmperf.measure.client import LoadClient, RoundLog
+    from pytest_llmperf.measure.workload import Prompt
     from pytest_llmperf.plan import EngineSpec
 
 
@@ -68,6 +71,10 @@ class UrlEngine:
     def failure(self, what: str) -> EngineError:
         """Return an error that says what happened, and where."""
         return EngineError(f"{self.url}: {what}")
+
+    def play(self, prompts: Sequence[Prompt], client: LoadClient, **how: Any) -> RoundLog:
+        """Send these prompts over HTTP and return what happened; raises ClientError when a load process fails."""
+        return client.play(self.endpoint.plan(prompts, **how))
 
     def generate(self, prompt: str | list[int], *, max_tokens: int = 16) -> Completion:
         """Return the completion of one prompt, or raise EngineError."""

@@ -1,0 +1,105 @@
+"""Can the numbers be trusted? What went wrong in a round, and whether our own client was what was measured.
+
+A problem makes a launch INVALID, never slower: it says what it was about. A warning only says what the reader should know.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_llmperf.measure import Measurement
+    from pytest_llmperf.measure.client import RoundLog
+    from pytest_llmperf.measure.response import RequestRecord
+    from pytest_llmperf.measure.telemetry import Telemetry
+    from pytest_llmperf.traffic import Workload
+
+MOST_PROCESSES = max(1, min(8, len(os.sched_getaffinity(0)) // 2))
+"""Load processes that are started at most: half of the cores stay the engine's."""
+_BUSY = 0.6
+"""A load process that took this share of a core gets help, where there are cores."""
+_BOTTLENECK = 0.95
+"""One that took this share of a core may have been what limited the load."""
+_LATE_SHARE = 0.05
+_LATE_S = 0.02
+"""Requests were sent late when they were by both, on average: this share of their E2E latency, and this many seconds."""
+_ALIKE = 0.95
+"""A server that reaches this share of the engine's own throughput does not limit it."""
+_WAVES = 3
+"""A steady window of a closed loop takes a first wave, a last one, and one between them."""
+
+
+def is_busy(log: RoundLog) -> bool:
+    """Return whether another load process should help."""
+    return (log.cpu_share or 0.0) > _BUSY
+
+
+def failures(records: Sequence[RequestRecord]) -> list[str]:
+    """Return that requests failed, with the most common reasons; empty where none has."""
+    errors = Counter(record.error for record in records if record.error is not None)
+    shown = "; ".join(f"{count}x {error}" for error, count in errors.most_common(3))
+    return [f"{errors.total()} of {len(records)} requests failed: {shown}"] if errors else []
+
+
+def problems(log: RoundLog, told: Telemetry, workload: Workload) -> list[str]:
+    """Return why a round must not be judged; empty for a sound one."""
+    found = failures(log.records)
+    if told.restarted:
+        found.append("the engine's counters went down: it was restarted during the round")
+    if told.prefix_hit_tokens and not workload.shares_prompts:
+        found.append(
+            f"{told.prefix_hit_tokens:,.0f} prompt tokens came from the prefix cache, though no two prompts are alike:"
+            " the endpoint was sent these prompts before; restart it or change the workload's seed"
+        )
+    counted = sum(record.output_tokens or 0 for record in log.records)
+    if told.output_tokens is not None and not found and told.output_tokens < counted:
+        found.append(f"the client counted {counted:,} output tokens, the engine only {told.output_tokens:,.0f}")
+    return found + _of_client(log)
+
+
+def _of_client(log: RoundLog) -> list[str]:
+    found = []
+    if log.clock_set:
+        found.append("the wall clock was set during the round, and arrivals are stamped by it")
+    if (log.cpu_share or 0.0) > _BOTTLENECK:
+        found.append(
+            f"the client was the bottleneck: the busiest of {log.processes} load processes took {log.cpu_share:.0%} of a core;"
+            " give this host more cores, or send less"
+        )
+    delays = [record.delay_s for record in log.records if record.delay_s is not None]
+    spans = [record.end_s - record.asked_s for record in log.records if record.end_s is not None and record.asked_s is not None]
+    if delays and spans:
+        late_s, span_s = statistics.fmean(delays), statistics.fmean(spans)
+        if late_s > max(_LATE_S, _LATE_SHARE * span_s):
+            found.append(
+                f"the client was the bottleneck: requests were sent {late_s * 1e3:.0f} ms late on average, and took"
+                f" {span_s * 1e3:.0f} ms; something else keeps this host's cores"
+            )
+    return found
+
+
+def warnings(workload: Workload, rounds: Sequence[Mapping[str, float | None]]) -> tuple[str, ...]:
+    """Return what a reader should know of a launch's rounds."""
+    found = []
+    if rounds and not workload.is_open and workload.requests < _WAVES * workload.concurrency:
+        found.append(
+            f"no steady window: {workload.requests} requests are {workload.requests / workload.concurrency:.2g} waves of"
+            f" {workload.concurrency}, and throughput is that of filling and emptying the engine too;"
+            f" {_WAVES * workload.concurrency} requests or more have one"
+        )
+    return tuple(found)
+
+
+def limit(online: Measurement, offline: Measurement) -> str:
+    """Return who limits an engine behind a server: `client`, `front end` or `engine`, and the figures that say so."""
+    served, alone = online["output_tokens_per_s"], offline["output_tokens_per_s"]
+    share, cpu, delay_s, e2e_s = served / alone, online["client_cpu_share"], online["send_delay_p99_s"], online["e2e_p50_s"]
+    figures = f"{served:,.0f} tok/s behind the server, {alone:,.0f} without ({share:.0%}); the client took {cpu:.0%} of a core"
+    if cpu > _BUSY or delay_s > max(_LATE_S, _LATE_SHARE * e2e_s):
+        return f"client: {figures}, and 1 % of its requests were {delay_s * 1e3:.1f} ms late or more"
+    return f"{'engine' if share >= _ALIKE else 'front end'}: {figures}"

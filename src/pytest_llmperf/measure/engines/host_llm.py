@@ -1,0 +1,216 @@
+"""Host `vllm.LLM` in a process of its own: batches and single streams without any HTTP in their way.
+
+Run as a script by the engine's interpreter, with the arguments of vLLM's server. It answers what is needed to start, check and
+watch it (`/health`, `/v1/models`, `/v1/completions`, `/metrics`), and `POST /play`, which plays a whole round on the engine and
+returns what happened. HTTP carries a round there and back; nothing is sent while it is played. It imports no part of the package.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import http.server
+import json
+import queue
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+_TIMEOUT = "not complete after {:g} s"
+
+
+def _engine(words: list[str]) -> tuple[Any, Any]:
+    """Return the arguments and the running LLM."""
+    import vllm
+    from vllm.engine.arg_utils import EngineArgs
+
+    try:
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+    except ImportError:  # before vLLM 0.12
+        from vllm.utils import FlexibleArgumentParser
+    parser = FlexibleArgumentParser()
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--disable-uvicorn-access-log", action="store_true")
+    EngineArgs.add_cli_args(parser)
+    args = parser.parse_args(words)
+    asked = EngineArgs.from_cli_args(args)
+    asked.disable_log_stats = False  # the counters are what is read of it
+    return args, vllm.LLM(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)})
+
+
+class _Round:
+    """Plays the prompts of a round on an LLM, step by step, as its `generate` does."""
+
+    def __init__(self, llm: Any, plan: dict[str, Any]) -> None:
+        self.engine = llm.llm_engine
+        self.prompts = plan["prompts"]
+        self.concurrency = plan["concurrency"]
+        self.timeout_s = plan["request_timeout_s"]
+        self.records: list[dict[str, Any]] = [{"sent_s": None} for _ in self.prompts]
+        self.open: dict[str, int] = {}
+        self.waiting = collections.deque(index for index, one in enumerate(self.prompts) if not one["follows"])
+        self.begin_s = 0.0
+
+    def play(self) -> list[dict[str, Any]]:
+        self.begin_s = time.perf_counter()
+        while self.waiting or self.open:
+            self.add_due()
+            if not self.open:
+                time.sleep(max(0.0, self.due_s(self.waiting[0]) - time.perf_counter()))
+                continue
+            outputs = self.engine.step()
+            now_s = time.perf_counter()
+            for output in outputs:
+                self.take(output, now_s)
+            self.drop_overdue(now_s)
+        return self.records
+
+    def due_s(self, index: int) -> float:
+        return self.begin_s + (self.prompts[index]["due_s"] or 0.0)
+
+    def add_due(self) -> None:
+        """Add what is due, or in a closed loop as many as are to be in flight."""
+        while self.waiting:
+            index = self.waiting[0]
+            is_open_loop = self.prompts[index]["due_s"] is not None
+            if self.due_s(index) > time.perf_counter() if is_open_loop else len(self.open) >= self.concurrency:
+                return
+            self.waiting.popleft()
+            self.add(index)
+
+    def add(self, index: int) -> None:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        prompt = self.prompts[index]
+        wanted = {"temperature": 0, "ignore_eos": True, "max_tokens": prompt["output_tokens"], **prompt["body"]}
+        params = SamplingParams(**wanted, output_kind=RequestOutputKind.DELTA)
+        record = self.records[index]
+        record.update(sent_s=time.perf_counter(), token_times_s=[], output_tokens=0)
+        if prompt["due_s"] is not None:
+            record["due_s"] = self.due_s(index)
+            record["delay_s"] = record["sent_s"] - record["due_s"]
+        key = f"llmperf-{time.monotonic_ns()}-{index}"
+        asked = {"prompt_token_ids": prompt["token_ids"]} if prompt["token_ids"] else {"prompt": prompt["text"]}
+        # What add_request returns is the request's name in newer releases; in older ones nothing.
+        self.engine.add_request(key, asked, params)
+        self.open[key] = index
+
+    def take(self, output: Any, now_s: float) -> None:
+        index = self.open.get(output.request_id)
+        if index is None:
+            return
+        record = self.records[index]
+        new = sum(len(one.token_ids) for one in output.outputs)
+        record["token_times_s"] += [now_s] * new
+        record["output_tokens"] += new
+        if not output.finished:
+            return
+        del self.open[output.request_id]
+        record.update(end_s=now_s, prompt_tokens=len(output.prompt_token_ids or ()))
+        wanted, exact = self.prompts[index]["output_tokens"], self.prompts[index]["exact"]
+        if record["output_tokens"] != wanted and (exact or not record["output_tokens"]):
+            record["error"] = f"{record['output_tokens']} of {wanted} tokens"
+        if index + 1 < len(self.prompts) and self.prompts[index + 1]["follows"]:
+            self.add(index + 1)
+
+    def drop_overdue(self, now_s: float) -> None:
+        late = [key for key, index in self.open.items() if now_s - self.records[index]["sent_s"] > self.timeout_s]
+        if late:
+            self.engine.abort_request(late)
+        for key in late:
+            self.records[self.open.pop(key)]["error"] = _TIMEOUT.format(self.timeout_s)
+
+
+class _Host:
+    """The LLM, which only the main thread touches: CPU workers are bound to it, and engines are not made for several."""
+
+    def __init__(self, args: Any, llm: Any) -> None:
+        self.llm = llm
+        self.names = args.served_model_name or [args.model]
+        self._work: queue.SimpleQueue[tuple[Any, queue.SimpleQueue[Any]]] = queue.SimpleQueue()
+
+    def run(self) -> None:
+        """Do the work that other threads ask for, for ever."""
+        while True:
+            work, answer = self._work.get()
+            try:
+                answer.put((200, work()))
+            except Exception as error:
+                traceback.print_exc()
+                answer.put((500, {"error": {"message": f"{type(error).__name__}: {error}"}}))
+
+    def ask(self, work: Any) -> tuple[int, Any]:
+        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._work.put((work, answer))
+        found: tuple[int, Any] = answer.get()
+        return found
+
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Return one completion as the server's API would."""
+        from vllm import SamplingParams
+
+        asked = body["prompt"]
+        prompt = {"prompt": asked} if isinstance(asked, str) else {"prompt_token_ids": asked}
+        params = SamplingParams(temperature=body.get("temperature", 0), max_tokens=body.get("max_tokens", 16))
+        [output] = self.llm.generate([prompt], params, use_tqdm=False)
+        [choice] = output.outputs
+        counts = {"prompt_tokens": len(output.prompt_token_ids), "completion_tokens": len(choice.token_ids)}
+        return {"choices": [{"index": 0, "text": choice.text}], "usage": counts}
+
+
+def _handler(host: _Host) -> type[http.server.BaseHTTPRequestHandler]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            if self.path == "/health":
+                return self.answer(200, b"")
+            if self.path == "/metrics":
+                from prometheus_client import generate_latest
+
+                return self.answer(200, generate_latest(), "text/plain; version=0.0.4; charset=utf-8")
+            if self.path == "/v1/models":
+                return self.give(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in host.names]})
+            return self.give(404, {"detail": "Not Found"})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+            if self.path == "/play":
+                return self.give(*host.ask(_Round(host.llm, body).play))
+            if self.path == "/v1/completions":
+                return self.give(*host.ask(lambda: host.complete(body)))
+            return self.give(404, {"detail": "Not Found"})
+
+        def give(self, status: int, value: object) -> None:
+            self.answer(status, json.dumps(value).encode())
+
+        def answer(self, status: int, body: bytes, kind: str = "application/json") -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing of each request."""
+
+    return Handler
+
+
+def main() -> None:
+    """Start the LLM, then answer until SIGTERM."""
+    args, llm = _engine(sys.argv[1:])
+    host = _Host(args, llm)
+    server = http.server.ThreadingHTTPServer((args.host, args.port), _handler(host))
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="llmperf-http", daemon=True).start()
+    host.run()
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this script's folder, whose modules would hide others of the same name
+    main()

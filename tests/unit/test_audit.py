@@ -1,0 +1,103 @@
+"""Whether a round's numbers can be trusted: what is found out, in which words, and what is let pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pytest_llmperf.measure import Launch, Measurement, Round, audit
+from pytest_llmperf.measure.client import RoundLog
+from pytest_llmperf.measure.response import RequestRecord
+from pytest_llmperf.measure.telemetry import Telemetry
+from pytest_llmperf.plan import Axes, Case, EngineSpec
+from pytest_llmperf.traffic import Workload, workload_from
+
+GOOD = RequestRecord(1.0, (1.1, 1.2), 1.2, prompt_tokens=4, output_tokens=2, delay_s=0.0001)
+SOUND = RoundLog((GOOD,) * 4, cpu_s=0.1, busy_s=1.0)
+TOLD = Telemetry(preemptions=0, prompt_tokens=16, output_tokens=8, prefix_hit_tokens=0)
+
+
+def problems(log: RoundLog = SOUND, told: Telemetry = TOLD, workload: Workload | None = None) -> list[str]:
+    return audit.problems(log, told, workload or Workload())
+
+
+def test_a_sound_round_has_no_problem() -> None:
+    assert problems() == []
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        (replace(SOUND, cpu_s=0.97, processes=2), "the busiest of 2 load processes took 97% of a core"),
+        (replace(SOUND, clock_set=True), "the wall clock was set during the round"),
+        (replace(SOUND, records=(replace(GOOD, delay_s=0.05),) * 4), "sent 50 ms late on average, and took 200 ms"),
+    ],
+)
+def test_a_client_that_was_the_bottleneck_is_said_to_have_been(log: RoundLog, message: str) -> None:
+    [found] = problems(log)
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        replace(SOUND, cpu_s=0.9),
+        replace(SOUND, busy_s=0.0),
+        replace(SOUND, records=(replace(GOOD, delay_s=0.015),) * 4),  # 15 ms happen on a shared host
+        replace(SOUND, records=(replace(GOOD, delay_s=0.05, end_s=11.0),) * 4),  # of 10 s they are nothing
+        replace(SOUND, records=(replace(GOOD, delay_s=None),) * 4),
+    ],
+)
+def test_a_client_that_kept_up_is_let_pass(log: RoundLog) -> None:
+    assert problems(log) == []
+
+
+def test_failed_requests_are_a_problem_with_the_most_common_reasons_first() -> None:
+    failed = replace(GOOD, error="HTTP 500: no")
+    other = replace(GOOD, error="cut")
+    [found] = problems(replace(SOUND, records=(failed, failed, other, GOOD)))
+    assert found == "3 of 4 requests failed: 2x HTTP 500: no; 1x cut"
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (replace(TOLD, restarted=True), "restarted during the round"),
+        (replace(TOLD, prefix_hit_tokens=160), "160 prompt tokens came from the prefix cache"),
+        (replace(TOLD, output_tokens=7), "the client counted 8 output tokens, the engine only 7"),
+    ],
+)
+def test_what_the_engine_tells_is_held_against_what_was_seen(told: Telemetry, message: str) -> None:
+    assert any(message in one for one in problems(told=told))
+
+
+@pytest.mark.parametrize("shape", [{"prefix_tokens": 32}, {"turns": 2}])
+def test_prefix_hits_are_expected_where_prompts_share_something(shape: dict[str, int]) -> None:
+    assert problems(told=replace(TOLD, prefix_hit_tokens=160), workload=workload_from(Axes(), shape)) == []
+
+
+@pytest.mark.parametrize(("requests", "warned"), [(8, True), (23, True), (24, False), (100, False)])
+def test_too_few_requests_for_a_steady_window_are_a_warning_with_the_number_needed(requests: int, warned: bool) -> None:
+    found = audit.warnings(Workload(requests=requests), [{}])
+    assert bool(found) == warned
+    assert not warned or "24 requests or more have one" in found[0]
+    assert audit.warnings(workload_from(Axes(rate=5), {"requests": 4}), [{}]) == ()
+
+
+def measured(speed: float, *, cpu: float = 0.05, delay_s: float = 0.0001) -> Measurement:
+    found = {"output_tokens_per_s": speed, "client_cpu_share": cpu, "send_delay_p99_s": delay_s, "e2e_p50_s": 1.0}
+    return Measurement(Case("x", EngineSpec(), Workload()), (Launch("1", "", (Round(found),), {}),))
+
+
+@pytest.mark.parametrize(
+    ("online", "limit"),
+    [
+        (measured(980), "engine: 980 tok/s behind the server, 1,000 without (98%)"),
+        (measured(600), "front end: 600 tok/s behind the server, 1,000 without (60%); the client took 5% of a core"),
+        (measured(600, cpu=0.8), "client: "),
+        (measured(600, delay_s=0.2), "client: "),
+    ],
+)
+def test_who_limits_a_server_is_named_with_the_figures(online: Measurement, limit: str) -> None:
+    assert online.limited_by(measured(1000)).startswith(limit)

@@ -1,0 +1,107 @@
+"""Workloads from what a test writes: what is understood, what is refused, and that a fingerprint is of what is sent."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llmperf.plan import Axes, PlanError
+from pytest_llmperf.traffic import Lengths, Workload, parse_lengths, workload_from
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def workload(folder: Path | None = None, **arguments: Any) -> Workload:
+    return workload_from(Axes(), arguments, folder=folder)
+
+
+def test_what_a_baseline_of_an_older_release_has_stored_is_what_the_same_call_comes_to_now() -> None:
+    assert workload().description == {
+        "prompt_tokens": 100, "output_tokens": 50, "requests": 32, "concurrency": 8, "seed": 0,
+    }  # fmt: skip
+    assert workload().fingerprint == "69b2ff9d7ae8dc9d"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "mean"),
+    [
+        ("uniform(10, 30)", "uniform(10, 30)", 20),
+        (" lognormal( 512,0.5 ) ", "lognormal(512, 0.5)", 512),
+        ("lognormal(512, 0.5, 900)", "lognormal(512, 0.5, 900)", 512),
+    ],
+)
+def test_lengths_are_a_number_or_a_distribution(text: str, shown: str, mean: float, tmp_path: Path) -> None:
+    found = parse_lengths("prompt_tokens", text, tmp_path)
+    assert isinstance(found, Lengths)
+    assert (str(found), found.mean) == (shown, mean)
+
+
+def test_lengths_from_a_file_are_fingerprinted_by_what_stands_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("10\n20\n30\n")
+    (tmp_path / "b.txt").write_text("10\n20\n31\n")
+    first, again, other = (workload(tmp_path, prompt_tokens=f"file({name})") for name in ("a.txt", "./a.txt", "b.txt"))
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert str(tmp_path) not in json.dumps(first.description)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt_tokens": "normal(5, 1)"}, "prompt_tokens='normal(5, 1)': must be a number of tokens, or uniform"),
+        ({"prompt_tokens": "uniform(9, 3)"}, "prompt_tokens='uniform(9, 3)': must be"),
+        ({"prompt_tokens": "lognormal(100, nan)"}, "must be a number of tokens"),
+        ({"output_tokens": 0}, "output_tokens=0: the smallest value is 1"),
+        ({"output_tokens": "file(gone.txt)"}, "cannot be read"),
+        ({"rate": 0}, "rate=0: must be requests per second above 0"),
+        ({"rate": "fast"}, "rate='fast': must be requests per second above 0"),
+        ({"rate": 2, "arrivals": "gamma(0)"}, "arrivals='gamma(0)': must be poisson, constant or gamma(BURSTINESS)"),
+        ({"rate": 2, "concurrency": 4}, "leave one out"),
+        ({"speed": 2}, "speed=2: only a trace can be replayed faster"),
+        ({"turns": 3}, None),
+        ({"turns": 3, "requests": 31}, "requests=31: must be a multiple of turns=3"),
+        ({"turns": 4, "requests": 28}, "only 7 conversations, fewer than concurrency=8"),
+        ({"classes": {"a": {"share": 0}}}, "classes: a: share=0: must be a number above 0"),
+        ({"classes": {"a/b": {}}}, "'a/b' is not a name"),
+        ({"classes": {"a": {"tokens": 3}}}, "unknown argument 'tokens'"),
+        ({"classes": [1]}, "must be a dict of dicts"),
+        ({"slo": {"ttft_ms": 3}}, "known are ttft_s, itl_s, tpot_s, e2e_s"),
+        ({"slo": {"ttft_s": 0.2}, "stream": False}, "slo='ttft_s': without a stream only the end"),
+        ({"extra_body": {"n": 2}}, "extra_body: 'n' is set by the plugin"),
+        ({"extra_body": [1]}, "extra_body=[1]: must be a dict"),
+        ({"extra_body": {"x": float("inf")}}, "cannot be written as JSON"),
+        ({"api": "embeddings"}, "api='embeddings': must be one of completions, chat"),
+        ({"lora": []}, "lora=[]: must be the name of an adapter"),
+        ({"tokens": 5}, "llmperf(tokens=...): unknown workload argument"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_by_name(arguments: dict[str, Any], message: str | None) -> None:
+    if message is None:
+        assert workload(**arguments).requests == 33  # 32, and whole conversations
+        return
+    with pytest.raises(PlanError) as caught:
+        workload(**arguments)
+    assert message in str(caught.value)
+
+
+def test_a_rate_of_the_axes_makes_an_open_loop() -> None:
+    found = workload_from(Axes(rate=2.5), {"requests": 10})
+    assert (found.is_open, found.rate) == (True, (2.5,))
+    assert workload_from(Axes(), {"rate": "1..10"}).rate == (1.0, 10.0)
+    assert not workload().is_open
+
+
+def test_a_trace_has_as_many_requests_as_lines_unless_a_test_says_otherwise(tmp_path: Path) -> None:
+    line = {"timestamp": 0, "input_length": 10, "output_length": 5, "hash_ids": [1]}
+    (tmp_path / "trace.jsonl").write_text("\n".join(json.dumps(line | {"timestamp": 1000 * n}) for n in range(7)))
+    assert workload(tmp_path, trace="trace.jsonl").requests == 7
+    assert workload(tmp_path, trace="trace.jsonl", requests=3).requests == 3
+
+
+def test_a_class_has_its_share_of_the_requests_and_of_the_mean_length() -> None:
+    found = workload(classes={"short": {"share": 3, "output_tokens": 10}, "long": {"share": 1, "output_tokens": 50}})
+    assert found.mean_output_tokens == 20
+    assert [found.class_share(name) for name in ("short", "long", "none")] == [0.75, 0.25, 0]
+    assert workload().class_share("none") == 0
