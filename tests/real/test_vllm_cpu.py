@@ -114,3 +114,39 @@ def test_no_engine_process_is_left_15_s_after_sigkill_of_pytest(start, tmp_path:
     child.kill()
     child.wait()
     assert wait_until(lambda: not marked(tmp_path), 15), marked(tmp_path)
+
+
+def test_a_server_against_the_engine_alone(tmp_path: Path):
+    source = """
+def test_online_and_offline(llmperf):
+    load = dict(prompt_tokens=32, output_tokens=16, requests=24)
+    classes = {"short": {"share": 2, "prompt_tokens": 16}, "long": {"share": 1, "prompt_tokens": 200}}
+    chat = llmperf(**load, api="chat", extra_body={"temperature": 0.5})
+    mixed = llmperf(**load | {"classes": classes}, slo={"e2e_s": 60.0})
+    online = llmperf(**load)
+    offline = llmperf(**load, engine="offline")
+    assert chat["failed_requests"] == 0
+    assert mixed["goodput_share"] == 1
+    assert mixed["long/ttft_p50_s"] > 0
+    for measured in (online, offline):
+        assert measured["preemptions"] == measured["failed_requests"] == 0
+        assert measured["kv_cache_tokens"] == 512 * 128
+        assert measured["ttft_p50_s"] > measured["itl_p50_s"] > 0
+    assert online.limited_by(offline).partition(":")[0] in ("client", "front end", "engine")
+"""
+    result = Example({"test_it.py": source}, NOISY).run(tmp_path, timeout_s=TIMEOUT_S)
+    assert result.outcomes == {"passed": 1}, result.stdout
+    assert [case["engine"]["kind"] for case in result.cases] == ["server", "server", "server", "offline"]
+    assert result.engine_starts == 2
+
+
+def test_preemptions_are_counted_by_the_engine_alone_too(tmp_path: Path):
+    source = """
+import pytest
+
+@pytest.mark.llmperf(concurrency=32, engine_args="--num-gpu-blocks-override 24")
+def test_preempted(llmperf):
+    assert llmperf(prompt_tokens=100, output_tokens=200, requests=32)["preemptions"] == 29
+"""
+    result = Example({"test_it.py": source}, (*NOISY, "--llmperf-engine=offline")).run(tmp_path, timeout_s=TIMEOUT_S)
+    assert result.outcomes == {"passed": 1}, result.stdout

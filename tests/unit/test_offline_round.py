@@ -1,0 +1,132 @@
+"""How a round is played on `vllm.LLM`, with an engine of a few lines in its place; the real one is in tests/real."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+import types
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from pytest_llmperf.measure.engines.host_llm import _Round
+
+
+@dataclass
+class FakeEngine:
+    """Gives each request in flight a token at every step."""
+
+    open: dict[str, list[int]] = field(default_factory=dict)
+    most: int = 0
+    added: list[str] = field(default_factory=list)
+    early: int = 0
+    """Tokens that each request gets less than it asked for."""
+    step_s: float = 0.0
+
+    def add_request(self, key: str, prompt: dict[str, Any], params: Any) -> str:
+        self.open[key] = [len(prompt.get("prompt_token_ids", prompt.get("prompt", "").split())), params.max_tokens - self.early]
+        self.added.append(key)
+        self.most = max(self.most, len(self.open))
+        return key
+
+    def step(self) -> list[Any]:
+        time.sleep(self.step_s)
+        found = []
+        for key, state in list(self.open.items()):
+            state[1] -= 1
+            if state[1] <= 0:
+                del self.open[key]
+            output = types.SimpleNamespace(token_ids=[7])
+            found.append(types.SimpleNamespace(
+                request_id=key, outputs=[output], finished=state[1] <= 0, prompt_token_ids=[0] * state[0],
+            ))  # fmt: skip
+        return found
+
+    def abort_request(self, keys: list[str]) -> None:
+        for key in keys:
+            del self.open[key]
+
+
+@pytest.fixture(autouse=True)
+def _vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in for the two names of vLLM that a round needs."""
+    package, sampling = types.ModuleType("vllm"), types.ModuleType("vllm.sampling_params")
+    package.SamplingParams = lambda **given: types.SimpleNamespace(**given)  # type: ignore[attr-defined]
+    sampling.RequestOutputKind = types.SimpleNamespace(DELTA="delta")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", package)
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling)
+
+
+def prompt(tokens: int = 3, **more: Any) -> dict[str, Any]:
+    usual = {
+        "token_ids": [1, 2, 3],
+        "text": "",
+        "output_tokens": tokens,
+        "due_s": None,
+        "follows": False,
+        "exact": True,
+        "body": {},
+    }
+    return usual | more
+
+
+def play(
+    engine: FakeEngine, prompts: list[dict[str, Any]], *, concurrency: int = 2, timeout_s: float = 60
+) -> list[dict[str, Any]]:
+    plan = {"prompts": prompts, "concurrency": concurrency, "request_timeout_s": timeout_s}
+    return _Round(types.SimpleNamespace(llm_engine=engine), plan).play()
+
+
+def test_no_more_are_in_flight_than_asked_for_and_every_token_has_a_time() -> None:
+    engine = FakeEngine()
+    records = play(engine, [prompt(n) for n in (1, 5, 3, 2, 4)])
+    assert engine.most == 2
+    assert [record["output_tokens"] for record in records] == [1, 5, 3, 2, 4]
+    for record in records:
+        times = [record["sent_s"], *record["token_times_s"], record["end_s"]]
+        assert times == sorted(times)
+        assert record["prompt_tokens"] == 3
+        assert "error" not in record
+
+
+def test_a_turn_waits_for_the_one_before_it() -> None:
+    records = play(FakeEngine(), [prompt(), prompt(follows=True), prompt()])
+    assert records[1]["sent_s"] >= records[0]["end_s"]
+    assert records[2]["sent_s"] <= records[0]["end_s"]
+
+
+def test_at_a_rate_requests_are_added_when_they_are_due_however_many_are_in_flight() -> None:
+    engine = FakeEngine(step_s=0.02)
+    records = play(engine, [prompt(5, due_s=0.01 * n) for n in range(6)], concurrency=1)
+    assert engine.most > 2
+    assert all(record["delay_s"] >= 0 for record in records)
+    gaps = [later["due_s"] - earlier["due_s"] for earlier, later in itertools.pairwise(records)]
+    assert gaps == pytest.approx([0.01] * 5)
+
+
+def test_a_text_is_sent_as_a_text() -> None:
+    [record] = play(FakeEngine(), [prompt(token_ids=[], text="four words are here")])
+    assert record["prompt_tokens"] == 4
+
+
+def test_fewer_tokens_than_asked_for_are_an_error_unless_they_may_be_fewer() -> None:
+    records = play(FakeEngine(early=1), [prompt(3), prompt(3, exact=False)])
+    assert [record.get("error") for record in records] == ["2 of 3 tokens", None]
+
+
+def test_what_takes_too_long_is_aborted() -> None:
+    engine = FakeEngine(step_s=0.02)
+    records = play(engine, [prompt(1000), prompt(1)], timeout_s=0.1)
+    assert [record.get("error") for record in records] == ["not complete after 0.1 s", None]
+    assert engine.open == {}
+
+
+def test_sampling_parameters_are_passed_on() -> None:
+    seen = []
+    engine = FakeEngine()
+    add = engine.add_request
+    engine.add_request = lambda key, asked, params: seen.append(params) or add(key, asked, params)  # type: ignore[method-assign, func-returns-value]
+    play(engine, [prompt(body={"temperature": 0.7, "top_p": 0.9})])
+    assert (seen[0].temperature, seen[0].top_p, seen[0].ignore_eos, seen[0].max_tokens) == (0.7, 0.9, True, 3)
