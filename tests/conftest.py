@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.testing import Result
 
+
 def _heed_ctrl_c() -> None:
     # A shell has its background jobs ignore it, and so would all that they start.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
