@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_llmperf.testing import Result
+
+
+def _heed_ctrl_c() -> None:
+    # A shell has its background jobs ignore it, and so would all that they start.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 
 QUICK = ("--llmperf-engine=simulated", "--llmperf-rounds=2", "--llmperf-tolerance=60%", "-p", "no:benchmark")
 
@@ -51,7 +58,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         command = project.command(tmp_path, "-v", f"--llmperf-engine-args={' '.join(engine_args)}")
         environment = {**os.environ, "LLMPERF_TEST_MARK": str(tmp_path), "PYTHONUNBUFFERED": "1"}
         with (tmp_path / "output").open("w") as output:
-            child = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.STDOUT)
+            child = subprocess.Popen(
+                command, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.STDOUT, preexec_fn=_heed_ctrl_c
+            )
         ready = re.compile(r"engine 1 \(.*\): ready")
         assert wait_until(lambda: ready.search((tmp_path / "output").read_text()), timeout_s), (tmp_path / "output").read_text()
         return child
