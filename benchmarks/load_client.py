@@ -156,7 +156,7 @@ def ours(url: str, scenario: Scenario) -> dict[str, float]:
         "tokens_per_cpu_s": tokens / log.cpu_s,
         "memory_mb": peak_mb,
         "kernel_stamps": log.kernel_stamps / max(1, log.kernel_stamps + log.clock_stamps),
-        "shared": found["shared_arrivals_share"] or 0,
+        "shared": found["shared_arrivals_ratio"] or 0,
         "start_s": (sent[0] * 1e9 - began) / 1e9,
         "rate": (len(sent) - 1) / (sent[-1] - sent[0]),
         "dispersion": statistics.variance(whole) / statistics.fmean(whole) if len(whole) > 2 else 0.0,

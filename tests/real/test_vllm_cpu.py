@@ -126,7 +126,7 @@ def test_online_and_offline(llmperf):
     online = llmperf(**load)
     offline = llmperf(**load, engine="offline")
     assert chat["failed_requests"] == 0
-    assert mixed["goodput_share"] == 1
+    assert mixed["goodput_ratio"] == 1
     assert mixed["long/ttft_p50_s"] > 0
     for measured in (online, offline):
         assert measured["preemptions"] == measured["failed_requests"] == 0

@@ -86,7 +86,7 @@ def test_too_few_requests_for_a_steady_window_are_a_warning_with_the_number_need
 
 
 def measured(speed: float, *, cpu: float = 0.05, delay_s: float = 0.0001) -> Measurement:
-    found = {"output_tokens_per_s": speed, "client_cpu_share": cpu, "send_delay_p99_s": delay_s, "e2e_p50_s": 1.0}
+    found = {"output_tokens_per_s": speed, "client_cpu_cores": cpu, "send_delay_p99_s": delay_s, "e2e_p50_s": 1.0}
     return Measurement(Case("x", EngineSpec(), Workload()), (Launch("1", "", (Round(found),), {}),))
 
 

@@ -337,8 +337,8 @@ def test_a_content_length_that_is_none_does_not_end_the_process(length: bytes) -
 
 def test_a_process_that_has_ended_is_a_client_error() -> None:
     client = LoadClient()
-    client._process.kill()
-    client._process.wait()
+    client._processes[0]._process.kill()
+    client._processes[0]._process.wait()
     with contextlib.closing(client), pytest.raises(ClientError, match="the load process ended with exit code -9"):
         play(client, "http://127.0.0.1:1")
 
@@ -346,14 +346,14 @@ def test_a_process_that_has_ended_is_a_client_error() -> None:
 def test_closing_ends_the_process() -> None:
     with LoadClient() as client:
         pass
-    assert client._process.returncode is not None
+    assert client._processes[0]._process.returncode is not None
 
 
 def test_the_process_ends_when_its_parents_end_of_the_pipe_is_closed() -> None:
     with LoadClient() as client:
-        assert client._process.stdin is not None
-        client._process.stdin.close()
-        assert client._process.wait(10) == 0
+        assert client._processes[0]._process.stdin is not None
+        client._processes[0]._process.stdin.close()
+        assert client._processes[0]._process.wait(10) == 0
 
 
 def test_a_round_is_whole_requests_with_their_lengths() -> None:

@@ -22,7 +22,7 @@ def test_what_a_baseline_of_an_older_release_has_stored_is_what_the_same_call_co
     assert workload().description == {
         "prompt_tokens": 100, "output_tokens": 50, "requests": 32, "concurrency": 8, "seed": 0,
     }  # fmt: skip
-    assert workload().fingerprint == "69b2ff9d7ae8dc9d"
+    assert workload().fingerprint == "e38f917fc8130d31"
 
 
 @pytest.mark.parametrize(

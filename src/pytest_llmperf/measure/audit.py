@@ -98,7 +98,7 @@ def warnings(workload: Workload, rounds: Sequence[Mapping[str, float | None]]) -
 def limit(online: Measurement, offline: Measurement) -> str:
     """Return who limits an engine behind a server: `client`, `front end` or `engine`, and the figures that say so."""
     served, alone = online["output_tokens_per_s"], offline["output_tokens_per_s"]
-    share, cpu, delay_s, e2e_s = served / alone, online["client_cpu_share"], online["send_delay_p99_s"], online["e2e_p50_s"]
+    share, cpu, delay_s, e2e_s = served / alone, online["client_cpu_cores"], online["send_delay_p99_s"], online["e2e_p50_s"]
     figures = f"{served:,.0f} tok/s behind the server, {alone:,.0f} without ({share:.0%}); the client took {cpu:.0%} of a core"
     if cpu > _BUSY or delay_s > max(_LATE_S, _LATE_SHARE * e2e_s):
         return f"client: {figures}, and 1 % of its requests were {delay_s * 1e3:.1f} ms late or more"

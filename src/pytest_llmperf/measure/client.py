@@ -281,9 +281,7 @@ def _body(model: str, prompt: Prompt, *, stream: bool) -> dict[str, Any]:
         "max_tokens": prompt.output_tokens,
         "temperature": 0,
         "ignore_eos": True,
-        "return_token_ids": True,
     }
     if stream:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-    body |= json.loads(prompt.body)
-    return body
+    return body | {"return_token_ids": True, **json.loads(prompt.body)}

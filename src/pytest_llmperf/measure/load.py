@@ -253,11 +253,9 @@ class _Round:
             until_ns = self.send_due() if self.plan.due_ns else 1 << 62
             if not self.in_flight and not self.talks:
                 return False
-            if self.receive(until_ns):
-                last_read_s = time.monotonic()
-                continue
+            came = self.receive(until_ns)
             now_s = time.monotonic()
-            if not self.in_flight:
+            if came or not self.in_flight:
                 last_read_s = now_s  # between two arrivals nobody owes us a token
             elif now_s - last_read_s > self.plan.stall_timeout_s:
                 self.talks.clear()

@@ -312,11 +312,11 @@ METRICS: tuple[Metric, ...] = (
         _goodput,
     ),
     Metric(
-        "goodput_share", "share", "higher", "ratio", False,
+        "goodput_ratio", "share", "higher", "ratio", False,
         "complete requests within every limit of `slo` / requests", _good_share,
     ),
     Metric(
-        "jain_fairness", "share", "higher", "ratio", False,
+        "jain_fairness", "index", "higher", "ratio", False,
         "Jain's index of the requests' speeds (output tokens / E2E): 1 is all alike, 1/n is one served and the others starved",
         _jain,
     ),
@@ -330,11 +330,11 @@ METRICS: tuple[Metric, ...] = (
         _spread(_delay, _percentile(99)),
     ),
     Metric(
-        "client_cpu_share", "cores", "lower", "ratio", False,
+        "client_cpu_cores", "cores", "lower", "ratio", False,
         "CPU time of the busiest load process / its time, parsing included", lambda sample: sample.cpu_share,
     ),
     Metric(
-        "shared_arrivals_share", "share", "lower", "ratio", False,
+        "shared_arrivals_ratio", "share", "lower", "ratio", False,
         "output tokens that came in one read with the token before them / output tokens", _shared_arrivals,
     ),
     Metric(
@@ -384,7 +384,7 @@ _OF_CLASS = (
     "requests_per_s",
     "failed_requests",
     "goodput_requests_per_s",
-    "goodput_share",
+    "goodput_ratio",
     "jain_fairness",
 )
 
