@@ -1,7 +1,8 @@
 """From the bytes of a response, with their arrival stamps, to a `RequestRecord`, whatever the server answered.
 
-Reading is done when a response is complete, never while it arrives. Most responses have vLLM's own framing, one event to an
-HTTP chunk: these are cut by `bytes.split` and decoded at once (0.5 us a token); all others byte by byte exactly.
+Reading is done when a response is complete, never while it arrives. Where every read ended with an event, which is how most
+come, and the events are as many as the tokens that the server says it has sent, they are counted and not decoded (0.3 us a
+token, against 1.5); all other responses are read byte by byte exactly.
 """
 
 from __future__ import annotations
@@ -74,8 +75,6 @@ class _Event(msgspec.Struct):
 
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 _DECODER = msgspec.json.Decoder(_Event)
-_MANY = msgspec.json.Decoder(list[_Event])
-_DONE = b"data: [DONE]\n\n"
 
 
 def parse_response(
@@ -105,12 +104,13 @@ def parse_response(
         text = body[:300].decode(errors="replace").strip()
         return RequestRecord(sent_s, end_s=end_s, error=error or f"HTTP {b''.join(status).decode(errors='replace')}: {text}")
     try:
-        if not stream:
-            body = b"".join(piece for _, piece in _payload(wire, start, chunked=chunked))
-            answer = _Answer(events=[(0, _DECODER.decode(body))] if error is None else [])
+        if stream:
+            found = _counted(reads, wire) if error is None else None
+            times, prompt_tokens, output_tokens, failure = found or _tokens(_events(wire, start, chunked=chunked), reads)
         else:
-            answer = (chunked and _uniform(wire, start)) or _general(wire, start, chunked=chunked)
-        times, prompt_tokens, output_tokens, failure = _tokens(answer, reads, timed=stream)
+            body = b"".join(piece for _, piece in _payload(wire, start, chunked=chunked))
+            whole = [(0, _DECODER.decode(body))] if error is None else []
+            times, prompt_tokens, output_tokens, failure = [], *_tokens(whole, reads)[1:]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as broken:
         return RequestRecord(sent_s, error=error or f"an event is not the JSON of a completion: {broken}")
     error = error or failure or _count_error(output_tokens, wanted, exact=exact)
@@ -125,43 +125,55 @@ def _count_error(output_tokens: int | None, wanted: int, *, exact: bool) -> str 
     return f"{output_tokens} of {wanted} tokens"
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """The events of a response, each with the place on the wire behind its last byte."""
-
-    events: list[tuple[int, _Event]]
+_Counts = tuple[list[float], "int | None", "int | None", "str | None"]
+"""Token arrival times, the server's count of prompt and output tokens, and an error."""
 
 
-def _uniform(wire: bytes, start: int) -> _Answer | None:
-    """Return the events of a body with one event in every chunk, as vLLM sends it; None for any other framing."""
-    parts = wire[start:].split(b"\r\n")
-    datas = parts[1::2]
-    # size, event, size, event, ..., 0, nothing, nothing
-    if len(parts) < 5 or len(parts) % 2 == 0 or datas[-1] or parts[-3] != b"0" or datas[-2] != _DONE:
+def _counted(reads: Sequence[tuple[int, bytes]], wire: bytes) -> _Counts | None:
+    """Return what the events of a sound stream come to without decoding them; None where that could be wrong.
+
+    A mark that stands once in every event with a token (inside a JSON string its quotes would be escaped) must be found as
+    often as the server says that it has sent tokens, and no event must be without one: then each has exactly one.
+    """
+    if not wire.endswith(_END):
         return None
-    datas = datas[:-2]
-    sizes = parts[0 : 2 * len(datas) : 2]
-    lengths = list(map(len, datas))
+    last = wire.rfind(b"data: {")
     try:
-        if list(map(int, sizes, itertools.repeat(16))) != lengths:
-            return None
-    except ValueError:
+        event = _DECODER.decode(wire[last + 6 : wire.find(b"\n", last)])
+    except msgspec.MsgspecError:
+        return None  # cut into several chunks, perhaps
+    usage = event.usage
+    if usage is None or not usage.completion_tokens or event.choices:
         return None
-    if b"".join(datas).count(b"\n") != 2 * len(datas):
+    mark, empty = next((pair for pair in _MARKS if pair[0] in wire), (b"", b""))
+    # The first event of a chat has a role and no content, which is not a token; what is thought aloud is one, and has no mark.
+    roles = wire.count(b'"role":') if mark == _MARKS[1][0] else 0
+    # Besides the events with a token: the roles, the one with the usage, and [DONE].
+    others = roles + 2
+    if not mark or wire.count(b"data:") != usage.completion_tokens + others or wire.count(empty) != roles:
         return None
-    if not all(data[:6] == b"data: " and data[-2:] == b"\n\n" for data in datas):
+    pieces = [piece for _, piece in reads]
+    counts = list(map(bytes.count, pieces, itertools.repeat(mark)))
+    aligned = all(map(bytes.endswith, pieces, itertools.repeat((b"\n\r\n", b"\r\n\r\n"))))
+    if not aligned or sum(counts) - roles != usage.completion_tokens:
         return None
-    events = _MANY.decode(b"[" + b",".join([data[6:-2] for data in datas]) + b"]")
-    if len(events) != len(datas):
-        return None
-    size_ends = map(len, sizes)
-    steps = (size + length + 4 for size, length in zip(size_ends, lengths, strict=True))
-    ends = [start - 2 + end for end in itertools.accumulate(steps)]
-    return _Answer(list(zip(ends, events, strict=True)))
+    if roles:
+        counts = [count - piece.count(empty) for count, piece in zip(counts, pieces, strict=True)]
+    times = [stamp / 1e9 for (stamp, _), count in zip(reads, counts, strict=True) for _ in range(count)]
+    return times, usage.prompt_tokens, usage.completion_tokens, None
 
 
-def _general(wire: bytes, start: int, *, chunked: bool) -> _Answer:
-    """Return the events of a body in whatever framing."""
+_END = b"data: [DONE]\n\n\r\n0\r\n\r\n"
+_MARKS = (
+    (b'"token_ids":[', b'"token_ids":[]'),
+    (b'"content":"', b'"content":""'),
+    (b'"text":"', b'"text":""'),
+)
+"""What stands once in an event with one token, and how it looks in an event without: by ids, in a chat, in a completion."""
+
+
+def _events(wire: bytes, start: int, *, chunked: bool) -> list[tuple[int, _Event]]:
+    """Return the events of a body, each with the place on the wire behind its last byte; ends at one that is an error."""
     pieces = list(_payload(wire, start, chunked=chunked))
     body = b"".join(piece for _, piece in pieces)
     piece_starts = list(itertools.accumulate((len(piece) for _, piece in pieces), initial=0))
@@ -175,20 +187,18 @@ def _general(wire: bytes, start: int, *, chunked: bool) -> _Answer:
         events.append((end, _DECODER.decode(event[5:])))
         if events[-1][1].error is not None:
             break
-    return _Answer(events)
+    return events
 
 
-def _tokens(
-    answer: _Answer, reads: Sequence[tuple[int, bytes]], *, timed: bool
-) -> tuple[list[float], int | None, int | None, str | None]:
-    """Return token arrival times, the server's count of prompt and output tokens, and an error."""
+def _tokens(events: Sequence[tuple[int, _Event]], reads: Sequence[tuple[int, bytes]]) -> _Counts:
+    """Return what decoded events come to."""
     read_ends = list(itertools.accumulate(len(piece) for _, piece in reads))
     seconds = [stamp / 1e9 for stamp, _ in reads]
     times: list[float] = []
     prompt_tokens = reported = None
     has_ids = False
     count = read = 0
-    for end, event in answer.events:
+    for end, event in events:
         while read_ends[read] < end:
             read += 1
         if event.error is not None:
@@ -201,8 +211,7 @@ def _tokens(
                 delta = choice.delta
                 new = 1 if choice.text or (delta is not None and (delta.content or delta.reasoning)) else 0
             count += new
-            if timed:
-                times += [seconds[read]] * new
+            times += [seconds[read]] * new
         if event.usage is not None:
             prompt_tokens, reported = event.usage.prompt_tokens, event.usage.completion_tokens
     if has_ids and reported is not None and reported != count:
