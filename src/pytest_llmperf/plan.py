@@ -354,7 +354,7 @@ def axis_value(name: str, value: object, *, origin: str) -> Any:
     except ValueError:
         rate = 0.0
     if isinstance(value, bool) or not 0 < rate < math.inf:
-        raise PlanError(f"{origin}={value!r}: must be requests per second above 0, e.g. 2.5")
+        raise PlanError(f"{origin}={value}: must be requests per second above 0, e.g. 2.5")
     return rate
 
 

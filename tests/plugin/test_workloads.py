@@ -94,7 +94,7 @@ def test_a_gate_of_a_class_that_there_is_not_is_never_green(run: Run) -> None:
     wrong = MIXED.replace("short/ttft_p50_s", "shorter/ttft_p50_s")
     run(wrong, "--update-baselines", "--llmperf-launches=2")
     result = run(wrong)
-    assert set(result.statuses.values()) == {"NOT_COMPARABLE"}, result.stdout
+    assert set(result.statuses.values()) == {"NOT-COMPARABLE"}, result.stdout
     assert result.outcomes == {"failed": 1}
 
 
@@ -108,7 +108,7 @@ def test_files_are_looked_for_beside_the_test(run: Run) -> None:
     source = "def test_it(llmperf):\n    assert llmperf(trace='trace.jsonl', speed=10)['requests_per_s'] > 0"
     row = {"timestamp": 0, "input_length": 8, "output_length": 3}
     trace = "\n".join(json.dumps(row | {"timestamp": 100 * n}) for n in range(6))
-    files = {"sub/test_it.py": source, "sub/trace.jsonl": trace, "test_it.py": source}
+    files = {"sub/test_it.py": source, "sub/trace.jsonl": trace, "test_top.py": source}
     result = run(files)
     assert result.outcomes == {"passed": 1, "failed": 1}, result.stdout
     assert "trace='trace.jsonl': cannot be read" in result.stdout

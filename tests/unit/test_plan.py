@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_llmperf.corpus import File
 from pytest_llmperf.plan import (
     AXES,
     Axes,
@@ -30,7 +31,7 @@ from pytest_llmperf.plan import (
     parse_fraction,
     parse_marker,
 )
-from pytest_llmperf.traffic import Workload, workload_from
+from pytest_llmperf.traffic import RequestClass, Workload, workload_from
 
 # ------------------------------------------------------------------------------------------------ degrees
 
@@ -223,7 +224,7 @@ def test_an_engine_occupies_tp_times_pp_times_dp_devices() -> None:
 
 
 def test_an_engine_is_of_a_known_kind() -> None:
-    with pytest.raises(PlanError, match=r"^engine='sever': must be one of server, url, simulated$"):
+    with pytest.raises(PlanError, match=r"^engine='sever': must be one of server, offline, url, simulated$"):
         EngineSpec(kind="sever")
 
 
@@ -278,10 +279,18 @@ def test_fingerprints_are_equal_exactly_where_the_workloads_are(one: Workload, o
     assert (one.fingerprint == other.fingerprint) == (one == other)
 
 
+FILE = File("a.jsonl", "0" * 64)
+OTHER: dict[str, Any] = {
+    "rate": (2.0,), "arrivals": "constant", "trace": FILE, "speed": 2.0, "classes": (RequestClass("a", 1.0, 1, 1),),
+    "dataset": FILE, "api": "chat", "stream": False, "extra_body": '{"top_p": 1}', "lora": ("a",), "slo": (("e2e_s", 1.0),),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", [field.name for field in fields(Workload)])
 def test_every_field_of_a_workload_is_in_its_fingerprint(name: str) -> None:
-    workload = Workload()
-    changed = replace(workload, **{name: getattr(workload, name) + 1})
+    needed = {"speed": {"trace": FILE}, "dataset": {"api": "chat"}, "turns": {"concurrency": 2}}
+    workload = Workload(**needed.get(name, {}))
+    changed = replace(workload, **{name: OTHER[name] if name in OTHER else getattr(workload, name) + 1})
     assert changed.fingerprint != workload.fingerprint
 
 
@@ -325,7 +334,7 @@ def test_without_a_marker_or_a_selection_there_is_one_default_point() -> None:
 
 
 axis_values = st.dictionaries(
-    st.sampled_from(AXES[1:]), st.lists(st.integers(1, 8), min_size=1, max_size=3, unique=True).map(tuple), max_size=3
+    st.sampled_from(AXES[1:5]), st.lists(st.integers(1, 8), min_size=1, max_size=3, unique=True).map(tuple), max_size=3
 )
 
 
@@ -453,3 +462,23 @@ def test_a_url_is_taken_or_refused_but_never_breaks(text: str) -> None:
     except PlanError:
         return
     assert root.startswith(("http://", "https://"))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "selected", "ids"),
+    [
+        ({}, {}, ["tiny-tp1-c8"]),
+        ({"rate": (2.5,)}, {}, ["tiny-tp1-r2.5"]),
+        ({}, {"rate": (2.0, 4.0)}, ["tiny-tp1-r2", "tiny-tp1-r4"]),
+        ({}, {"rate": (2.0,), "concurrency": (3,)}, ["tiny-tp1-c3", "tiny-tp1-r2"]),
+        ({"concurrency": (1, 2), "rate": (2.0,)}, {}, ["tiny-tp1-c1", "tiny-tp1-c2", "tiny-tp1-r2"]),
+        ({"concurrency": (1, 2), "rate": (2.0,)}, {"concurrency": (2,)}, ["tiny-tp1-c2"]),
+        ({"concurrency": (1, 2), "rate": (2.0, 4.0)}, {"rate": (4.0,)}, ["tiny-tp1-r4"]),
+        ({"concurrency": (1,)}, {"rate": (4.0,)}, []),
+        ({"rate": (4.0,)}, {"concurrency": (1,)}, []),
+    ],
+)
+def test_a_rate_and_a_concurrency_are_two_forms_of_one_axis(
+    allowed: dict[str, tuple[Any, ...]], selected: dict[str, tuple[Any, ...]], ids: list[str]
+) -> None:
+    assert [one.id for one in grid(Marker(allowed), selected) if is_selected(one, selected)] == ids

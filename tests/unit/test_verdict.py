@@ -63,7 +63,7 @@ def stored(values: dict[str, float | None] | None = None, launches: int = 3, wor
     return Baseline(
         case_id="test_a.py::test_x",
         host="nvidia-h200",
-        workload=dict(vars(workload)),
+        workload=workload.description,
         workload_fingerprint=workload.fingerprint,
         provenance=Provenance({}),
         launches=tuple(launch(values or USUAL, factor=1 + 0.001 * (n - 1)) for n in range(launches)),
