@@ -147,7 +147,11 @@ import pytest
 
 @pytest.mark.llmperf(concurrency=32, engine_args="--num-gpu-blocks-override 24")
 def test_preempted(llmperf):
-    assert llmperf(prompt_tokens=100, output_tokens=200, requests=32)["preemptions"] == 29
+    llmperf(prompt_tokens=100, output_tokens=200, requests=32)
 """
     result = Example({"test_it.py": source}, (*NOISY, "--llmperf-engine=offline")).run(tmp_path, timeout_s=TIMEOUT_S)
     assert result.outcomes == {"passed": 1}, result.stdout
+    counts = [one["metrics"]["preemptions"] for one in result.cases[0]["launches"][0]["rounds"]]
+    # All requests are there before the first step, so that nothing is left to chance.
+    assert len(set(counts)) == 1, counts
+    assert counts[0] > 10

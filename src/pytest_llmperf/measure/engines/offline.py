@@ -7,7 +7,6 @@ step by step, and comes back as the records that a client would have made.
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +46,6 @@ class OfflineEngine(ServerEngine):
             "concurrency": how["concurrency"],
             "request_timeout_s": how["request_timeout_s"],
         }
-        began_s = time.perf_counter()
         try:
             # Each request has its own time-out in there; one more is for all of them, should the engine hang.
             limit_s = how["request_timeout_s"] + how["stall_timeout_s"]
@@ -60,7 +58,7 @@ class OfflineEngine(ServerEngine):
         if status != 200:
             raise ClientError(f"the offline engine refused a round: {answer[:500]}")
         records = msgspec.convert(json.loads(answer), tuple[RequestRecord, ...])
-        return RoundLog(records, busy_s=time.perf_counter() - began_s)
+        return RoundLog(records)
 
 
 def _plain(prompt: Prompt) -> dict[str, Any]:
