@@ -33,9 +33,12 @@ def test_another_process_helps_where_the_warm_up_kept_one_busy(
 def test_a_launch_carries_its_classes_and_what_its_reader_should_know() -> None:
     classes = {"short": {"share": 1, "prompt_tokens": 8}, "long": {"share": 1, "prompt_tokens": 64}}
     workload = workload_from(Axes(concurrency=4), {"classes": classes, "output_tokens": 5, "requests": 8})
-    with SimulatedEngine(Options(clock=CLOCK)) as served, LoadClient() as client:
-        with open_engine(EngineSpec(kind="url", url=served.url)) as engine:
-            launch = measure_launch(engine, client, workload, SETTINGS)
+    with (
+        SimulatedEngine(Options(clock=CLOCK)) as served,
+        LoadClient() as client,
+        open_engine(EngineSpec(kind="url", url=served.url)) as engine,
+    ):
+        launch = measure_launch(engine, client, workload, SETTINGS)
     assert launch.rounds[0].metrics["short/requests_per_s"]
     assert launch.metrics["long/e2e_p99_s"]
     assert "12 requests or more have one" in launch.warnings[0]
