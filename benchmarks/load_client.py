@@ -43,6 +43,11 @@ HERE = Path(__file__).parent
 PORT = 18480
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, CLIENT_CORE = CORES[0], CORES[-1]
+VLLM_BENCH = (
+    "import argparse; from vllm.benchmarks import serve; parser = argparse.ArgumentParser(); serve.add_cli_args(parser);"
+    " serve.main(parser.parse_args())"
+)
+"""`vllm bench serve` without vLLM's command line, which the CPU build lacks the metadata for."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +208,7 @@ def vllm_bench(python: str) -> Callable[[str, Scenario], dict[str, float]]:
             folder = Path(name)
             cpu_s, memory = run_peer(
                 [
-                    python, "-m", "vllm.entrypoints.cli.main", "bench", "serve", "--backend", "openai", "--base-url", url,
+                    python, "-c", VLLM_BENCH, "--backend", "openai", "--base-url", url,
                     "--model", "mock", "--tokenizer", str(bundled_model("tiny")), "--dataset-name", "random",
                     "--random-input-len", "100", "--random-output-len", str(workload.mean_output_tokens).partition(".")[0],
                     "--num-prompts", str(workload.requests), "--max-concurrency", str(workload.concurrency), "--ignore-eos",

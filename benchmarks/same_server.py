@@ -17,6 +17,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from load_client import VLLM_BENCH
+
 from pytest_llmperf.measure import Measurement, RoundSettings, measure_launch
 from pytest_llmperf.measure.client import LoadClient
 from pytest_llmperf.measure.engines import open_engine
@@ -42,7 +44,7 @@ def vllm_bench(engine: Engine, workload: Workload, seed: int) -> dict[str, float
     tokenizer = bundled_model(engine.spec.model) or engine.spec.model
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            engine.spec.python, "-m", "vllm.entrypoints.cli.main", "bench", "serve", "--backend", "openai",
+            engine.spec.python, "-c", VLLM_BENCH, "--backend", "openai",
             "--base-url", engine.url, "--model", engine.endpoint.model, "--tokenizer", str(tokenizer), "--dataset-name", "random",
             "--random-input-len", str(workload.prompt_tokens), "--random-output-len", str(workload.output_tokens),
             "--num-prompts", str(workload.requests), "--max-concurrency", str(workload.concurrency), "--ignore-eos",
