@@ -170,8 +170,8 @@ def ours(url: str, scenario: Scenario) -> dict[str, float]:
 
 def peak_memory(pid: int) -> float:
     """Return the largest resident size that a process ever had, in MB."""
-    line = next(one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+    lines = [one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmHWM")]
+    return int(lines[0].split()[1]) / 1024 if lines else 0.0  # one that has ended has none
 
 
 def run_peer(command: list[str], folder: Path) -> tuple[float, float]:
@@ -185,7 +185,7 @@ def run_peer(command: list[str], folder: Path) -> tuple[float, float]:
 
         def watch() -> None:
             while not ended.wait(0.2):
-                with contextlib.suppress(psutil.Error, OSError, StopIteration):
+                with contextlib.suppress(psutil.Error, OSError):
                     tree = [process.pid, *(one.pid for one in psutil.Process(process.pid).children(recursive=True))]
                     peak[0] = max(peak[0], sum(peak_memory(pid) for pid in tree))
 
