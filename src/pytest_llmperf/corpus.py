@@ -116,7 +116,7 @@ def _text(file: File) -> str:
 
 
 def _lines(file: File, parse: Callable[[Any], Any]) -> Iterator[Any]:
-    for number, line in enumerate(_text(file).splitlines(), 1):
+    for number, line in enumerate(_text(file).split("\n"), 1):  # JSON strings may hold what else splits lines
         if line.strip():
             try:
                 yield parse(json.loads(line))

@@ -70,7 +70,8 @@ def parse_lengths(name: str, value: object, folder: Path) -> int | Lengths:
         numbers = tuple(float(word) for word in inside.split(","))
     except ValueError:
         numbers = ()
-    uniform = kind == "uniform" and len(numbers) == 2 and 1 <= numbers[0] <= numbers[1]
+    whole = all(number == int(number) for number in numbers if math.isfinite(number))
+    uniform = kind == "uniform" and len(numbers) == 2 and whole and 1 <= numbers[0] <= numbers[1]
     lognormal = kind == "lognormal" and len(numbers) in (2, 3) and numbers[0] >= 1 and numbers[1] > 0
     if not all(map(math.isfinite, numbers)) or not (uniform or (lognormal and numbers[2:] >= (1,) * len(numbers[2:]))):
         raise PlanError(f"{name}={value!r}: {_LENGTHS}")
@@ -162,7 +163,8 @@ class Workload:
     @property
     def shares_prompts(self) -> bool:
         """Return whether an engine's prefix cache may find prompts of a round that it has seen: then hits prove nothing wrong."""
-        return bool(self.prefix_tokens or self.turns > 1 or self.dataset or self.trace)
+        has_blocks = bool(self.trace) and any(one.blocks for one in read_trace(self.trace))
+        return bool(self.prefix_tokens or self.turns > 1 or has_blocks)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -214,7 +216,10 @@ def _contradictions(workload: Workload) -> Iterable[str]:
         yield "rate and trace: a trace has its own arrivals; leave rate out, or give speed"
     if one.speed != 1 and not one.trace:
         yield f"speed={one.speed:g}: only a trace can be replayed faster; give trace, or another rate"
-    for name, others in (("dataset", ("classes", "trace", "turns", "prefix_tokens")), ("trace", ("classes", "turns"))):
+    for name, others in (
+        ("dataset", ("classes", "trace", "turns", "prefix_tokens")),
+        ("trace", ("classes", "turns", "prefix_tokens", "api")),
+    ):
         for other in others:
             if getattr(one, name) and getattr(one, other) != _DEFAULTS[other]:
                 yield f"{name} and {other}: prompts come from the one or the other; leave {other} out"
@@ -226,11 +231,10 @@ def _contradictions(workload: Workload) -> Iterable[str]:
         yield f"slo={limits[0]!r}: without a stream only the end of a response is seen; leave stream=False out, or limit e2e_s"
     if parse_arrivals(one.arrivals) is None:
         yield f"arrivals={one.arrivals!r}: must be poisson, constant or gamma(BURSTINESS), e.g. gamma(0.5)"
-    names = [each.name for each in one.classes]
-    if len(set(names)) != len(names):
-        yield f"classes: two are named {next(name for name in names if names.count(name) > 1)!r}"
-    if one.classes and one.requests < len(one.classes):
-        yield f"requests={one.requests}: fewer than the {len(one.classes)} classes; send at least one request of each"
+    if one.classes and one.requests // one.turns < len(one.classes):
+        yield f"requests={one.requests}: too few for {len(one.classes)} classes; send at least one conversation of each"
+    if one.arrivals != _DEFAULTS["arrivals"] and not one.rate:
+        yield f"arrivals={one.arrivals!r}: only requests that are sent at a rate arrive so; add rate"
 
 
 def parse_rate(name: str, value: object) -> tuple[float, ...]:
@@ -262,6 +266,7 @@ def workload_from(axes: Axes, *layers: Mapping[str, Any], folder: Path | None = 
     Files are relative to `folder`. Raises PlanError naming the argument.
     """
     merged: dict[str, Any] = {"concurrency": axes.concurrency} | ({"rate": axes.rate} if axes.rate else {})
+    given: set[str] = set()
     for layer in layers:
         unknown = sorted(set(layer) - set(Workload.__dataclass_fields__))
         if unknown:
@@ -269,10 +274,24 @@ def workload_from(axes: Axes, *layers: Mapping[str, Any], folder: Path | None = 
             raise PlanError(f"llmperf({unknown[0]}=...): unknown workload argument; known are {known}")
         if "concurrency" in layer and ("rate" in layer or "trace" in layer):
             raise PlanError("llmperf(concurrency=..., rate=...): requests are sent so many at a time or at a rate; leave one out")
+        if "concurrency" in layer:  # a call's own form of load wins over the fixture's and the test id's
+            merged.pop("rate", None)
+            merged.pop("trace", None)
         merged |= layer
+        given |= set(layer)
     here = folder or Path()
-    parsed = {name: _PARSERS[name](value, here) if name in _PARSERS else value for name, value in merged.items()}
-    return Workload(**{"requests": _requests(parsed), **parsed})
+    parsed = {name: _PARSERS[name](value, here) for name, value in merged.items() if name in _PARSERS}
+    parsed = {**merged, **parsed}
+    if "classes" in merged:
+        lengths = {name: parsed.get(name, _DEFAULTS[name]) for name in ("prompt_tokens", "output_tokens")}
+        parsed["classes"] = _classes(merged["classes"], here, lengths)
+    for source, lengths_of in (("dataset", {"prompt_tokens"}), ("trace", {"prompt_tokens", "output_tokens"})):
+        if parsed.get(source) and (twice := sorted(lengths_of & given)):
+            raise PlanError(f"{twice[0]} and {source}: lengths come from the one or the other; leave {twice[0]} out")
+    workload = Workload(**{"requests": _requests(parsed), **parsed})
+    if workload.trace and workload.requests > (most := len(read_trace(workload.trace))):
+        raise PlanError(f"requests={workload.requests}: the trace has only {most} arrivals; send as many at most")
+    return workload
 
 
 def _requests(parsed: Mapping[str, Any]) -> int:
@@ -284,7 +303,7 @@ def _requests(parsed: Mapping[str, Any]) -> int:
     return max(-(-DEFAULT_REQUESTS // turns) * turns, 0 if parsed.get("rate") else least)
 
 
-def _classes(value: object, folder: Path) -> tuple[RequestClass, ...]:
+def _classes(value: object, folder: Path, usual: Mapping[str, int | Lengths]) -> tuple[RequestClass, ...]:
     if not isinstance(value, dict) or not all(isinstance(one, dict) for one in value.values()):
         raise PlanError(f"classes={value!r}: must be a dict of dicts, e.g. {{'short': {{'share': 0.8, 'prompt_tokens': 64}}}}")
     found = []
@@ -296,10 +315,7 @@ def _classes(value: object, folder: Path) -> tuple[RequestClass, ...]:
             raise PlanError(f"classes: {name}: unknown argument {unknown[0]!r}; known are share, prompt_tokens, output_tokens,"
                             " extra_body, lora")  # fmt: skip
         share = _positive(f"classes: {name}: share", given.get("share", 1))
-        lengths = {
-            key: parse_lengths(f"classes: {name}: {key}", given.get(key, _DEFAULTS[key]), folder)
-            for key in ("prompt_tokens", "output_tokens")
-        }
+        lengths = {key: parse_lengths(f"classes: {name}: {key}", given.get(key, length), folder) for key, length in usual.items()}
         body = _json(given.get("extra_body", {}), f"classes: {name}: extra_body")
         found.append(RequestClass(name, share, **lengths, extra_body=body, lora=str(given.get("lora", ""))))
     return tuple(found)
@@ -309,6 +325,12 @@ def _positive(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise PlanError(f"{name}={value!r}: must be a number above 0")
     return float(value)
+
+
+def _switch(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise PlanError(f"{name}={value!r}: must be True or False")
+    return value
 
 
 def _json(value: object, name: str) -> str:
@@ -342,7 +364,9 @@ _PARSERS: dict[str, Any] = {
     "trace": lambda value, folder: _checked("trace", value, folder, read_trace),
     "dataset": lambda value, folder: _checked("dataset", value, folder, read_dataset),
     "speed": lambda value, _: _positive("speed", value),
-    "classes": _classes,
+    "prefix_tokens": lambda value, _: 0 if value == 0 and value is not False else degree("prefix_tokens", value),
+    "stream": lambda value, _: _switch("stream", value),
+    "arrivals": lambda value, _: str(value),
     "extra_body": lambda value, _: _json(value, "extra_body"),
     "slo": _slo,
     "lora": _names,

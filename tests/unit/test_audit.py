@@ -77,6 +77,12 @@ def test_prefix_hits_are_expected_where_prompts_share_something(shape: dict[str,
     assert problems(told=replace(TOLD, prefix_hit_tokens=160), workload=workload_from(Axes(), shape)) == []
 
 
+def test_a_chat_template_may_be_found_in_front_of_every_prompt() -> None:
+    chat = workload_from(Axes(), {"api": "chat"})
+    assert problems(told=replace(TOLD, prefix_hit_tokens=4 * 32), workload=chat) == []
+    assert problems(told=replace(TOLD, prefix_hit_tokens=4 * 320), workload=chat)
+
+
 @pytest.mark.parametrize(("requests", "warned"), [(8, True), (23, True), (24, False), (100, False)])
 def test_too_few_requests_for_a_steady_window_are_a_warning_with_the_number_needed(requests: int, warned: bool) -> None:
     found = audit.warnings(Workload(requests=requests), [{}])
@@ -101,3 +107,13 @@ def measured(speed: float, *, cpu: float = 0.05, delay_s: float = 0.0001) -> Mea
 )
 def test_who_limits_a_server_is_named_with_the_figures(online: Measurement, limit: str) -> None:
     assert online.limited_by(measured(1000)).startswith(limit)
+
+
+def test_a_limit_is_not_named_where_it_cannot_be_seen() -> None:
+    alone = measured(1000)
+    for other in ({"rate": 5}, {"requests": 33}):
+        sent = workload_from(Axes(), other)
+        with pytest.raises(ValueError, match="what limits is seen where"):
+            replace(measured(900), case=Case("y", EngineSpec(), sent)).limited_by(alone)
+    few = Launch("1", "", (Round({"output_tokens_per_s": 980.0, "e2e_p50_s": 1.0}),), {})
+    assert replace(alone, launches=(few,)).limited_by(alone).startswith("engine")

@@ -10,6 +10,7 @@ import itertools
 import json
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -383,3 +384,41 @@ def test_events_that_end_with_carriage_returns_are_read_too() -> None:
     wire = head + f"{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n"
     record = parse_response([(7_000_000_000, wire)], sent_ns=1, wanted=1)
     assert (record.error, record.output_tokens, record.token_times_s) == (None, 1, (7.0,))
+
+
+# ------------------------------------------------------------------------------------------------ counted, not decoded
+
+
+@settings(PATIENT, max_examples=300)
+@given(data=st.data(), chat=st.booleans(), has_ids=st.booleans())
+def test_counting_events_comes_to_what_decoding_them_does(data: st.DataObject, chat: bool, has_ids: bool) -> None:
+    texts = data.draw(st.lists(st.sampled_from(["a", " b", "", 'q"uote', "data: x", '"text":"', "\n\n"]), max_size=6))
+    events = [b": ping\n\n"] if data.draw(st.booleans()) else []
+    if chat:
+        events.append(b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n')
+    for text in texts:
+        ids = data.draw(st.lists(st.integers(0, 9), max_size=2)) if has_ids else None
+        said = {"delta": {"content": text}} if chat else {"text": text}
+        events.append(_data([{"index": 0, **said, "token_ids": ids}], None))
+    extra = st.sampled_from([b'data: {"error":{"message":"late"}}\n\n', b"event: x\n" + EVENT_LINE, b'data: {"choices":[]}\n\n'])
+    events += data.draw(st.lists(extra, max_size=1))
+    count = data.draw(st.integers(0, 8))
+    wire = encode([*events, usage_event(4, count), DONE], cuts=data.draw(st.none() | st.just([30])))
+    reads = split(wire.data, data.draw(st.lists(st.sampled_from([0, *wire.ends, len(wire.data)]), max_size=6)))
+    exact = parse_slowly(reads, count)
+    assert parse_response(reads, sent_ns=SENT_NS, wanted=count) == exact
+
+
+EVENT_LINE = b'data: {"choices":[{"text":"z","token_ids":[3]}]}\n\n'
+
+
+def parse_slowly(reads: list[tuple[int, bytes]], wanted: int) -> RequestRecord:
+    with mock.patch.object(response, "_counted", return_value=None):
+        return parse_response(reads, sent_ns=SENT_NS, wanted=wanted)
+
+
+def test_what_vllm_sends_is_counted() -> None:
+    wire = encode(stream(5))
+    reads = split(wire.data, [len(HEAD), *(end + 2 for end in wire.ends)])
+    assert response._counted(reads, wire.data) is not None
+    assert parse_response(reads, sent_ns=SENT_NS, wanted=5) == parse_slowly(reads, 5)

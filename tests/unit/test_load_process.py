@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import queue
+import select
 import socket
 import ssl
 import threading
@@ -28,6 +29,8 @@ from pytest_llmperf.traffic import Workload, workload_from
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from pytest_llmperf.measure.response import RequestRecord
 
 FAST = Clock(step_s=1e-3, sequence_s=0.0, prefill_token_s=0.0)
 ONE_BLOCK = Workload(prompt_tokens=6, output_tokens=8, requests=64, concurrency=8)
@@ -572,7 +575,18 @@ def test_several_processes_send_what_one_would(workload: Workload) -> None:
 def test_more_processes_than_requests_in_flight_do_no_harm() -> None:
     with SimulatedEngine(Options(clock=FAST)) as engine, LoadClient(3) as client:
         log = play(client, engine.url, wanted(concurrency=2))
-    assert (errors(log), log.processes) == ([], 2)
+    assert (errors(log), log.processes, len(log.records)) == ([], 2, 32)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("workload", [wanted(concurrency=1), wanted(rate=500), wanted(turns=4, concurrency=2)])
+def test_no_request_is_lost_between_processes(processes: int, workload: Workload) -> None:
+    drawn = prompts(workload, 0, vocabulary=None, nonce="case")
+    how = {"concurrency": workload.concurrency, "request_timeout_s": 1, "stall_timeout_s": 1}
+    parts = Endpoint("http://h", "m").plan(drawn, **how).split(processes)
+    assert sorted(itertools.chain.from_iterable(mine for _, mine in parts)) == list(range(32))
+    if not workload.is_open:
+        assert sum(part.concurrency for part, _ in parts) == workload.concurrency
 
 
 def test_records_come_back_in_the_order_of_the_requests() -> None:
@@ -581,3 +595,83 @@ def test_records_come_back_in_the_order_of_the_requests() -> None:
     with SimulatedEngine(Options(clock=FAST)) as engine, LoadClient(2) as client:
         log = play(client, engine.url, workload)
     assert [record.prompt_tokens for record in log.records] == expected
+
+
+# ------------------------------------------------------------------------------------------------ odder servers
+
+EVENT = b'data: {"choices":[{"text":"a","token_ids":[1]}]}'
+CRLF_EVENTS = b"".join(
+    b"%x\r\n%b\r\n" % (len(one), one)
+    for one in (EVENT + b"\r\n\r\n", EVENT + b"\r\n\r\n", USAGE.strip() + b"\r\n\r\n", b"data: [DONE]\r\n\r\n", b"")
+)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\n" + CHUNKED,
+        b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + SIZED,
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + CRLF_EVENTS,
+    ],
+    ids=["100", "103", "events that end with CRLF"],
+)
+@pytest.mark.parametrize("piece", [None, 1, 7])
+def test_what_http_allows_is_read_too(client: LoadClient, data: bytes, piece: int | None) -> None:
+    with server(answering(data, piece=piece)) as url:
+        log = play(client, url, SMALL, stall_s=3)
+    assert (errors(log), log.stalled) == ([], False)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        SIZED.replace(b"content-length: ", b"content-length: " + b"9" * 5000),
+        CHUNKED.replace(b'"prompt_tokens":3', b'"prompt_tokens":99999999999999999999999'),
+    ],
+    ids=["length", "usage"],
+)
+def test_numbers_beyond_all_bounds_are_an_error_of_their_request(client: LoadClient, data: bytes) -> None:
+    with server(answering(data, keep=False)) as url:
+        log = play(client, url, SMALL, stall_s=3)
+    assert len(log.records) == 12
+    assert [one.error for one in play_again(client)] == [None] * 4
+
+
+def play_again(client: LoadClient) -> tuple[RequestRecord, ...]:
+    """Return what a sound server brings: the process is alive."""
+    with server(answering(CHUNKED)) as url:
+        return play(client, url, wanted(output_tokens=2, requests=4, concurrency=2)).records
+
+
+def test_a_connection_that_breaks_late_is_no_idle_one_and_is_not_tried_again(client: LoadClient) -> None:
+    count = itertools.count()
+
+    def answer(connection: socket.socket) -> bool:
+        if next(count) % 2 == 0:
+            connection.sendall(CHUNKED)
+            return True
+        select.select([], [], [], 1.2)  # it has worked on the request, for longer than a closing connection takes
+        return False
+
+    with server(answer) as url:
+        log = play(client, url, wanted(output_tokens=2, requests=4, concurrency=1))
+    assert len(errors(log)) == 2
+
+
+def test_a_server_that_goes_away_in_an_open_loop_is_an_error_of_what_follows(client: LoadClient) -> None:
+    with server(answering(CHUNKED, keep=False)) as url:
+        pass
+    with contextlib.ExitStack() as stack:
+        port = int(url.rpartition(":")[2])
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", port), backlog=64))
+        thread = threading.Thread(target=lambda: [listener.accept()[0].close() for _ in range(32)], daemon=True)
+        thread.start()
+        plan = Endpoint(url, "m").plan(
+            prompts(wanted(rate=200, requests=60, output_tokens=2), 0, vocabulary=None, nonce="x"),
+            concurrency=1, request_timeout_s=5, stall_timeout_s=5,
+        )  # fmt: skip
+        closing = threading.Thread(target=lambda: (thread.join(10), listener.close()), daemon=True)
+        closing.start()
+        log = client.play(plan)
+    assert len(log.records) == 60
+    assert len(errors(log)) == 60

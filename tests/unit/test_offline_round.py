@@ -88,7 +88,7 @@ def test_no_more_are_in_flight_than_asked_for_and_every_token_has_a_time() -> No
         times = [record["sent_s"], *record["token_times_s"], record["end_s"]]
         assert times == sorted(times)
         assert record["prompt_tokens"] == 3
-        assert "error" not in record
+        assert record["error"] is None
 
 
 def test_a_turn_waits_for_the_one_before_it() -> None:

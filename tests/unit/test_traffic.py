@@ -74,6 +74,12 @@ def test_lengths_from_a_file_are_fingerprinted_by_what_stands_in_it(tmp_path: Pa
         ({"extra_body": {"x": float("inf")}}, "cannot be written as JSON"),
         ({"api": "embeddings"}, "api='embeddings': must be one of completions, chat"),
         ({"lora": []}, "lora=[]: must be the name of an adapter"),
+        ({"classes": {"a": {}, "b": {}, "c": {}}, "turns": 2, "requests": 4, "concurrency": 2}, "too few for 3 classes"),
+        ({"arrivals": "constant"}, "arrivals='constant': only requests that are sent at a rate arrive so"),
+        ({"rate": 2, "arrivals": 0.5}, "arrivals='0.5': must be"),
+        ({"prefix_tokens": -5}, "prefix_tokens=-5: the smallest value is 1"),
+        ({"stream": "no"}, "stream='no': must be True or False"),
+        ({"prompt_tokens": "uniform(1.5, 1.9)"}, "must be a number of tokens"),
         ({"tokens": 5}, "llmperf(tokens=...): unknown workload argument"),
     ],
 )
@@ -98,6 +104,16 @@ def test_a_trace_has_as_many_requests_as_lines_unless_a_test_says_otherwise(tmp_
     (tmp_path / "trace.jsonl").write_text("\n".join(json.dumps(line | {"timestamp": 1000 * n}) for n in range(7)))
     assert workload(tmp_path, trace="trace.jsonl").requests == 7
     assert workload(tmp_path, trace="trace.jsonl", requests=3).requests == 3
+    with pytest.raises(PlanError, match="the trace has only 7 arrivals"):
+        workload(tmp_path, trace="trace.jsonl", requests=8)
+    with pytest.raises(PlanError, match="prompt_tokens and trace: lengths come from the one or the other"):
+        workload(tmp_path, trace="trace.jsonl", prompt_tokens=5)
+
+
+def test_the_callers_form_of_load_wins_over_the_fixtures() -> None:
+    assert workload_from(Axes(), {"rate": 5}, {"concurrency": 4}).is_open is False
+    assert workload_from(Axes(rate=3.0), {"concurrency": 4}).is_open is False
+    assert workload_from(Axes(), {"concurrency": 4}, {"rate": 5}).is_open
 
 
 def test_a_class_has_its_share_of_the_requests_and_of_the_mean_length() -> None:

@@ -221,8 +221,26 @@ def test_a_dataset_gives_messages_to_a_chat_and_the_question_to_a_completion(tmp
     said = [{"from": "gpt", "value": "Hello"}, {"from": "human", "value": "Why?"}]
     (tmp_path / "s.json").write_text(json.dumps([{"conversations": said}] * 3))
     chat, plain = (draw(made(tmp_path, dataset="s.json", api=api)) for api in ("chat", "completions"))
-    assert {one.messages for one in chat} == {(("assistant", "Hello"), ("user", "Why?"))}
-    assert {one.text for one in plain} == {"Why?"}
+    for one in chat:
+        (role, text), question = one.messages
+        assert (role, text.partition(": ")[2], question) == ("assistant", "Hello", ("user", "Why?"))
+    assert {one.text.partition(": ")[2] for one in plain} == {"Why?"}
+    # A mark of its own in front of each: no round finds another one's prompts in a prefix cache.
+    again = draw(made(tmp_path, dataset="s.json", api="completions"), 1)
+    assert len({one.text for one in (*plain, *again)}) == 64
+
+
+def test_a_rate_is_one_of_requests_whatever_their_conversations() -> None:
+    drawn = draw(made(rate=10, turns=4, requests=400))
+    assert max(one.due_s or 0 for one in drawn) == pytest.approx(40, rel=0.05)
+
+
+def test_a_class_that_says_no_lengths_has_those_of_the_call() -> None:
+    drawn = draw(made(prompt_tokens=10, output_tokens=200, classes={"short": {}, "long": {"prompt_tokens": 90}}))
+    assert {(one.request_class, len(one.token_ids), one.output_tokens) for one in drawn} == {
+        ("short", 10, 200),
+        ("long", 90, 200),
+    }
 
 
 def test_bodies_and_adapters_come_from_the_class_over_the_workload() -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.judge.verdict import Status, judge
 from pytest_llmperf.measure import Measurement, Round
 from pytest_llmperf.measure.metrics import find
 from pytest_llmperf.plan import Case, EngineSpec
-from pytest_llmperf.traffic import Workload
+from pytest_llmperf.traffic import Lengths, RequestClass, Workload, parse_lengths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -72,10 +73,17 @@ def self_test(stored: Baseline, gated: Mapping[str, Tolerance], design: Design, 
 
 def _case(stored: Baseline) -> Case:
     """Return the case as far as verdicts ask for it: how many values a percentile has."""
-    known = {name: stored.workload[name] for name in ("requests", "output_tokens") if name in stored.workload}
-    if "file(" in str(known.get("output_tokens")):
-        del known["output_tokens"]
-    return Case(stored.case_id, EngineSpec(), Workload(**known, concurrency=1))
+    known = {name: stored.workload[name] for name in ("requests",) if name in stored.workload}
+    known["output_tokens"] = _lengths(stored.workload.get("output_tokens", Workload.output_tokens))
+    classes = tuple(
+        RequestClass(one["name"], one["share"], 1, _lengths(one["output_tokens"])) for one in stored.workload.get("classes", ())
+    )
+    return Case(stored.case_id, EngineSpec(), Workload(**known, concurrency=1, classes=classes))
+
+
+def _lengths(stored: Any) -> int | Lengths:
+    """Return lengths as they are stored; those of a file, which is not at hand, are the usual ones."""
+    return parse_lengths("output_tokens", Workload.output_tokens if "file(" in str(stored) else stored, Path())
 
 
 def _changed(stored: Baseline, metric: Metric, apply: Callable[[float], float | None], count: int) -> tuple[Launch, ...]:

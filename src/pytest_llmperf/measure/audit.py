@@ -28,6 +28,8 @@ _BOTTLENECK = 0.95
 _LATE_SHARE = 0.05
 _LATE_S = 0.02
 """Requests were sent late when they were by both, on average: this share of their E2E latency, and this many seconds."""
+_TEMPLATE_TOKENS = 128
+"""A chat template may put so many tokens in front of every prompt, which a prefix cache then finds."""
 _ALIKE = 0.95
 """A server that reaches this share of the engine's own throughput does not limit it."""
 _WAVES = 3
@@ -51,7 +53,8 @@ def problems(log: RoundLog, told: Telemetry, workload: Workload) -> list[str]:
     found = failures(log.records)
     if told.restarted:
         found.append("the engine's counters went down: it was restarted during the round")
-    if told.prefix_hit_tokens and not workload.shares_prompts:
+    template = _TEMPLATE_TOKENS * len(log.records) if workload.api == "chat" else 0
+    if (told.prefix_hit_tokens or 0) > template and not workload.shares_prompts:
         found.append(
             f"{told.prefix_hit_tokens:,.0f} prompt tokens came from the prefix cache, though no two prompts are alike:"
             " the endpoint was sent these prompts before; restart it or change the workload's seed"
@@ -97,8 +100,21 @@ def warnings(workload: Workload, rounds: Sequence[Mapping[str, float | None]]) -
 
 def limit(online: Measurement, offline: Measurement) -> str:
     """Return who limits an engine behind a server: `client`, `front end` or `engine`, and the figures that say so."""
+    sent, alike = online.case.workload, online.case.workload.fingerprint == offline.case.workload.fingerprint
+    if sent.is_open or not alike:
+        raise ValueError(
+            "limited_by: what limits is seen where requests are sent as fast as they are answered, and of one workload;"
+            f" {online.case.id} and {offline.case.id} are {'sent at a rate' if sent.is_open else 'two workloads'}"
+        )
+
+    def told(metric: str) -> float:
+        try:
+            return online[metric]
+        except KeyError:
+            return 0.0  # no load process took part, or no request had to wait for another
+
     served, alone = online["output_tokens_per_s"], offline["output_tokens_per_s"]
-    share, cpu, delay_s, e2e_s = served / alone, online["client_cpu_cores"], online["send_delay_p99_s"], online["e2e_p50_s"]
+    share, cpu, delay_s, e2e_s = served / alone, told("client_cpu_cores"), told("send_delay_p99_s"), online["e2e_p50_s"]
     figures = f"{served:,.0f} tok/s behind the server, {alone:,.0f} without ({share:.0%}); the client took {cpu:.0%} of a core"
     if cpu > _BUSY or delay_s > max(_LATE_S, _LATE_SHARE * e2e_s):
         return f"client: {figures}, and 1 % of its requests were {delay_s * 1e3:.1f} ms late or more"

@@ -6,6 +6,7 @@ does not keep up there can be several: each then has its share of the conversati
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -60,13 +61,12 @@ class RoundPlan:
     def split(self, parts: int) -> list[tuple[RoundPlan, list[int]]]:
         """Return plans for so many processes, each with the indices of its requests; conversations stay whole."""
         talks = self.conversations()
+        # In a closed loop each process has at least one request in flight.
+        parts = max(1, min(parts, len(talks), len(talks) if self.due_ns else self.concurrency))
         found = []
-        for part in range(min(parts, len(talks))):
+        for part in range(parts):
             mine = list(chain.from_iterable(talks[part::parts]))
-            share = len(range(part, self.concurrency, parts))
-            if not share:
-                break
-            found.append((self._only(mine, share), mine))
+            found.append((self._only(mine, max(1, len(range(part, self.concurrency, parts)))), mine))
         return found
 
     def _only(self, indices: Sequence[int], concurrency: int) -> RoundPlan:
@@ -90,6 +90,8 @@ class RoundLog:
     """CPU time of the busiest load process during the round."""
     busy_s: float = 0.0
     """Seconds from that process's first request to its last response."""
+    parse_s: float = 0.0
+    """CPU time that it took after the round, for what it had not parsed in time."""
     clock_set: bool = False
     """The wall clock, which kernel stamps are on, was set during the round."""
     processes: int = 1
@@ -145,10 +147,10 @@ class LoadClient:
         for process, _ in active:
             process.write(start_ns.to_bytes(8, "big"))
         logs = [msgspec.msgpack.decode(process.read(), type=RoundLog) for process, _ in active]
-        for log, (part, _) in zip(logs, shares, strict=True):
-            if len(log.records) != len(part.requests):
-                raise ClientError(f"the load process answered for {len(log.records)} requests, not {len(part.requests)}")
-        return _joined(logs, [indices for _, indices in shares])
+        joined = _joined(logs, [indices for _, indices in shares])
+        if len(joined.records) != len(plan.requests):
+            raise ClientError(f"the load processes answered for {len(joined.records)} requests, not {len(plan.requests)}")
+        return joined
 
 
 def _joined(logs: Sequence[RoundLog], places: Sequence[Sequence[int]]) -> RoundLog:
@@ -164,6 +166,7 @@ def _joined(logs: Sequence[RoundLog], places: Sequence[Sequence[int]]) -> RoundL
         clock_stamps=sum(log.clock_stamps for log in logs),
         cpu_s=busiest.cpu_s,
         busy_s=busiest.busy_s,
+        parse_s=busiest.parse_s,
         clock_set=any(log.clock_set for log in logs),
         processes=len(logs),
     )
@@ -210,7 +213,8 @@ class _Process:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
-                pipe.close()
+                with contextlib.suppress(OSError):  # what was not written any more can never be
+                    pipe.close()
 
 
 @dataclass(frozen=True)

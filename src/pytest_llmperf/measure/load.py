@@ -9,7 +9,10 @@ It reads plans from stdin and writes logs to stdout, each with its length in fro
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
+import os
+import re
 import select
 import socket
 import ssl
@@ -18,12 +21,12 @@ import sys
 import time
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pytest_llmperf.measure.client import RoundLog, RoundPlan
-from pytest_llmperf.measure.response import RequestRecord, ends_chunks, is_chunked, parse_response
+from pytest_llmperf.measure.response import RequestRecord, is_chunked, parse_response, skip_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,13 +48,17 @@ _SPARE = 32
 _LOOK_S = 0.25
 """How often time-outs are looked at."""
 _CLOCK_SET_NS = 1_000_000
+_AT_ONCE_NS = 1_000_000_000
+"""A server that closes a connection within this time has not worked on the request."""
 _encode = msgspec.msgpack.Encoder().encode
 
 
 class _Exchange:
     """One request on its way: what is still to be sent, and the reads of its response."""
 
-    __slots__ = ("chunked", "closes", "from_ns", "head", "index", "length", "reads", "received", "retried", "sent_ns", "unsent")
+    __slots__ = (
+        "chunked", "closes", "from_ns", "head", "index", "length", "reads", "received", "rest", "retried", "sent_ns", "unsent",
+    )  # fmt: skip
 
     def __init__(self, index: int, request: bytes, from_ns: int, *, retried: bool = False) -> None:
         self.index = index
@@ -67,6 +74,8 @@ class _Exchange:
         self.length: int | None = None
         self.closes = False
         """The server said that it closes the connection behind this response."""
+        self.rest: bytes | None = None
+        """What of an unusual body has not been followed chunk by chunk yet; None while it is as usual."""
         self.retried = retried
 
     def is_complete(self, data: bytes) -> bool:
@@ -75,33 +84,41 @@ class _Exchange:
             return False
         if not self.chunked:
             return self.length is not None and self.received >= self.length
-        if data.endswith(_LAST_CHUNK):
-            return True
-        if len(data) >= len(_LAST_CHUNK) and not data.endswith(b"\r\n\r\n"):
-            return False
-        # The last bytes came in several reads, or a trailer follows the last chunk: look at all of it.
-        tail = b"".join(piece for _, piece in self.reads[-8:])[-4:]
-        return tail == b"\r\n\r\n" and ends_chunks(b"".join(piece for _, piece in self.reads), self.head)
+        if self.rest is None:
+            if data.endswith(_LAST_CHUNK):
+                return True
+            if data.endswith(b"\n\n\r\n") or self.received == self.head:
+                return False
+            # The last bytes came in several reads, or a trailer follows the last chunk, or events end in another way.
+            self.rest = b"".join(piece for _, piece in self.reads)[self.head :]
+        else:
+            self.rest += data
+        self.rest, complete = skip_chunks(self.rest)
+        return complete
 
     def _read_head(self) -> bool:
-        head, separator, _ = b"".join(piece for _, piece in self.reads).partition(b"\r\n\r\n")
+        wire = b"".join(piece for _, piece in self.reads)
+        head, separator, body = wire.partition(b"\r\n\r\n")
         if not separator:
             return False
+        if re.match(rb"HTTP/1\.1 1\d\d ", head):  # "100 Continue" and the like come before the response
+            self.reads = [(self.reads[-1][0], body)] if body else []
+            self.received = len(body)
+            return bool(body) and self._read_head()
         self.head = len(head) + 4
         self.chunked = is_chunked(head)
         self.closes = b"\r\nconnection: close" in head.lower()
-        for line in head.lower().split(b"\r\n"):
-            if line.startswith(b"content-length:") and line[15:].strip().isdigit():
-                self.length = self.head + int(line[15:])
+        if found := re.search(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*(?:\r\n|$)", head, re.I):
+            self.length = self.head + int(found[1])
         return True
 
 
 class _Connection:
     """A socket, what is on its way on it, and the requests of the conversation that follow."""
 
-    __slots__ = ("exchange", "fd", "queue", "raw", "receive", "secure", "waits")
+    __slots__ = ("dialed_s", "exchange", "fd", "queue", "raw", "receive", "rested", "secure", "waits")
 
-    def __init__(self, raw: socket.socket, secure: _Tls | None) -> None:
+    def __init__(self, raw: socket.socket, secure: _Tls | None, *, dialed_s: float | None = None) -> None:
         self.raw = raw
         self.receive = raw.recvmsg_into
         self.fd = raw.fileno()
@@ -110,39 +127,46 @@ class _Connection:
         self.queue: deque[int] = deque()
         self.waits = False
         """The kernel takes no more bytes to send for now."""
+        self.dialed_s = dialed_s
+        """When it began to be made, None once it is usable."""
+        self.rested = False
+        """It was open before its present request was sent, so that the server may have closed it meanwhile."""
 
 
 class _Tls:
     """TLS over a socket that is read by ourselves, so that the kernel's stamps are there."""
 
-    def __init__(self, raw: socket.socket, context: ssl.SSLContext, host: str) -> None:
-        """Shake hands, on a socket that still blocks."""
-        self._raw = raw
+    def __init__(self, context: ssl.SSLContext, host: str) -> None:
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._in, self._out, server_hostname=host)
-        while True:
-            try:
-                self._tls.do_handshake()
-                raw.sendall(self._out.read())
-                return
-            except ssl.SSLWantReadError:
-                raw.sendall(self._out.read())
-                data = raw.recv(_READ_BYTES)
-                if not data:
-                    raise ConnectionError("the server closed the connection during the TLS handshake") from None
-                self._in.write(data)
+        self.closed = False
+        """The server has said that nothing more comes."""
+
+    def shake_hands(self, data: bytes) -> tuple[bytes, bool]:
+        """Take what came, and return what is to be sent and whether that was all; raises OSError where they don't agree."""
+        self._in.write(data)
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return self._out.read(), False
+        return self._out.read(), True
 
     def encrypted(self, data: bytes) -> bytes:
         self._tls.write(data)
         return self._out.read()
 
     def decrypted(self, data: bytes) -> bytes:
-        """Return what these bytes bring, which may be nothing yet; raises OSError for a broken or closed stream."""
+        """Return what these bytes bring, which may be nothing yet; raises OSError for a broken stream."""
         self._in.write(data)
         found = []
-        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+        try:
             while piece := self._tls.read(_READ_BYTES):
                 found.append(piece)
+            self.closed = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.closed = True
         return b"".join(found)
 
 
@@ -158,11 +182,11 @@ class _Round:
         self.in_flight = 0
         self.finished: deque[tuple[_Exchange, str | None]] = deque()
         self.unparsed = 0
-        self.answered = False
         self.records: dict[int, bytes] = {}
         """Encoded at once: as objects the times of a million tokens would take four times the memory."""
         self.kernel_stamps = self.clock_stamps = 0
         self.tls = ssl.create_default_context() if plan.tls else None
+        self.address: tuple[socket.AddressFamily, Any] | None = None
         self.offset_ns = time.time_ns() - time.monotonic_ns()
         self.start_ns = 0
         self.waited_s = 1.0
@@ -172,19 +196,86 @@ class _Round:
     # -- connections
 
     def connect(self) -> _Connection:
-        """Return a new connection, or raise OSError."""
+        """Return a connection that is made now, before the round begins, or raise OSError."""
         raw = socket.create_connection((self.plan.host, self.plan.port), timeout=_CONNECT_TIMEOUT_S)
         try:
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            raw.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-            connection = _Connection(raw, _Tls(raw, self.tls, self.plan.host) if self.tls else None)
+            self.address = raw.family, raw.getpeername()
+            secure = self.secured()
+            if secure:
+                out, done = secure.shake_hands(b"")
+                while not done:
+                    raw.sendall(out)
+                    data = raw.recv(_READ_BYTES)
+                    if not data:
+                        raise ConnectionError("the server closed the connection during the TLS handshake")
+                    out, done = secure.shake_hands(data)
+                raw.sendall(out)
         except BaseException:
             raw.close()
             raise
+        return self.added(_Connection(raw, secure), select.EPOLLIN)
+
+    def dial(self) -> _Connection:
+        """Return a connection that is being made, while others are served; it sends when it is usable."""
+        assert self.address is not None  # the round began with a connection
+        family, address = self.address
+        raw = socket.socket(family, socket.SOCK_STREAM)
         raw.setblocking(False)
-        self.epoll.register(connection.fd, select.EPOLLIN)
+        code = raw.connect_ex(address)
+        if code not in (0, errno.EINPROGRESS):
+            raw.close()
+            raise OSError(code, os.strerror(code))
+        connection = _Connection(raw, self.secured(), dialed_s=time.monotonic())
+        return self.added(connection, select.EPOLLIN | select.EPOLLOUT)
+
+    def secured(self) -> _Tls | None:
+        return _Tls(self.tls, self.plan.host) if self.tls else None
+
+    def added(self, connection: _Connection, mask: int) -> _Connection:
+        connection.raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.raw.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        connection.raw.setblocking(False)
+        self.epoll.register(connection.fd, mask)
         self.connections[connection.fd] = connection
         return connection
+
+    def establish(self, connection: _Connection) -> None:
+        """Go on with making a connection, and send what waits for it."""
+        data = b""
+        try:
+            if code := connection.raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(code, os.strerror(code))
+            if connection.secure:
+                with contextlib.suppress(BlockingIOError):
+                    data = connection.raw.recv(_READ_BYTES)
+                    if not data:
+                        raise ConnectionError("the server closed the connection during the TLS handshake")
+                out, done = connection.secure.shake_hands(data)
+                # A few hundred bytes on a connection that has carried nothing yet: the kernel takes them.
+                if out:
+                    connection.raw.send(out)
+                if not done:
+                    self.epoll.modify(connection.fd, select.EPOLLIN)
+                    return
+        except OSError as error:
+            self.unreachable(connection, error)
+            return
+        connection.dialed_s = None
+        self.epoll.modify(connection.fd, select.EPOLLIN)
+        exchange = connection.exchange
+        assert exchange is not None
+        self.in_flight -= 1  # `start` counts it again
+        self.start(connection, exchange)
+
+    def unreachable(self, connection: _Connection, error: OSError) -> None:
+        """Lose what a connection was made for, and all that was to follow: the others would only wait as long."""
+        assert connection.exchange is not None
+        self.in_flight -= 1
+        lost = deque([connection.exchange.index, *connection.queue])
+        while self.talks:
+            lost.extend(self.talks.popleft())
+        self.lose(lost, f"cannot connect: {error}")
+        self.drop(connection)
 
     def drop(self, connection: _Connection) -> None:
         del self.connections[connection.fd]
@@ -195,7 +286,10 @@ class _Round:
     def start(self, connection: _Connection, exchange: _Exchange) -> None:
         connection.exchange = exchange
         self.in_flight += 1
-        exchange.sent_ns = time.monotonic_ns()
+        if connection.dialed_s is not None:
+            return  # it is sent as soon as there is somebody to send it to
+        # One that is sent again counts from the first time: whoever closed the connection, it is the user who waits.
+        exchange.sent_ns = exchange.sent_ns or time.monotonic_ns()
         if connection.secure:
             exchange.unsent = memoryview(connection.secure.encrypted(bytes(exchange.unsent)))
         self.send(connection, exchange)
@@ -219,6 +313,7 @@ class _Round:
             connection.queue.extend(self.talks.popleft())
         if not connection.queue:
             if self.plan.due_ns:
+                connection.rested = True
                 self.idle.append(connection)
             return
         index = connection.queue.popleft()
@@ -233,7 +328,7 @@ class _Round:
                 return due - now
             talk = deque(self.talks.popleft())
             try:
-                connection = self.idle.pop() if self.idle else self.connect()
+                connection = self.idle.pop() if self.idle else self.dial()
             except OSError as error:
                 self.lose(talk, f"cannot connect: {error}")
                 continue
@@ -259,6 +354,8 @@ class _Round:
                 self.advance(connection, 0)
         else:
             self.idle = list(self.connections.values())
+            for connection in self.idle:
+                connection.rested = True
         last_read_s = look_s = time.monotonic()
         while True:
             until_ns = self.send_due() if self.plan.due_ns else 1 << 62
@@ -275,14 +372,17 @@ class _Round:
             if now_s - look_s > _LOOK_S:
                 look_s = now_s
                 self.abandon(f"not complete after {self.plan.request_timeout_s:g} s", self.is_overdue)
+                for connection in list(self.connections.values()):
+                    if connection.dialed_s is not None and now_s - connection.dialed_s > _CONNECT_TIMEOUT_S:
+                        self.unreachable(connection, TimeoutError("timed out"))
 
     def receive(self, until_ns: int) -> bool:
         """Read what has arrived; else parse, or wait until something arrives, at most `until_ns`. Return whether bytes came."""
+        while self.unparsed > _UNPARSED_BYTES:
+            self.parse()
         if self.finished and until_ns > _IDLE_NS:
             events = self.epoll.poll(0)
             if not events:
-                self.parse()
-            while self.unparsed > _UNPARSED_BYTES:
                 self.parse()
         else:
             events = self.wait(until_ns)
@@ -290,6 +390,9 @@ class _Round:
         for fd, mask in events:
             connection = self.connections.get(fd)
             if connection is None:
+                continue
+            if connection.dialed_s is not None:
+                self.establish(connection)
                 continue
             if mask & select.EPOLLOUT and connection.exchange is not None and connection.exchange.unsent:
                 self.send(connection, connection.exchange)
@@ -335,23 +438,30 @@ class _Round:
             except OSError as error:
                 self.closed(connection, f"TLS: {error}")
                 return False
-            if not data:
-                return True
         exchange = connection.exchange
         if exchange is None:
-            self.drop_idle(connection)  # bytes that nobody asked for
+            if data or not connection.secure or connection.secure.closed:
+                self.drop_idle(connection)  # bytes that nobody asked for, or an end
             return True
+        if data:
+            self.take(connection, exchange, stamp, data)
+        if connection.secure and connection.secure.closed and self.connections.get(connection.fd) is connection:
+            self.closed(connection, "the server closed the connection")
+        return True
+
+    def take(self, connection: _Connection, exchange: _Exchange, stamp: int, data: bytes) -> None:
         exchange.reads.append((stamp, data))
         exchange.received += len(data)
-        if exchange.head and exchange.chunked and data.endswith(b"}\n\n\r\n"):
-            return True  # an event of a stream: most reads end here
+        if exchange.chunked and exchange.rest is None and data.endswith(b"}\n\n\r\n"):
+            return  # an event of a stream: most reads end here
         if exchange.is_complete(data):
             self.finish(connection, None)
-            if exchange.closes:
+            # What was not even taken whole leaves a connection of which nobody knows where it stands.
+            if exchange.closes or exchange.unsent:
                 self.replace(connection, stamp)
             else:
+                connection.rested = True
                 self.advance(connection, stamp)
-        return True
 
     def closed(self, connection: _Connection, why: str) -> None:
         exchange = connection.exchange
@@ -359,10 +469,12 @@ class _Round:
             self.drop_idle(connection)
             return
         complete = exchange.head and not exchange.chunked and exchange.length is None
-        if not exchange.reads and not exchange.retried and self.answered:
+        at_once = time.monotonic_ns() - exchange.sent_ns < _AT_ONCE_NS
+        if not exchange.reads and not exchange.retried and connection.rested and at_once:
             # A kept-alive connection that the server had closed meanwhile: the request was never looked at.
             self.in_flight -= 1
             again = _Exchange(exchange.index, self.plan.requests[exchange.index], exchange.from_ns, retried=True)
+            again.sent_ns = exchange.sent_ns
             self.replace(connection, 0, again)
             return
         self.finish(connection, None if complete else f"{why} in the middle of the response")
@@ -380,7 +492,7 @@ class _Round:
         if not exchange and not queue and (self.plan.due_ns or not self.talks):
             return
         try:
-            fresh = self.connect()
+            fresh = self.dial()
         except OSError as error:
             lost = deque([exchange.index] if exchange else ())
             lost.extend(queue)
@@ -399,7 +511,6 @@ class _Round:
         assert exchange is not None
         connection.exchange = None
         self.in_flight -= 1
-        self.answered = True
         self.finished.append((exchange, error))
         self.unparsed += exchange.received
 
@@ -411,7 +522,7 @@ class _Round:
                 self.replace(connection, time.monotonic_ns())
 
     def is_overdue(self, exchange: _Exchange) -> bool:
-        return time.monotonic_ns() - exchange.sent_ns > self.plan.request_timeout_s * 1e9
+        return bool(exchange.sent_ns) and time.monotonic_ns() - exchange.sent_ns > self.plan.request_timeout_s * 1e9
 
     # -- parsing
 
@@ -420,6 +531,9 @@ class _Round:
         exchange, error = self.finished.popleft()
         self.unparsed -= exchange.received
         plan, index = self.plan, exchange.index
+        if not exchange.sent_ns:
+            self.records[index] = _encode(RequestRecord(None, error=error))
+            return
         record = parse_response(
             exchange.reads,
             sent_ns=exchange.sent_ns,
@@ -431,7 +545,12 @@ class _Round:
         is_first = not (plan.follows and plan.follows[index])
         due_s = (self.start_ns + plan.due_ns[index]) / 1e9 if plan.due_ns and is_first else None
         delay_s = (exchange.sent_ns - exchange.from_ns) / 1e9 if exchange.from_ns else None
-        self.records[index] = _encode(replace(record, due_s=due_s, delay_s=delay_s))
+        record = replace(record, due_s=due_s, delay_s=delay_s)
+        try:
+            self.records[index] = _encode(record)
+        except OverflowError:
+            wrong = f"usage says {record.prompt_tokens} prompt tokens and {record.output_tokens} tokens"
+            self.records[index] = _encode(replace(record, prompt_tokens=None, output_tokens=None, error=wrong))
 
 
 def play(plan: RoundPlan, started: Callable[[], int]) -> bytes:
@@ -457,9 +576,10 @@ def play(plan: RoundPlan, started: Callable[[], int]) -> bytes:
         cpu_s = time.process_time()
         stalled = state.run(start_ns)
         busy_s = (time.monotonic_ns() - start_ns) / 1e9
+        cpu_s, before_s = time.process_time() - cpu_s, time.process_time()
         while state.finished:
             state.parse()
-        cpu_s = time.process_time() - cpu_s
+        parse_s = time.process_time() - before_s
     finally:
         gc.enable()
         for connection in list(state.connections.values()):
@@ -473,6 +593,7 @@ def play(plan: RoundPlan, started: Callable[[], int]) -> bytes:
         clock_stamps=state.clock_stamps,
         cpu_s=cpu_s,
         busy_s=busy_s,
+        parse_s=parse_s,
         clock_set=abs(time.time_ns() - time.monotonic_ns() - state.offset_ns) > _CLOCK_SET_NS,
     )
     records = [msgspec.Raw(state.records.get(index, missing)) for index in range(len(plan.requests))]

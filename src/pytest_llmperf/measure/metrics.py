@@ -159,8 +159,9 @@ def _delay(record: RequestRecord) -> list[float]:
 
 
 def _steady_rate(sample: RoundSample) -> float | None:
-    if sample.steady is None:
-        return None
+    timed = all(len(record.token_times_s) == record.output_tokens for record in sample.complete)
+    if sample.steady is None or not timed:
+        return None  # without a stream, or with events of unknown length, nobody knows when a token came
     begin_s, end_s = sample.steady
     return sum(begin_s < at_s <= end_s for record in sample.complete for at_s in record.token_times_s) / (end_s - begin_s)
 

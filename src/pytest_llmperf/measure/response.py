@@ -54,6 +54,8 @@ class _Message(msgspec.Struct):
     role: str | None = None
     content: str | None = None
     reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: Any = None
 
 
 class _Choice(msgspec.Struct):
@@ -133,9 +135,10 @@ def _counted(reads: Sequence[tuple[int, bytes]], wire: bytes) -> _Counts | None:
     """Return what the events of a sound stream come to without decoding them; None where that could be wrong.
 
     A mark that stands once in every event with a token (inside a JSON string its quotes would be escaped) must be found as
-    often as the server says that it has sent tokens, and no event must be without one: then each has exactly one.
+    often as the server says that it has sent tokens, and no event must be without one: then each has exactly one. The rest of
+    such an event is not looked at.
     """
-    if not wire.endswith(_END):
+    if not wire.endswith(_END) or b'"error"' in wire:
         return None
     last = wire.rfind(b"data: {")
     try:
@@ -147,17 +150,18 @@ def _counted(reads: Sequence[tuple[int, bytes]], wire: bytes) -> _Counts | None:
         return None
     mark, empty = next((pair for pair in _MARKS if pair[0] in wire), (b"", b""))
     # The first event of a chat has a role and no content, which is not a token; what is thought aloud is one, and has no mark.
-    roles = wire.count(b'"role":') if mark == _MARKS[1][0] else 0
-    # Besides the events with a token: the roles, the one with the usage, and [DONE].
-    others = roles + 2
-    if not mark or wire.count(b"data:") != usage.completion_tokens + others or wire.count(empty) != roles:
+    roles = wire.count(b'"role":') if b'"delta":' in wire else 0
+    silent = roles if mark == _MARKS[1][0] else 0
+    # Besides the events with a token: the roles, the one with the usage, and [DONE]. Each begins its chunk, or follows another.
+    events = wire.count(b"\r\ndata:") + wire.count(b"\n\ndata:")
+    if not mark or events != usage.completion_tokens + roles + 2 or wire.count(empty) != silent:
         return None
     pieces = [piece for _, piece in reads]
     counts = list(map(bytes.count, pieces, itertools.repeat(mark)))
-    aligned = all(map(bytes.endswith, pieces, itertools.repeat((b"\n\r\n", b"\r\n\r\n"))))
-    if not aligned or sum(counts) - roles != usage.completion_tokens:
+    aligned = all(map(bytes.endswith, pieces, itertools.repeat((b"\n\n\r\n", b"\r\n\r\n"))))
+    if not aligned or sum(counts) - silent != usage.completion_tokens:
         return None
-    if roles:
+    if silent:
         counts = [count - piece.count(empty) for count, piece in zip(counts, pieces, strict=True)]
     times = [stamp / 1e9 for (stamp, _), count in zip(reads, counts, strict=True) for _ in range(count)]
     return times, usage.prompt_tokens, usage.completion_tokens, None
@@ -179,12 +183,13 @@ def _events(wire: bytes, start: int, *, chunked: bool) -> list[tuple[int, _Event
     piece_starts = list(itertools.accumulate((len(piece) for _, piece in pieces), initial=0))
     events, begin = [], 0
     for found in _EVENT_END.finditer(body):
-        event, begin = body[begin : found.start()].strip(), found.end()
-        if not event.startswith(b"data:") or event == b"data: [DONE]":
+        lines, begin = body[begin : found.start()].splitlines(), found.end()
+        event = b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
+        if event == b"[DONE]" or not any(line.startswith(b"data:") for line in lines):
             continue
         piece = bisect.bisect_right(piece_starts, begin - 1) - 1
         end = pieces[piece][0] + begin - piece_starts[piece]
-        events.append((end, _DECODER.decode(event[5:])))
+        events.append((end, _DECODER.decode(event)))
         if events[-1][1].error is not None:
             break
     return events
@@ -209,7 +214,7 @@ def _tokens(events: Sequence[tuple[int, _Event]], reads: Sequence[tuple[int, byt
                 new = len(choice.token_ids)
             else:
                 delta = choice.delta
-                new = 1 if choice.text or (delta is not None and (delta.content or delta.reasoning)) else 0
+                new = 1 if choice.text or (delta is not None and _says(delta)) else 0
             count += new
             times += [seconds[read]] * new
         if event.usage is not None:
@@ -219,21 +224,29 @@ def _tokens(events: Sequence[tuple[int, _Event]], reads: Sequence[tuple[int, byt
     return times, prompt_tokens, reported if reported is not None else count if has_ids else None, None
 
 
+def _says(delta: _Message) -> bool:
+    return bool(delta.content or delta.reasoning or delta.reasoning_content or delta.tool_calls)
+
+
 def is_chunked(head: bytes) -> bool:
     """Return whether a response's head says that its body comes in chunks."""
     return re.search(rb"^transfer-encoding:[ \t]*chunked[ \t]*\r?$", head, re.I | re.M) is not None
 
 
-def ends_chunks(wire: bytes, start: int) -> bool:
-    """Return whether a body in chunks is complete, its trailer included."""
-    while (line_end := wire.find(b"\r\n", start)) >= 0:
-        size = _size(wire[start:line_end])
+def skip_chunks(body: bytes) -> tuple[bytes, bool]:
+    """Return what is left of a body behind its whole chunks, and whether the last one was among them, with its trailer."""
+    start = 0
+    while (line_end := body.find(b"\r\n", start)) >= 0:
+        size = _size(body[start:line_end])
         if size is None:
-            return True  # what follows cannot be read; the parser says so
+            return b"", True  # what follows cannot be read; the parser says so
         if size == 0:
-            return wire.startswith(b"\r\n", line_end + 2) or wire.find(b"\r\n\r\n", line_end + 2) >= 0
+            ended = body.startswith(b"\r\n", line_end + 2) or body.find(b"\r\n\r\n", line_end + 2) >= 0
+            return body[start:], ended
+        if len(body) < line_end + 2 + size + 2:
+            break
         start = line_end + 2 + size + 2
-    return False
+    return body[start:], False
 
 
 def _size(line: bytes) -> int | None:

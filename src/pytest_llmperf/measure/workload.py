@@ -31,6 +31,7 @@ _COMMON_VOCABULARY = 30_000
 _WARM_UP_REQUESTS = 32
 """How many requests warm up an open loop, which has no wave."""
 
+_MARK_WORDS = 4
 Messages = tuple[tuple[str, str], ...]
 
 
@@ -89,7 +90,7 @@ class _Wanted:
 def _wanted(workload: Workload) -> tuple[_Wanted, ...]:
     rng = random.Random(f"{workload.seed}/lengths")
     if workload.trace:
-        rows = itertools.islice(itertools.cycle(read_trace(workload.trace)), workload.requests)
+        rows = read_trace(workload.trace)[: workload.requests]
         return tuple(
             _Wanted(row.prompt_tokens, row.output_tokens, due_s=row.at_s / workload.speed, blocks=row.blocks) for row in rows
         )
@@ -153,7 +154,7 @@ def _lengths(lengths: int | Lengths, count: int, rng: random.Random) -> list[int
 
 
 def arrivals(workload: Workload, count: int) -> list[float]:
-    """Return `count` instants in seconds since the round's beginning, at the workload's rate.
+    """Return the instants at which `count` conversations begin, in seconds since the round's beginning, at the workload's rate.
 
     Gaps are drawn from the gamma distribution of the wanted burstiness, and stretched so that the rate is met exactly: Poisson
     arrivals given their number. A ramp has the same order of gaps, at a rate that grows from its first to its second number.
@@ -166,7 +167,8 @@ def arrivals(workload: Workload, count: int) -> list[float]:
     spread = [sum_ / total * count for sum_ in itertools.accumulate(gaps[:-1])]
     if math.isinf(shape):
         spread = [float(index) for index in range(count)]
-    first, last = workload.rate[0], workload.rate[-1]
+    # A rate is of requests; what arrives is conversations.
+    first, last = workload.rate[0] / workload.turns, workload.rate[-1] / workload.turns
     duration_s = count / ((first + last) / 2)
     slope = (last - first) / duration_s
     # n(t) = first t + slope t^2 / 2, solved for t without cancellation.
@@ -220,9 +222,12 @@ def _prompt(workload: Workload, index: int, wanted: _Wanted, words: _Words) -> P
         follows=wanted.turn > 0,
     )
     if wanted.messages:
+        # In front of what is asked, so that no round finds another one's prompts in a prefix cache.
+        mark = words.text(f"mark {index}", _MARK_WORDS)
+        (role, text), *rest = wanted.messages
         if workload.api == "chat":
-            return replace(prompt, messages=wanted.messages)
-        return replace(prompt, text=wanted.messages[-1][1])
+            return replace(prompt, messages=((role, f"{mark}: {text}"), *rest))
+        return replace(prompt, text=f"{mark}: {wanted.messages[-1][1]}")
     if workload.api == "chat":
         return replace(prompt, messages=_chat(workload, index, wanted, words))
     return replace(prompt, token_ids=_token_ids(workload, index, wanted, words))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FIXTURES = frozenset({"llmperf", "llm_engine"})
 AXES_FIXTURE = "llmperf_axes"
+LOAD = frozenset({"concurrency", "rate"})
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,8 @@ def points(marker: Marker, settings: Settings) -> list[Axes]:
     """Return the grid of a test; an endpoint's model and degrees are what they are, so only the load varies."""
     if not settings.urls:
         return grid(marker, settings.selected)
-    load = ("concurrency", "rate")
-    only = {name: values for name, values in marker.axes.items() if name in load}
-    found = grid(replace(marker, axes=only), {name: values for name, values in settings.selected.items() if name in load})
+    only = {name: values for name, values in marker.axes.items() if name in LOAD}
+    found = grid(replace(marker, axes=only), {name: values for name, values in settings.selected.items() if name in LOAD})
     return [replace(point, endpoint=name) for name in settings.urls for point in found]
 
 
@@ -80,7 +80,9 @@ def plan_items(items: list[pytest.Item], settings: Settings) -> list[pytest.Item
             others.append(item)
             continue
         item.stash[PLANNED] = plan = _plan(item, base, settings)
-        selected = plan.error or settings.urls or is_selected(plan.axes, settings.selected)
+        # An endpoint's model and degrees are what they are.
+        asked = {name: values for name, values in settings.selected.items() if name in LOAD or not settings.urls}
+        selected = plan.error or is_selected(plan.axes, asked)
         (planned if selected else deselected).append(item)
     order: dict[EngineSpec, int] = {}
     for item in planned:

@@ -18,6 +18,7 @@ import time
 import traceback
 from typing import Any
 
+_NEVER = "never sent: the request before it in its conversation failed"
 _TIMEOUT = "not complete after {:g} s"
 
 
@@ -49,10 +50,12 @@ class _Round:
         self.prompts = plan["prompts"]
         self.concurrency = plan["concurrency"]
         self.timeout_s = plan["request_timeout_s"]
-        self.records: list[dict[str, Any]] = [{"sent_s": None} for _ in self.prompts]
+        self.records: list[dict[str, Any]] = [{"sent_s": None, "error": _NEVER} for _ in self.prompts]
         self.open: dict[str, int] = {}
         self.waiting = collections.deque(index for index, one in enumerate(self.prompts) if not one["follows"])
         self.begin_s = 0.0
+        self.tokens = 0
+        """How many have come: read by another thread, to see whether the engine still moves."""
 
     def play(self) -> list[dict[str, Any]]:
         self.begin_s = time.perf_counter()
@@ -89,7 +92,7 @@ class _Round:
         wanted = {"temperature": 0, "ignore_eos": True, "max_tokens": prompt["output_tokens"], **prompt["body"]}
         params = SamplingParams(**wanted, output_kind=RequestOutputKind.DELTA)
         record = self.records[index]
-        record.update(sent_s=time.perf_counter(), token_times_s=[], output_tokens=0)
+        record.update(sent_s=time.perf_counter(), token_times_s=[], output_tokens=0, error=None)
         if prompt["due_s"] is not None:
             record["due_s"] = self.due_s(index)
             record["delay_s"] = record["sent_s"] - record["due_s"]
@@ -107,6 +110,7 @@ class _Round:
         new = sum(len(one.token_ids) for one in output.outputs)
         record["token_times_s"] += [now_s] * new
         record["output_tokens"] += new
+        self.tokens += new
         if not output.finished:
             return
         del self.open[output.request_id]
@@ -131,6 +135,7 @@ class _Host:
     def __init__(self, args: Any, llm: Any) -> None:
         self.llm = llm
         self.names = args.served_model_name or [args.model]
+        self.round: _Round | None = None
         self._work: queue.SimpleQueue[tuple[Any, queue.SimpleQueue[Any]]] = queue.SimpleQueue()
 
     def run(self) -> None:
@@ -173,6 +178,9 @@ def _handler(host: _Host) -> type[http.server.BaseHTTPRequestHandler]:
                 from prometheus_client import generate_latest
 
                 return self.answer(200, generate_latest(), "text/plain; version=0.0.4; charset=utf-8")
+            if self.path == "/progress":
+                now = host.round
+                return self.give(200, {"tokens": now.tokens if now else 0, "open": len(now.open) if now else 0})
             if self.path == "/v1/models":
                 return self.give(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in host.names]})
             return self.give(404, {"detail": "Not Found"})
@@ -180,7 +188,8 @@ def _handler(host: _Host) -> type[http.server.BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
             if self.path == "/play":
-                return self.give(*host.ask(_Round(host.llm, body).play))
+                host.round = _Round(host.llm, body)
+                return self.give(*host.ask(host.round.play))
             if self.path == "/v1/completions":
                 return self.give(*host.ask(lambda: host.complete(body)))
             return self.give(404, {"detail": "Not Found"})

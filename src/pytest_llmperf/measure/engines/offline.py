@@ -7,6 +7,8 @@ step by step, and comes back as the records that a client would have made.
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.client import LoadClient
     from pytest_llmperf.measure.workload import Prompt
 
+_A_DAY_S = 86_400.0
+_LOOK_S = 1.0
 _HOST = Path(__file__).with_name("host_llm.py")
 
 
@@ -47,18 +51,34 @@ class OfflineEngine(ServerEngine):
             "request_timeout_s": how["request_timeout_s"],
         }
         try:
-            # Each request has its own time-out in there; one more is for all of them, should the engine hang.
-            limit_s = how["request_timeout_s"] + how["stall_timeout_s"]
-            status, answer = api.post(f"{self.url}/play", body, timeout_s=limit_s)
+            with ThreadPoolExecutor(1, "llmperf-offline") as pool:
+                playing = pool.submit(api.post, f"{self.url}/play", body, timeout_s=_A_DAY_S)
+                if not self._moves(playing, how["stall_timeout_s"]):
+                    self._stop()  # which also ends the thread's waiting
+                    return RoundLog(tuple(RequestRecord(None, error="the engine hung") for _ in prompts), stalled=True)
+                status, answer = playing.result()
         except OSError as error:
-            if isinstance(error, TimeoutError):
-                return RoundLog(tuple(RequestRecord(None, error="the engine hung") for _ in prompts), stalled=True)
             self.check()
             raise ClientError(f"the offline engine gave no answer to a round ({error})") from error
         if status != 200:
             raise ClientError(f"the offline engine refused a round: {answer[:500]}")
         records = msgspec.convert(json.loads(answer), tuple[RequestRecord, ...])
         return RoundLog(records)
+
+    def _moves(self, playing: Future[tuple[int, str]], stall_timeout_s: float) -> bool:
+        """Wait until the round is over; return False when requests are open, and no token comes for too long."""
+        before, since_s = -1, time.monotonic()
+        while not playing.done():
+            wait([playing], timeout=_LOOK_S)
+            try:
+                now = json.loads(api.get(f"{self.url}/progress")[1])
+            except (OSError, ValueError):
+                now = {"tokens": before, "open": 1}  # not even that is answered
+            if now["tokens"] != before or not now["open"]:
+                before, since_s = now["tokens"], time.monotonic()
+            elif time.monotonic() - since_s > stall_timeout_s:
+                return False
+        return True
 
 
 def _plain(prompt: Prompt) -> dict[str, Any]:
