@@ -138,8 +138,8 @@ def ours(url: str, scenario: Scenario) -> dict[str, float]:
         )  # fmt: skip
         children = [psutil.Process(one.pid) for one in psutil.Process().children()]
         children = [one for one in children if "pytest_llmperf.measure.load" in " ".join(one.cmdline())]
-        for number, child in enumerate(children):
-            child.cpu_affinity([CORES[-1 - number % len(CORES)]] if len(children) > 1 else [CLIENT_CORE])
+        for child in children:
+            child.cpu_affinity([CLIENT_CORE])
         log = client.play(plan)
         peak_mb = max(peak_memory(child.pid) for child in children)
     errors = Counter(record.error for record in log.records if record.error)
