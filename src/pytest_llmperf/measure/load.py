@@ -38,6 +38,8 @@ _CONNECT_TIMEOUT_S = 10.0
 _READ_BYTES = 1 << 18
 _UNPARSED_BYTES = 8 << 20
 """Finished responses of more bytes than this are parsed although there is something to read."""
+_PARSED_AT_ONCE = 4
+_MOST_UNPARSED_BYTES = 24 << 20
 _IDLE_NS = 2_000_000
 """A response is parsed, which takes up to a millisecond, only while nothing is due for that long."""
 _NAP_S = 200e-6
@@ -378,7 +380,11 @@ class _Round:
 
     def receive(self, until_ns: int) -> bool:
         """Read what has arrived; else parse, or wait until something arrives, at most `until_ns`. Return whether bytes came."""
-        while self.unparsed > _UNPARSED_BYTES:
+        # A few at a time: while one parses, what arrives is not read, and tokens that gather there share a stamp.
+        for _ in range(_PARSED_AT_ONCE):
+            if self.unparsed > _UNPARSED_BYTES:
+                self.parse()
+        while self.unparsed > _MOST_UNPARSED_BYTES:
             self.parse()
         if self.finished and until_ns > _IDLE_NS:
             events = self.epoll.poll(0)
