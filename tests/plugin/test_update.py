@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+from pytest_llmperf.measure.metrics import METRICS
 from tests.conftest import SERVING
 
 RECORD = ("--update-baselines", "--llmperf-launches=2", "--llmperf-tolerance=90%")
@@ -58,7 +59,7 @@ def test_the_review_shows_old_new_and_change_of_every_metric(run):
     result = run(SERVING, *RECORD, "--llmperf-engine-args=--sim-slow-down 4")
     lines = result.stdout.splitlines()
     start = next(i for i, line in enumerate(lines) if re.match(r"metric +old +new +change", line))
-    review = {line.split()[0]: line for line in lines[start + 2 : start + 27] if line}
+    review = {line.split()[0]: line for line in lines[start + 2 : start + 2 + len(METRICS)] if line}
     assert {row["metric"] for row in result.cases[0]["verdict"]["metrics"] if row["measured"] is not None} <= review.keys()
     assert re.search(r"tokens/s .* tokens/s +\d+\.\d% worse", review["output_tokens_per_s"])
 

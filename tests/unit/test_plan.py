@@ -288,7 +288,7 @@ OTHER: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Workload)])
 def test_every_field_of_a_workload_is_in_its_fingerprint(name: str) -> None:
-    needed = {"speed": {"trace": FILE}, "dataset": {"api": "chat"}, "turns": {"concurrency": 2}}
+    needed = {"arrivals": {"rate": (2.0,)}, "speed": {"trace": FILE}, "dataset": {"api": "chat"}, "turns": {"concurrency": 2}}
     workload = Workload(**needed.get(name, {}))
     changed = replace(workload, **{name: OTHER[name] if name in OTHER else getattr(workload, name) + 1})
     assert changed.fingerprint != workload.fingerprint

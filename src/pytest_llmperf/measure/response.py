@@ -154,7 +154,7 @@ def _counted(reads: Sequence[tuple[int, bytes]], wire: bytes) -> _Counts | None:
     silent = roles if mark == _MARKS[1][0] else 0
     # Besides the events with a token: the roles, the one with the usage, and [DONE]. Each begins its chunk, or follows another.
     events = wire.count(b"\r\ndata:") + wire.count(b"\n\ndata:")
-    if not mark or events != usage.completion_tokens + roles + 2 or wire.count(empty) != silent:
+    if not mark or not events == wire.count(b"\ndata:") == usage.completion_tokens + roles + 2 or wire.count(empty) != silent:
         return None
     pieces = [piece for _, piece in reads]
     counts = list(map(bytes.count, pieces, itertools.repeat(mark)))
