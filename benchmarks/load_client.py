@@ -30,7 +30,7 @@ import psutil
 
 from pytest_llmperf.measure import metrics
 from pytest_llmperf.measure.client import Endpoint, LoadClient
-from pytest_llmperf.measure.metrics import RoundSample
+from pytest_llmperf.measure.formulas import LaunchSample, RoundSample
 from pytest_llmperf.measure.telemetry import Capacity, Telemetry
 from pytest_llmperf.measure.workload import prompts
 from pytest_llmperf.plan import Axes, bundled_model
@@ -146,7 +146,7 @@ def ours(url: str, scenario: Scenario) -> dict[str, float]:
     if errors:
         raise RuntimeError(f"requests failed: {errors.most_common(3)}")
     found = metrics.round_metrics(RoundSample(log.records, Telemetry(), cpu_share=log.cpu_share))
-    tails = metrics.launch_metrics(metrics.LaunchSample(None, Capacity(), log.records))
+    tails = metrics.launch_metrics(LaunchSample(None, Capacity(), log.records))
     tokens = sum(record.output_tokens or 0 for record in log.records)
     sent = sorted(record.sent_s for record in log.records if record.sent_s is not None)
     windows = Counter(int(at - sent[0]) for at in sent)

@@ -11,14 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_llmperf.measure.formulas import LaunchSample, RoundSample
 from pytest_llmperf.measure.metrics import (
     BY_NAME,
     GATING,
     METRICS,
     MIN_EXCEEDANCES,
-    LaunchSample,
     Metric,
-    RoundSample,
     documentation,
     find,
     launch_metrics,

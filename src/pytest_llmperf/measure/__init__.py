@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure import audit, metrics, telemetry
+from pytest_llmperf.measure import audit, formulas, metrics, telemetry
 from pytest_llmperf.measure.workload import WARM_UP, prompts
 from pytest_llmperf.plan import Case, model_config
 
@@ -154,7 +154,7 @@ def measure_launch(
         id=uuid.uuid4().hex[:12],
         started=started,
         rounds=tuple(one.round for one in rounds),
-        metrics=metrics.launch_metrics(metrics.LaunchSample(engine.startup_s, capacity, complete, classes)),
+        metrics=metrics.launch_metrics(formulas.LaunchSample(engine.startup_s, capacity, complete, classes)),
         dropped_rounds=dropped,
         invalid=tuple(invalid),
         warnings=audit.warnings(workload, [one.round.metrics for one in rounds]),
@@ -211,7 +211,7 @@ class _Player:
             log = self.send(drawn)
         self.number += 1
         classes = tuple(prompt.request_class for prompt in drawn) if workload.classes else ()
-        sample = metrics.RoundSample(
+        sample = formulas.RoundSample(
             log.records,
             recorder.result(),
             classes=classes,

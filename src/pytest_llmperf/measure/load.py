@@ -12,7 +12,6 @@ import contextlib
 import errno
 import gc
 import os
-import re
 import select
 import socket
 import ssl
@@ -26,14 +25,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pytest_llmperf.measure.client import RoundLog, RoundPlan
-from pytest_llmperf.measure.response import RequestRecord, is_chunked, parse_response, skip_chunks
+from pytest_llmperf.measure.exchange import Connection, Exchange, Tls
+from pytest_llmperf.measure.response import RequestRecord, parse_response
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _SO_TIMESTAMPNS = 35  # asm-generic/socket.h; Python's socket module does not name it
 _UNPACK = struct.Struct("qq").unpack  # struct timespec
-_LAST_CHUNK = b"\r\n0\r\n\r\n"
 _CONNECT_TIMEOUT_S = 10.0
 _READ_BYTES = 1 << 18
 _UNPARSED_BYTES = 8 << 20
@@ -55,134 +54,17 @@ _AT_ONCE_NS = 1_000_000_000
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class _Exchange:
-    """One request on its way: what is still to be sent, and the reads of its response."""
-
-    __slots__ = (
-        "chunked", "closes", "from_ns", "head", "index", "length", "reads", "received", "rest", "retried", "sent_ns", "unsent",
-    )  # fmt: skip
-
-    def __init__(self, index: int, request: bytes, from_ns: int, *, retried: bool = False) -> None:
-        self.index = index
-        self.unsent = memoryview(request)
-        self.from_ns = from_ns
-        """When it was to be sent; 0 if at the round's beginning."""
-        self.sent_ns = 0
-        self.reads: list[tuple[int, bytes]] = []
-        self.received = 0
-        self.head = 0
-        """Where the body begins; 0 while the head is not complete."""
-        self.chunked = False
-        self.length: int | None = None
-        self.closes = False
-        """The server said that it closes the connection behind this response."""
-        self.rest: bytes | None = None
-        """What of an unusual body has not been followed chunk by chunk yet; None while it is as usual."""
-        self.retried = retried
-
-    def is_complete(self, data: bytes) -> bool:
-        """Return whether the response is complete with this read."""
-        if not self.head and not self._read_head():
-            return False
-        if not self.chunked:
-            return self.length is not None and self.received >= self.length
-        if self.rest is None:
-            if data.endswith(_LAST_CHUNK):
-                return True
-            if data.endswith(b"\n\n\r\n") or self.received == self.head:
-                return False
-            # The last bytes came in several reads, or a trailer follows the last chunk, or events end in another way.
-            self.rest = b"".join(piece for _, piece in self.reads)[self.head :]
-        else:
-            self.rest += data
-        self.rest, complete = skip_chunks(self.rest)
-        return complete
-
-    def _read_head(self) -> bool:
-        wire = b"".join(piece for _, piece in self.reads)
-        head, separator, body = wire.partition(b"\r\n\r\n")
-        if not separator:
-            return False
-        if re.match(rb"HTTP/1\.1 1\d\d ", head):  # "100 Continue" and the like come before the response
-            self.reads = [(self.reads[-1][0], body)] if body else []
-            self.received = len(body)
-            return bool(body) and self._read_head()
-        self.head = len(head) + 4
-        self.chunked = is_chunked(head)
-        self.closes = b"\r\nconnection: close" in head.lower()
-        if found := re.search(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*(?:\r\n|$)", head, re.I):
-            self.length = self.head + int(found[1])
-        return True
-
-
-class _Connection:
-    """A socket, what is on its way on it, and the requests of the conversation that follow."""
-
-    __slots__ = ("dialed_s", "exchange", "fd", "queue", "raw", "receive", "rested", "secure", "waits")
-
-    def __init__(self, raw: socket.socket, secure: _Tls | None, *, dialed_s: float | None = None) -> None:
-        self.raw = raw
-        self.receive = raw.recvmsg_into
-        self.fd = raw.fileno()
-        self.secure = secure
-        self.exchange: _Exchange | None = None
-        self.queue: deque[int] = deque()
-        self.waits = False
-        """The kernel takes no more bytes to send for now."""
-        self.dialed_s = dialed_s
-        """When it began to be made, None once it is usable."""
-        self.rested = False
-        """It was open before its present request was sent, so that the server may have closed it meanwhile."""
-
-
-class _Tls:
-    """TLS over a socket that is read by ourselves, so that the kernel's stamps are there."""
-
-    def __init__(self, context: ssl.SSLContext, host: str) -> None:
-        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._in, self._out, server_hostname=host)
-        self.closed = False
-        """The server has said that nothing more comes."""
-
-    def shake_hands(self, data: bytes) -> tuple[bytes, bool]:
-        """Take what came, and return what is to be sent and whether that was all; raises OSError where they don't agree."""
-        self._in.write(data)
-        try:
-            self._tls.do_handshake()
-        except ssl.SSLWantReadError:
-            return self._out.read(), False
-        return self._out.read(), True
-
-    def encrypted(self, data: bytes) -> bytes:
-        self._tls.write(data)
-        return self._out.read()
-
-    def decrypted(self, data: bytes) -> bytes:
-        """Return what these bytes bring, which may be nothing yet; raises OSError for a broken stream."""
-        self._in.write(data)
-        found = []
-        try:
-            while piece := self._tls.read(_READ_BYTES):
-                found.append(piece)
-            self.closed = True
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLZeroReturnError:
-            self.closed = True
-        return b"".join(found)
-
-
 class _Round:
     """The state of one round: which connection carries which exchange, and what is left to send."""
 
     def __init__(self, plan: RoundPlan) -> None:
         self.plan = plan
         self.epoll = select.epoll()
-        self.connections: dict[int, _Connection] = {}
-        self.idle: list[_Connection] = []
+        self.connections: dict[int, Connection] = {}
+        self.idle: list[Connection] = []
         self.talks = deque(plan.conversations())
         self.in_flight = 0
-        self.finished: deque[tuple[_Exchange, str | None]] = deque()
+        self.finished: deque[tuple[Exchange, str | None]] = deque()
         self.unparsed = 0
         self.records: dict[int, bytes] = {}
         """Encoded at once: as objects the times of a million tokens would take four times the memory."""
@@ -197,7 +79,7 @@ class _Round:
 
     # -- connections
 
-    def connect(self) -> _Connection:
+    def connect(self) -> Connection:
         """Return a connection that is made now, before the round begins, or raise OSError."""
         raw = socket.create_connection((self.plan.host, self.plan.port), timeout=_CONNECT_TIMEOUT_S)
         try:
@@ -215,9 +97,9 @@ class _Round:
         except BaseException:
             raw.close()
             raise
-        return self.added(_Connection(raw, secure), select.EPOLLIN)
+        return self.added(Connection(raw, secure), select.EPOLLIN)
 
-    def dial(self) -> _Connection:
+    def dial(self) -> Connection:
         """Return a connection that is being made, while others are served; it sends when it is usable."""
         assert self.address is not None  # the round began with a connection
         family, address = self.address
@@ -227,13 +109,13 @@ class _Round:
         if code not in (0, errno.EINPROGRESS):
             raw.close()
             raise OSError(code, os.strerror(code))
-        connection = _Connection(raw, self.secured(), dialed_s=time.monotonic())
+        connection = Connection(raw, self.secured(), dialed_s=time.monotonic())
         return self.added(connection, select.EPOLLIN | select.EPOLLOUT)
 
-    def secured(self) -> _Tls | None:
-        return _Tls(self.tls, self.plan.host) if self.tls else None
+    def secured(self) -> Tls | None:
+        return Tls(self.tls, self.plan.host) if self.tls else None
 
-    def added(self, connection: _Connection, mask: int) -> _Connection:
+    def added(self, connection: Connection, mask: int) -> Connection:
         connection.raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.raw.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         connection.raw.setblocking(False)
@@ -241,7 +123,7 @@ class _Round:
         self.connections[connection.fd] = connection
         return connection
 
-    def establish(self, connection: _Connection) -> None:
+    def establish(self, connection: Connection) -> None:
         """Go on with making a connection, and send what waits for it."""
         data = b""
         try:
@@ -269,7 +151,7 @@ class _Round:
         self.in_flight -= 1  # `start` counts it again
         self.start(connection, exchange)
 
-    def unreachable(self, connection: _Connection, error: OSError) -> None:
+    def unreachable(self, connection: Connection, error: OSError) -> None:
         """Lose what a connection was made for, and all that was to follow: the others would only wait as long."""
         assert connection.exchange is not None
         self.in_flight -= 1
@@ -279,13 +161,13 @@ class _Round:
         self.lose(lost, f"cannot connect: {error}")
         self.drop(connection)
 
-    def drop(self, connection: _Connection) -> None:
+    def drop(self, connection: Connection) -> None:
         del self.connections[connection.fd]
         connection.raw.close()
 
     # -- sending
 
-    def start(self, connection: _Connection, exchange: _Exchange) -> None:
+    def start(self, connection: Connection, exchange: Exchange) -> None:
         connection.exchange = exchange
         self.in_flight += 1
         if connection.dialed_s is not None:
@@ -296,7 +178,7 @@ class _Round:
             exchange.unsent = memoryview(connection.secure.encrypted(bytes(exchange.unsent)))
         self.send(connection, exchange)
 
-    def send(self, connection: _Connection, exchange: _Exchange) -> None:
+    def send(self, connection: Connection, exchange: Exchange) -> None:
         waits = False
         try:
             while exchange.unsent:
@@ -309,7 +191,7 @@ class _Round:
             connection.waits = waits
             self.epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT if waits else select.EPOLLIN)
 
-    def advance(self, connection: _Connection, from_ns: int) -> None:
+    def advance(self, connection: Connection, from_ns: int) -> None:
         """Send what follows on a free connection: the conversation's next request, or in a closed loop another one's first."""
         if not connection.queue and not self.plan.due_ns and self.talks:
             connection.queue.extend(self.talks.popleft())
@@ -319,7 +201,7 @@ class _Round:
                 self.idle.append(connection)
             return
         index = connection.queue.popleft()
-        self.start(connection, _Exchange(index, self.plan.requests[index], from_ns))
+        self.start(connection, Exchange(index, self.plan.requests[index], from_ns))
 
     def send_due(self) -> int:
         """Send what is due and return the nanoseconds until something is; a long time where nothing is to come."""
@@ -418,7 +300,7 @@ class _Round:
         self.waited_s = time.monotonic() - began_s
         return events
 
-    def read(self, connection: _Connection) -> bool:
+    def read(self, connection: Connection) -> bool:
         try:
             # Into one buffer, and out of it what came: a new buffer for each read would leave holes in memory.
             size, ancillary, _, _ = connection.receive(self.buffers, 64)
@@ -455,7 +337,7 @@ class _Round:
             self.closed(connection, "the server closed the connection")
         return True
 
-    def take(self, connection: _Connection, exchange: _Exchange, stamp: int, data: bytes) -> None:
+    def take(self, connection: Connection, exchange: Exchange, stamp: int, data: bytes) -> None:
         exchange.reads.append((stamp, data))
         exchange.received += len(data)
         if exchange.chunked and exchange.rest is None and data.endswith(b"}\n\n\r\n"):
@@ -469,7 +351,7 @@ class _Round:
                 connection.rested = True
                 self.advance(connection, stamp)
 
-    def closed(self, connection: _Connection, why: str) -> None:
+    def closed(self, connection: Connection, why: str) -> None:
         exchange = connection.exchange
         if exchange is None:
             self.drop_idle(connection)
@@ -479,19 +361,19 @@ class _Round:
         if not exchange.reads and not exchange.retried and connection.rested and at_once:
             # A kept-alive connection that the server had closed meanwhile: the request was never looked at.
             self.in_flight -= 1
-            again = _Exchange(exchange.index, self.plan.requests[exchange.index], exchange.from_ns, retried=True)
+            again = Exchange(exchange.index, self.plan.requests[exchange.index], exchange.from_ns, retried=True)
             again.sent_ns = exchange.sent_ns
             self.replace(connection, 0, again)
             return
         self.finish(connection, None if complete else f"{why} in the middle of the response")
         self.replace(connection, time.monotonic_ns())
 
-    def drop_idle(self, connection: _Connection) -> None:
+    def drop_idle(self, connection: Connection) -> None:
         if connection in self.idle:
             self.idle.remove(connection)
         self.drop(connection)
 
-    def replace(self, connection: _Connection, from_ns: int, exchange: _Exchange | None = None) -> None:
+    def replace(self, connection: Connection, from_ns: int, exchange: Exchange | None = None) -> None:
         """Go on with a connection's work on a new one; where none can be made, that work and all that was to follow is lost."""
         queue = connection.queue
         self.drop(connection)
@@ -512,7 +394,7 @@ class _Round:
         else:
             self.advance(fresh, from_ns)
 
-    def finish(self, connection: _Connection, error: str | None) -> None:
+    def finish(self, connection: Connection, error: str | None) -> None:
         exchange = connection.exchange
         assert exchange is not None
         connection.exchange = None
@@ -520,14 +402,14 @@ class _Round:
         self.finished.append((exchange, error))
         self.unparsed += exchange.received
 
-    def abandon(self, error: str, hopeless: Callable[[_Exchange], bool]) -> None:
+    def abandon(self, error: str, hopeless: Callable[[Exchange], bool]) -> None:
         for connection in list(self.connections.values()):
             if connection.exchange is not None and hopeless(connection.exchange):
                 self.finish(connection, error)
                 self.lose(connection.queue, "never sent: the request before it in its conversation failed")
                 self.replace(connection, time.monotonic_ns())
 
-    def is_overdue(self, exchange: _Exchange) -> bool:
+    def is_overdue(self, exchange: Exchange) -> bool:
         return bool(exchange.sent_ns) and time.monotonic_ns() - exchange.sent_ns > self.plan.request_timeout_s * 1e9
 
     # -- parsing

@@ -6,19 +6,16 @@ be measured is None and never 0. `FORMULAS` goes into every baseline: when a for
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
+from pytest_llmperf.measure import formulas
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
-    from pytest_llmperf.measure.response import RequestRecord
-    from pytest_llmperf.measure.telemetry import Capacity, Telemetry
+    from pytest_llmperf.measure.formulas import LaunchSample, RoundSample
     from pytest_llmperf.traffic import Workload
 
 FORMULAS = 2
@@ -27,64 +24,6 @@ FORMULAS = 2
 MIN_EXCEEDANCES = 10
 """A percentile gates only where at least this many values of a launch are expected beyond it. With fewer it is the largest
 value but a few, whose noise no tolerance covers: p99 of 200 requests has no finite 95 % bound."""
-
-
-@dataclass(frozen=True)
-class RoundSample:
-    """What a round's metrics are computed from."""
-
-    records: tuple[RequestRecord, ...]
-    telemetry: Telemetry
-    classes: tuple[str, ...] = ()
-    """The class of each request; empty where there are none."""
-    concurrency: int | None = None
-    """Requests kept in flight; None in an open loop."""
-    slo: tuple[tuple[str, float], ...] = ()
-    cpu_share: float | None = None
-    """Share of a core that the busiest load process took."""
-
-    @cached_property
-    def complete(self) -> list[RequestRecord]:
-        """Return the requests that were answered in full."""
-        return [record for record in self.records if record.error is None]
-
-    @property
-    def duration_s(self) -> float | None:
-        """Return the seconds from the first request sent to the last response complete."""
-        sent = [record.sent_s for record in self.complete if record.sent_s is not None]
-        ends = [record.end_s for record in self.complete if record.end_s is not None]
-        return max(ends) - min(sent) if sent and ends else None
-
-    @cached_property
-    def steady(self) -> tuple[float, float] | None:
-        """Return the window in which the load is full: None where there are too few requests for one.
-
-        It begins when as many requests as are kept in flight have been answered (in an open loop, the first), so that the
-        first wave, which comes all at once, is over, and ends when the last request is sent.
-        """
-        ends = sorted(record.end_s for record in self.complete if record.end_s is not None)
-        sent = [record.sent_s for record in self.complete if record.sent_s is not None]
-        first = (self.concurrency or 1) - 1
-        if len(ends) <= first or not sent or max(sent) <= ends[first]:
-            return None
-        return ends[first], max(sent)
-
-    def of_class(self, name: str) -> RoundSample:
-        """Return the sample of one class of requests."""
-        mine = tuple(record for record, found in zip(self.records, self.classes, strict=True) if found == name)
-        return replace(self, records=mine, classes=())
-
-
-@dataclass(frozen=True)
-class LaunchSample:
-    """What the metrics of a launch as a whole are computed from."""
-
-    startup_s: float | None
-    capacity: Capacity
-    complete: tuple[RequestRecord, ...] = ()
-    """The requests of all its rounds that were answered in full."""
-    classes: tuple[str, ...] = ()
-    """The class of each of them; empty where there are none."""
 
 
 @dataclass(frozen=True)
@@ -116,117 +55,6 @@ class Metric:
         return f"a launch has {found:.2g} values beyond it, {MIN_EXCEEDANCES} are needed{more}"
 
 
-def _rate(amount: Callable[[RequestRecord], float]) -> Callable[[RoundSample], float | None]:
-    def of_round(sample: RoundSample) -> float | None:
-        duration_s = sample.duration_s
-        return sum(map(amount, sample.complete)) / duration_s if duration_s else None
-
-    return of_round
-
-
-def _ttft(record: RequestRecord) -> list[float]:
-    if record.asked_s is None or record.first_token_s is None:
-        return []
-    return [record.first_token_s - record.asked_s]
-
-
-def _itl(record: RequestRecord) -> list[float]:
-    arrivals = sorted(set(record.token_times_s))
-    return [later - earlier for earlier, later in itertools.pairwise(arrivals)]
-
-
-def _tpot(record: RequestRecord) -> list[float]:
-    times = record.token_times_s
-    count = record.output_tokens or len(times)
-    return [(times[-1] - times[0]) / (count - 1)] if len(times) > 1 and count > 1 else []
-
-
-def _e2e(record: RequestRecord) -> list[float]:
-    return [record.end_s - record.asked_s] if record.asked_s is not None and record.end_s is not None else []
-
-
-def _sent_ttft(record: RequestRecord) -> list[float]:
-    # Only an open loop has both: elsewhere it would say the same again.
-    return [record.first_token_s - record.sent_s] if record.due_s and record.sent_s and record.first_token_s else []
-
-
-def _sent_e2e(record: RequestRecord) -> list[float]:
-    return [record.end_s - record.sent_s] if record.due_s and record.sent_s and record.end_s else []
-
-
-def _delay(record: RequestRecord) -> list[float]:
-    return [record.delay_s] if record.delay_s is not None else []
-
-
-def _steady_rate(sample: RoundSample) -> float | None:
-    timed = all(len(record.token_times_s) == record.output_tokens for record in sample.complete)
-    if sample.steady is None or not timed:
-        return None  # without a stream, or with events of unknown length, nobody knows when a token came
-    begin_s, end_s = sample.steady
-    return sum(begin_s < at_s <= end_s for record in sample.complete for at_s in record.token_times_s) / (end_s - begin_s)
-
-
-def _in_flight(sample: RoundSample) -> float | None:
-    """Return the mean number of requests in flight, in the steady window: Little's law says it is rate times latency."""
-    if sample.steady is None:
-        return None
-    begin_s, end_s = sample.steady
-    spans = [(one.sent_s, one.end_s) for one in sample.complete if one.sent_s is not None and one.end_s is not None]
-    return sum(max(0.0, min(end, end_s) - max(start, begin_s)) for start, end in spans) / (end_s - begin_s)
-
-
-def _jain(sample: RoundSample) -> float | None:
-    speeds = [(record.output_tokens or 0) / seconds for record in sample.complete for seconds in _e2e(record) if seconds > 0]
-    squares = sum(speed * speed for speed in speeds)
-    return sum(speeds) ** 2 / (len(speeds) * squares) if squares else None
-
-
-_LIMITED = {"ttft_s": _ttft, "itl_s": _itl, "tpot_s": _tpot, "e2e_s": _e2e}
-
-
-def _good(sample: RoundSample) -> float | None:
-    """Return how many requests were complete and kept to every limit; one that has no such value has kept to it."""
-    if not sample.slo:
-        return None
-    return sum(
-        all(value <= limit for name, limit in sample.slo for value in _LIMITED[name](record)) for record in sample.complete
-    )
-
-
-def _goodput(sample: RoundSample) -> float | None:
-    good, duration_s = _good(sample), sample.duration_s
-    return good / duration_s if good is not None and duration_s else None
-
-
-def _good_share(sample: RoundSample) -> float | None:
-    good = _good(sample)
-    return good / len(sample.records) if good is not None and sample.records else None
-
-
-def _shared_arrivals(sample: RoundSample) -> float | None:
-    """Return the share of tokens that came in one read with the token before them."""
-    tokens = sum(len(record.token_times_s) for record in sample.complete)
-    return 1 - sum(len(set(record.token_times_s)) for record in sample.complete) / tokens if tokens else None
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values))
-
-
-def _percentile(percent: int) -> Callable[[Sequence[float]], float]:
-    return lambda values: float(np.percentile(values, percent))
-
-
-def _spread(
-    times: Callable[[RequestRecord], list[float]], reduce: Callable[[Sequence[float]], float]
-) -> Callable[[RoundSample | LaunchSample], float | None]:
-    def of_sample(sample: RoundSample | LaunchSample) -> float | None:
-        values = [value for record in sample.complete for value in times(record)]
-        return reduce(values) if values else None
-
-    return of_sample
-
-
 def _once(_: Workload) -> float:
     return 1.0
 
@@ -237,10 +65,15 @@ def _gaps(workload: Workload) -> float:
 
 # name, values of a request, how many these are, formula
 _LATENCIES = (
-    ("ttft", _ttft, _once, "time to first token: first output token's arrival - request sent"),
-    ("itl", _itl, _gaps, "inter-token latency: time between two arrivals of output tokens; tokens of one read arrive together"),
-    ("tpot", _tpot, _once, "time per output token of a request: (last token - first token) / (output tokens - 1)"),
-    ("e2e", _e2e, _once, "end to end: response complete - request sent"),
+    ("ttft", formulas.ttft, _once, "time to first token: first output token's arrival - request sent"),
+    (
+        "itl",
+        formulas.itl,
+        _gaps,
+        "inter-token latency: time between two arrivals of output tokens; tokens of one read arrive together",
+    ),
+    ("tpot", formulas.tpot, _once, "time per output token of a request: (last token - first token) / (output tokens - 1)"),
+    ("e2e", formulas.e2e, _once, "end to end: response complete - request sent"),
 )
 _TAILS = {90: 0.08, 99: 0.15}
 """Percentiles of a launch and the tolerance that they gate with, where a project makes them gate: they are noisier."""
@@ -249,14 +82,16 @@ _TAILS = {90: 0.08, 99: 0.15}
 def _latency_rows() -> list[Metric]:
     rows = []
     for name, times, number, formula in _LATENCIES:
-        rows.append(Metric(f"{name}_mean_s", "s", "lower", "ratio", False, f"mean of {formula}", _spread(times, _mean)))
+        rows.append(
+            Metric(f"{name}_mean_s", "s", "lower", "ratio", False, f"mean of {formula}", formulas.spread(times, formulas.mean))
+        )
         gating = name != "tpot"  # TPOT says what ITL says; two gates would only split alpha
-        p50 = _spread(times, _percentile(50))
+        p50 = formulas.spread(times, formulas.percentile(50))
         rows.append(Metric(f"{name}_p50_s", "s", "lower", "quantile", gating, f"p50 of {formula}", p50))
         for percent, tolerance in _TAILS.items():
             rows.append(Metric(
                 f"{name}_p{percent}_s", "s", "lower", "tail", False, f"p{percent}, over all rounds of a launch, of {formula}",
-                of_launch=_spread(times, _percentile(percent)), tolerance=tolerance,
+                of_launch=formulas.spread(times, formulas.percentile(percent)), tolerance=tolerance,
                 beyond=_beyond(number, percent),
             ))  # fmt: skip
     return rows
@@ -269,12 +104,12 @@ def _beyond(number: Callable[[Workload], float], percent: int) -> Callable[[Work
 def _sent_rows() -> list[Metric]:
     """Return latencies from the instant of sending, which an open loop has besides those from the instant that was due."""
     rows = []
-    for name, times in (("ttft_from_send", _sent_ttft), ("e2e_from_send", _sent_e2e)):
+    for name, times in (("ttft_from_send", formulas.sent_ttft), ("e2e_from_send", formulas.sent_e2e)):
         for percent in (50, 99):
             formula = (
                 f"p{percent} of {name[: name.index('_')].upper()} counted from sending; only where requests are sent at a rate"
             )
-            value = _spread(times, _percentile(percent))
+            value = formulas.spread(times, formulas.percentile(percent))
             rows.append(Metric(f"{name}_p{percent}_s", "s", "lower", "quantile", False, formula, value))
     return rows
 
@@ -287,48 +122,48 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "output_tokens_per_s", "tokens/s", "higher", "ratio", True,
         "output tokens of complete requests / (last response complete - first request sent)",
-        _rate(lambda record: record.output_tokens or 0),
+        formulas.rate(lambda record: record.output_tokens or 0),
     ),
     Metric(
         "total_tokens_per_s", "tokens/s", "higher", "ratio", False,
         "prompt and output tokens of complete requests / (last response complete - first request sent)",
-        _rate(lambda record: (record.prompt_tokens or 0) + (record.output_tokens or 0)),
+        formulas.rate(lambda record: (record.prompt_tokens or 0) + (record.output_tokens or 0)),
     ),
     Metric(
         "requests_per_s", "requests/s", "higher", "ratio", False,
         "complete requests / (last response complete - first request sent)",
-        _rate(lambda _: 1),
+        formulas.rate(lambda _: 1),
     ),
     Metric(
         "steady_output_tokens_per_s", "tokens/s", "higher", "ratio", False,
         "output tokens that arrived in the steady window / its length; the window begins when as many requests as are kept in"
         " flight have been answered (at a rate: the first), and ends when the last is sent",
-        _steady_rate,
+        formulas.steady_rate,
     ),
     *_latency_rows(),
     *_sent_rows(),
     Metric(
         "goodput_requests_per_s", "requests/s", "higher", "ratio", False,
         "complete requests within every limit of `slo` (itl_s: every gap) / (last response complete - first request sent)",
-        _goodput,
+        formulas.goodput,
     ),
     Metric(
         "goodput_ratio", "share", "higher", "ratio", False,
-        "complete requests within every limit of `slo` / requests", _good_share,
+        "complete requests within every limit of `slo` / requests", formulas.good_share,
     ),
     Metric(
         "jain_fairness", "index", "higher", "ratio", False,
         "Jain's index of the requests' speeds (output tokens / E2E): 1 is all alike, 1/n is one served and the others starved",
-        _jain,
+        formulas.jain,
     ),
     Metric(
         "in_flight_mean", "requests", "higher", "ratio", False,
-        "mean number of requests in flight in the steady window, from sending to the last byte", _in_flight,
+        "mean number of requests in flight in the steady window, from sending to the last byte", formulas.in_flight,
     ),
     Metric(
         "send_delay_p99_s", "s", "lower", "quantile", False,
         "p99 of request sent - instant it was due; in a closed loop: - end of the response that it waited for",
-        _spread(_delay, _percentile(99)),
+        formulas.spread(formulas.delay, formulas.percentile(99)),
     ),
     Metric(
         "client_cpu_cores", "cores", "lower", "ratio", False,
@@ -336,7 +171,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "shared_arrivals_ratio", "share", "lower", "ratio", False,
-        "output tokens that came in one read with the token before them / output tokens", _shared_arrivals,
+        "output tokens that came in one read with the token before them / output tokens", formulas.shared_arrivals,
     ),
     Metric(
         "failed_requests", "requests", "lower", "count", True,

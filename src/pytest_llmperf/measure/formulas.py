@@ -1,0 +1,205 @@
+"""From the records of requests to numbers: the samples that metrics are computed from, and their formulas.
+
+A formula returns None for what could not be measured. The table of metrics, which names them, is in `metrics.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pytest_llmperf.measure.response import RequestRecord
+    from pytest_llmperf.measure.telemetry import Capacity, Telemetry
+
+
+@dataclass(frozen=True)
+class RoundSample:
+    """What a round's metrics are computed from."""
+
+    records: tuple[RequestRecord, ...]
+    telemetry: Telemetry
+    classes: tuple[str, ...] = ()
+    """The class of each request; empty where there are none."""
+    concurrency: int | None = None
+    """Requests kept in flight; None in an open loop."""
+    slo: tuple[tuple[str, float], ...] = ()
+    cpu_share: float | None = None
+    """Share of a core that the busiest load process took."""
+
+    @cached_property
+    def complete(self) -> list[RequestRecord]:
+        """Return the requests that were answered in full."""
+        return [record for record in self.records if record.error is None]
+
+    @property
+    def duration_s(self) -> float | None:
+        """Return the seconds from the first request sent to the last response complete."""
+        sent = [record.sent_s for record in self.complete if record.sent_s is not None]
+        ends = [record.end_s for record in self.complete if record.end_s is not None]
+        return max(ends) - min(sent) if sent and ends else None
+
+    @cached_property
+    def steady(self) -> tuple[float, float] | None:
+        """Return the window in which the load is full: None where there are too few requests for one.
+
+        It begins when as many requests as are kept in flight have been answered (in an open loop, the first), so that the
+        first wave, which comes all at once, is over, and ends when the last request is sent.
+        """
+        ends = sorted(record.end_s for record in self.complete if record.end_s is not None)
+        sent = [record.sent_s for record in self.complete if record.sent_s is not None]
+        first = (self.concurrency or 1) - 1
+        if len(ends) <= first or not sent or max(sent) <= ends[first]:
+            return None
+        return ends[first], max(sent)
+
+    def of_class(self, name: str) -> RoundSample:
+        """Return the sample of one class of requests."""
+        mine = tuple(record for record, found in zip(self.records, self.classes, strict=True) if found == name)
+        return replace(self, records=mine, classes=())
+
+
+@dataclass(frozen=True)
+class LaunchSample:
+    """What the metrics of a launch as a whole are computed from."""
+
+    startup_s: float | None
+    capacity: Capacity
+    complete: tuple[RequestRecord, ...] = ()
+    """The requests of all its rounds that were answered in full."""
+    classes: tuple[str, ...] = ()
+    """The class of each of them; empty where there are none."""
+
+
+def rate(amount: Callable[[RequestRecord], float]) -> Callable[[RoundSample], float | None]:
+    """Return a formula: what an amount of the complete requests comes to in a second of the round."""
+
+    def of_round(sample: RoundSample) -> float | None:
+        duration_s = sample.duration_s
+        return sum(map(amount, sample.complete)) / duration_s if duration_s else None
+
+    return of_round
+
+
+def ttft(record: RequestRecord) -> list[float]:
+    """Return the seconds to the first token, from the instant that latencies count from; empty without a token."""
+    if record.asked_s is None or record.first_token_s is None:
+        return []
+    return [record.first_token_s - record.asked_s]
+
+
+def itl(record: RequestRecord) -> list[float]:
+    """Return the seconds between arrivals; tokens of one read are one arrival."""
+    arrivals = sorted(set(record.token_times_s))
+    return [later - earlier for earlier, later in itertools.pairwise(arrivals)]
+
+
+def tpot(record: RequestRecord) -> list[float]:
+    """Return the seconds per token behind the first; empty for fewer than two tokens."""
+    times = record.token_times_s
+    count = record.output_tokens or len(times)
+    return [(times[-1] - times[0]) / (count - 1)] if len(times) > 1 and count > 1 else []
+
+
+def e2e(record: RequestRecord) -> list[float]:
+    """Return the seconds to the complete response."""
+    return [record.end_s - record.asked_s] if record.asked_s is not None and record.end_s is not None else []
+
+
+def sent_ttft(record: RequestRecord) -> list[float]:
+    """Return the seconds to the first token from sending, where requests are sent at a rate."""
+    # Only an open loop has both: elsewhere it would say the same again.
+    return [record.first_token_s - record.sent_s] if record.due_s and record.sent_s and record.first_token_s else []
+
+
+def sent_e2e(record: RequestRecord) -> list[float]:
+    """Return the seconds to the complete response from sending, where requests are sent at a rate."""
+    return [record.end_s - record.sent_s] if record.due_s and record.sent_s and record.end_s else []
+
+
+def delay(record: RequestRecord) -> list[float]:
+    """Return how many seconds too late the request was sent."""
+    return [record.delay_s] if record.delay_s is not None else []
+
+
+def steady_rate(sample: RoundSample) -> float | None:
+    """Return output tokens per second in the steady window."""
+    timed = all(len(record.token_times_s) == record.output_tokens for record in sample.complete)
+    if sample.steady is None or not timed:
+        return None  # without a stream, or with events of unknown length, nobody knows when a token came
+    begin_s, end_s = sample.steady
+    return sum(begin_s < at_s <= end_s for record in sample.complete for at_s in record.token_times_s) / (end_s - begin_s)
+
+
+def in_flight(sample: RoundSample) -> float | None:
+    """Return the mean number of requests in flight, in the steady window: Little's law says it is rate times latency."""
+    if sample.steady is None:
+        return None
+    begin_s, end_s = sample.steady
+    spans = [(one.sent_s, one.end_s) for one in sample.complete if one.sent_s is not None and one.end_s is not None]
+    return sum(max(0.0, min(end, end_s) - max(start, begin_s)) for start, end in spans) / (end_s - begin_s)
+
+
+def jain(sample: RoundSample) -> float | None:
+    """Return Jain's index of the requests' speeds (R. Jain, DEC-TR-301, 1984)."""
+    speeds = [(record.output_tokens or 0) / seconds for record in sample.complete for seconds in e2e(record) if seconds > 0]
+    squares = sum(speed * speed for speed in speeds)
+    return sum(speeds) ** 2 / (len(speeds) * squares) if squares else None
+
+
+_LIMITED = {"ttft_s": ttft, "itl_s": itl, "tpot_s": tpot, "e2e_s": e2e}
+
+
+def good_requests(sample: RoundSample) -> float | None:
+    """Return how many requests were complete and kept to every limit; one that has no such value has kept to it."""
+    if not sample.slo:
+        return None
+    return sum(
+        all(value <= limit for name, limit in sample.slo for value in _LIMITED[name](record)) for record in sample.complete
+    )
+
+
+def goodput(sample: RoundSample) -> float | None:
+    """Return requests per second that kept to every limit; None where there are none."""
+    good, duration_s = good_requests(sample), sample.duration_s
+    return good / duration_s if good is not None and duration_s else None
+
+
+def good_share(sample: RoundSample) -> float | None:
+    """Return the share of requests that kept to every limit; None where there are none."""
+    good = good_requests(sample)
+    return good / len(sample.records) if good is not None and sample.records else None
+
+
+def shared_arrivals(sample: RoundSample) -> float | None:
+    """Return the share of tokens that came in one read with the token before them."""
+    tokens = sum(len(record.token_times_s) for record in sample.complete)
+    return 1 - sum(len(set(record.token_times_s)) for record in sample.complete) / tokens if tokens else None
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean."""
+    return float(np.mean(values))
+
+
+def percentile(percent: int) -> Callable[[Sequence[float]], float]:
+    """Return what computes a percentile, interpolated linearly."""
+    return lambda values: float(np.percentile(values, percent))
+
+
+def spread(
+    times: Callable[[RequestRecord], list[float]], reduce: Callable[[Sequence[float]], float]
+) -> Callable[[RoundSample | LaunchSample], float | None]:
+    """Return a formula: a statistic over the times of all complete requests."""
+
+    def of_sample(sample: RoundSample | LaunchSample) -> float | None:
+        values = [value for record in sample.complete for value in times(record)]
+        return reduce(values) if values else None
+
+    return of_sample
