@@ -117,3 +117,11 @@ def test_a_limit_is_not_named_where_it_cannot_be_seen() -> None:
             replace(measured(900), case=Case("y", EngineSpec(), sent)).limited_by(alone)
     few = Launch("1", "", (Round({"output_tokens_per_s": 980.0, "e2e_p50_s": 1.0}),), {})
     assert replace(alone, launches=(few,)).limited_by(alone).startswith("engine")
+
+
+def test_a_client_that_an_engine_leaves_no_core_is_late_but_no_bottleneck(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = replace(SOUND, records=(replace(GOOD, delay_s=0.05),) * 4)
+    monkeypatch.setattr(audit, "CORES", 2)
+    assert problems(late)
+    assert audit.problems(late, TOLD, Workload(), ranks=2) == []
+    assert "50 ms late on average" in (audit.lateness(late) or "")

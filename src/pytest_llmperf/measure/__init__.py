@@ -157,7 +157,7 @@ def measure_launch(
         metrics=metrics.launch_metrics(formulas.LaunchSample(engine.startup_s, capacity, complete, classes)),
         dropped_rounds=dropped,
         invalid=tuple(invalid),
-        warnings=audit.warnings(workload, [one.round.metrics for one in rounds]),
+        warnings=(*audit.warnings(workload, [one.round.metrics for one in rounds]), *([play.late] if play.late else [])),
         versions=dict(engine.versions),
         job=settings.job,
     )
@@ -191,6 +191,8 @@ class _Player:
         self.settings = settings
         self.vocabulary = vocabulary
         self.number = 0
+        self.late: str | None = None
+        """That requests were sent late in some round, and how much."""
 
     def warm_up(self) -> list[str]:
         """Send one full wave of other prompts of the real lengths; return why nothing can be measured.
@@ -221,7 +223,8 @@ class _Player:
         )
         found = metrics.round_metrics(sample)
         of_complete = tuple(name for name, record in zip(classes, log.records, strict=False) if record.error is None)
-        problems = audit.problems(log, sample.telemetry, workload)
+        problems = audit.problems(log, sample.telemetry, workload, ranks=self.engine.spec.ranks)
+        self.late = self.late or audit.lateness(log)
         return _Played(Round(found), tuple(sample.complete), of_complete, problems)
 
     def _prompts(self, number: int) -> list[Prompt]:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.telemetry import Telemetry
     from pytest_llmperf.traffic import Workload
 
-MOST_PROCESSES = max(1, min(8, len(os.sched_getaffinity(0)) // 2))
+CORES = len(os.sched_getaffinity(0))
+MOST_PROCESSES = max(1, min(8, CORES // 2))
 """Load processes that are started at most: half of the cores stay the engine's."""
 _BUSY = 0.6
 """A load process that took this share of a core gets help, where there are cores."""
@@ -48,8 +49,11 @@ def failures(records: Sequence[RequestRecord]) -> list[str]:
     return [f"{errors.total()} of {len(records)} requests failed: {shown}"] if errors else []
 
 
-def problems(log: RoundLog, told: Telemetry, workload: Workload) -> list[str]:
-    """Return why a round must not be judged; empty for a sound one."""
+def problems(log: RoundLog, told: Telemetry, workload: Workload, *, ranks: int = 1) -> list[str]:
+    """Return why a round must not be judged; empty for a sound one.
+
+    An engine with a rank for each core of this host leaves none for the client: that it is late is then no news.
+    """
     found = failures(log.records)
     if told.restarted:
         found.append("the engine's counters went down: it was restarted during the round")
@@ -62,7 +66,23 @@ def problems(log: RoundLog, told: Telemetry, workload: Workload) -> list[str]:
     counted = sum(record.output_tokens or 0 for record in log.records)
     if told.output_tokens is not None and not found and told.output_tokens < counted:
         found.append(f"the client counted {counted:,} output tokens, the engine only {told.output_tokens:,.0f}")
-    return found + _of_client(log)
+    late = lateness(log) if ranks < CORES else None
+    return found + _of_client(log) + ([f"the client was the bottleneck: {late}"] if late else [])
+
+
+def lateness(log: RoundLog) -> str | None:
+    """Return that requests were sent late, None where they were not."""
+    delays = [record.delay_s for record in log.records if record.delay_s is not None]
+    spans = [record.end_s - record.asked_s for record in log.records if record.end_s is not None and record.asked_s is not None]
+    if not delays or not spans:
+        return None
+    late_s, span_s = statistics.fmean(delays), statistics.fmean(spans)
+    if late_s <= max(_LATE_S, _LATE_SHARE * span_s):
+        return None
+    return (
+        f"requests were sent {late_s * 1e3:.0f} ms late on average, and took {span_s * 1e3:.0f} ms;"
+        " something else keeps this host's cores"
+    )
 
 
 def _of_client(log: RoundLog) -> list[str]:
@@ -74,15 +94,6 @@ def _of_client(log: RoundLog) -> list[str]:
             f"the client was the bottleneck: the busiest of {log.processes} load processes took {log.cpu_share:.0%} of a core;"
             " give this host more cores, or send less"
         )
-    delays = [record.delay_s for record in log.records if record.delay_s is not None]
-    spans = [record.end_s - record.asked_s for record in log.records if record.end_s is not None and record.asked_s is not None]
-    if delays and spans:
-        late_s, span_s = statistics.fmean(delays), statistics.fmean(spans)
-        if late_s > max(_LATE_S, _LATE_SHARE * span_s):
-            found.append(
-                f"the client was the bottleneck: requests were sent {late_s * 1e3:.0f} ms late on average, and took"
-                f" {span_s * 1e3:.0f} ms; something else keeps this host's cores"
-            )
     return found
 
 

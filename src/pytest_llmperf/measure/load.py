@@ -488,8 +488,19 @@ def play(plan: RoundPlan, started: Callable[[], int]) -> bytes:
     return _encode(msgspec.to_builtins(log) | {"records": records})
 
 
+def _go_first() -> None:
+    """Take a real-time priority where that is allowed: this process needs little of a core, but that on time.
+
+    On two cores whose threads the ranks of a CPU engine keep spinning it was left waiting for 1.3 of 1.3 s without, and for
+    less than a millisecond with it. The kernel keeps a share of each core for all others.
+    """
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+
+
 def main() -> None:
     """Play every plan that comes in on stdin."""
+    _go_first()
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     decoder = msgspec.msgpack.Decoder(RoundPlan)
 
