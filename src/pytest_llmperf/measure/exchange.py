@@ -134,7 +134,7 @@ class Tls:
                 found.append(piece)
             self.closed = True
         except ssl.SSLWantReadError:
-            pass
+            pass  # all that has come is read; the rest of a record is still on its way
         except ssl.SSLZeroReturnError:
             self.closed = True
         return b"".join(found)
