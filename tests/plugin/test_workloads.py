@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pytest_llmperf.testing import Result
+    from pytest_llmperf.testing import Result, SimulatedEngine
 
     Run = Callable[..., Result]
 
@@ -130,3 +130,16 @@ def test_an_engine_that_has_no_offline_form_is_said_to_have_none(run: Run) -> No
     result = run("def test_it(llmperf):\n    llmperf(engine='offline')")
     assert "llmperf(engine='offline'): this test's engine is of the kind 'simulated'" in result.stdout
     assert result.outcomes == {"failed": 1}
+
+
+def test_at_an_endpoint_the_option_selects_loads_too(run: Run, simulated_engine: SimulatedEngine) -> None:
+    result = run(LOADS, "-p", "no:benchmark", f"--llmperf-url=x={simulated_engine.url}", "--llmperf-rate=40", quick=False)
+    assert ids(result) == ["test_both[x-r40]", "test_open_to_all[x-r40]"]
+    assert result.outcomes == {"passed": 2, "deselected": 3}
+
+
+def test_a_gate_of_a_class_is_one_that_the_self_test_can_ask(run: Run) -> None:
+    gated = MIXED.replace('"short/ttft_p50_s": "90 %"', '"short/ttft_p90_s": "10 %"').replace("requests=16", "requests=200")
+    run(gated, "--update-baselines", "--llmperf-launches=2")
+    result = run(gated, "--llmperf-selftest")
+    assert "none judged wrongly" in result.stdout, result.stdout

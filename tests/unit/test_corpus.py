@@ -104,3 +104,9 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(PlanError, match="cannot be read as text"):
         read_trace(parse_file("trace", "t.jsonl", tmp_path))
+
+
+def test_a_text_may_hold_what_else_ends_a_line(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"messages": [{"role": "user", "content": "a\u2028b\u0085c"}]}\n')
+    [found] = read_dataset(parse_file("dataset", "m.jsonl", tmp_path))
+    assert found.messages == (("user", "a\u2028b\u0085c"),)

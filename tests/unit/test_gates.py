@@ -194,3 +194,8 @@ def test_exact_metrics_take_no_share_of_the_error_rate_and_each_other_gate_one(f
 def test_by_default_six_comparisons_share_the_error_rate() -> None:
     assert comparisons(gates(tolerance=0.05)) == len(GATING) - 1 == 6
     assert comparisons({}) == 0
+
+
+def test_a_wildcard_for_the_class_of_requests_is_refused_because_nobody_knows_them_yet() -> None:
+    with pytest.raises(PlanError, match=r"'\*/ttft_p90_s' is not a metric"):
+        gates(parse_gate({"*/ttft_p90_s": "8 %"}, origin="gate"), tolerance=0.05)
