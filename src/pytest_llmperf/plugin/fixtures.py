@@ -62,12 +62,12 @@ def llm_engine(
     from pytest_llmperf.plugin.collection import PLANNED
     from pytest_llmperf.plugin.session import skip_or_fail
 
-    spec = _spec(request.node.stash[PLANNED].spec, llm_engine_args, llm_engine_url)
+    spec = own_spec(request.node.stash[PLANNED].spec, llm_engine_args, llm_engine_url)
     skip_or_fail(request.node, spec)
-    return _acquire(request, llmperf_logs, spec)
+    return acquire_engine(request, llmperf_logs, spec)
 
 
-def _acquire(request: pytest.FixtureRequest, log_folder: Path, spec: EngineSpec) -> Engine:
+def acquire_engine(request: pytest.FixtureRequest, log_folder: Path, spec: EngineSpec) -> Engine:
     """Return a running engine that this test has not been measured on; fails the test where it does not start."""
     from pytest_llmperf.judge.verdict import Status, Verdict
     from pytest_llmperf.measure.engines import EngineError
@@ -86,7 +86,8 @@ def _acquire(request: pytest.FixtureRequest, log_folder: Path, spec: EngineSpec)
     return fail_engine(failure)
 
 
-def _spec(spec: EngineSpec, arguments: dict[str, Any], url: str | None) -> EngineSpec:
+def own_spec(spec: EngineSpec, arguments: dict[str, Any], url: str | None) -> EngineSpec:
+    """Return a test's planned engine with what the fixtures `llm_engine_args` and `llm_engine_url` say of it."""
     from pytest_llmperf.plan import PlanError, check_url, merge_engine_args, parse_engine_args
 
     try:
@@ -162,64 +163,66 @@ class LLMPerf:
         self._switch(engine or self._own_kind)
         plan = self._request.node.stash[PLANNED]
         suffix = "" if self._calls == 1 else f"#{self._calls}"
-        state = self._state(Case(plan.case_id + suffix, self._engine.spec, wanted))
+        state = state_of(self._request, Case(plan.case_id + suffix, self._engine.spec, wanted))
         if not state.decided:
-            self._measure(state)
+            add_launch(self._request, self._engine, state)
         return state.measurement
 
-    def _state(self, case: Case) -> CaseState:
-        from pytest_llmperf.plugin.protocol import STATES
-        from pytest_llmperf.plugin.run import RUN, CaseState
 
-        run = self._request.config.stash[RUN]
-        if case.id not in run.states:
-            run.states[case.id] = CaseState(case)
-            self._request.node.stash[STATES].append(run.states[case.id])
-        state = run.states[case.id]
-        if state.case != case:
-            pytest.fail(f"{case.id}: another workload or engine than in its first launch; a test must ask for the same each time")
-        return state
+def state_of(request: pytest.FixtureRequest, case: Case) -> CaseState:
+    """Return what is known of a case so far; fails a test that asks for another one by the same id."""
+    from pytest_llmperf.plugin.protocol import STATES
+    from pytest_llmperf.plugin.run import RUN, CaseState
 
-    def _measure(self, state: CaseState) -> None:
-        from pytest_llmperf.judge.verdict import Status, Verdict
-        from pytest_llmperf.measure import RoundSettings, measure_launch
-        from pytest_llmperf.measure.client import ClientError
-        from pytest_llmperf.measure.engines import EngineError
-        from pytest_llmperf.plugin.output import tell
-        from pytest_llmperf.plugin.run import RUN
-        from pytest_llmperf.plugin.session import POOL
+    run = request.config.stash[RUN]
+    if case.id not in run.states:
+        run.states[case.id] = CaseState(case)
+        request.node.stash[STATES].append(run.states[case.id])
+    state = run.states[case.id]
+    if state.case != case:
+        pytest.fail(f"{case.id}: another workload or engine than in its first launch; a test must ask for the same each time")
+    return state
 
-        config = self._request.config
-        pool, options = config.stash[POOL], config.stash[RUN].settings
-        settings = RoundSettings(
-            # An endpoint that outlives the run has seen a fixed seed before.
-            nonce=uuid.uuid4().hex if self._engine.spec.kind == "url" else state.case.id,
-            rounds=options.rounds,
-            job=config.stash[RUN].job,
-            stall_timeout_s=options.stall_timeout_s,
-        )
-        name = f"{state.case.id} launch {len(state.launches) + 1}"
-        try:
-            launch = measure_launch(
-                self._engine, pool.client, state.case.workload, settings, lambda text: tell(config, f"{name}, {text}")
-            )
-        except (EngineError, ClientError) as error:
-            failure: Exception | None = error
-        except BaseException:
-            pool.discard()  # the answer that was not read would be taken for the next round's
-            raise
-        else:
-            failure = None
-        if failure is not None:
-            pool.discard()
-            state.verdict = Verdict(Status.INVALID, reasons=(str(failure).partition("\n")[0],), launches=len(state.launches))
-            state.decided = True
-            fail_engine(failure)
-        state.launches = (*state.launches, launch)
-        state.starts |= {pool.starts}
-        if launch.invalid:
-            state.decided = True
-            pytest.fail("INVALID: " + "\n".join(launch.invalid), pytrace=False)
+
+def add_launch(request: pytest.FixtureRequest, engine: Engine, state: CaseState) -> None:
+    """Add a launch to a case; fails the test where it cannot be measured, or proves nothing."""
+    from pytest_llmperf.judge.verdict import Status, Verdict
+    from pytest_llmperf.measure import RoundSettings, measure_launch
+    from pytest_llmperf.measure.client import ClientError
+    from pytest_llmperf.measure.engines import EngineError
+    from pytest_llmperf.plugin.output import tell
+    from pytest_llmperf.plugin.run import RUN
+    from pytest_llmperf.plugin.session import POOL
+
+    config = request.config
+    pool, options = config.stash[POOL], config.stash[RUN].settings
+    settings = RoundSettings(
+        # An endpoint that outlives the run has seen a fixed seed before.
+        nonce=uuid.uuid4().hex if engine.spec.kind == "url" else state.case.id,
+        rounds=options.rounds,
+        job=config.stash[RUN].job,
+        stall_timeout_s=options.stall_timeout_s,
+    )
+    name = f"{state.case.id} launch {len(state.launches) + 1}"
+    try:
+        launch = measure_launch(engine, pool.client, state.case.workload, settings, lambda text: tell(config, f"{name}, {text}"))
+    except (EngineError, ClientError) as error:
+        failure: Exception | None = error
+    except BaseException:
+        pool.discard()  # the answer that was not read would be taken for the next round's
+        raise
+    else:
+        failure = None
+    if failure is not None:
+        pool.discard()
+        state.verdict = Verdict(Status.INVALID, reasons=(str(failure).partition("\n")[0],), launches=len(state.launches))
+        state.decided = True
+        fail_engine(failure)
+    state.launches = (*state.launches, launch)
+    state.starts |= {pool.starts}
+    if launch.invalid:
+        state.decided = True
+        pytest.fail("INVALID: " + "\n".join(launch.invalid), pytrace=False)
 
 
 @pytest.fixture
@@ -231,7 +234,7 @@ def llmperf(
     llm_workload: dict[str, Any],
 ) -> LLMPerf:
     """Return a callable that measures a workload on this test's engine."""
-    return LLMPerf(request, llm_engine, llmperf_axes, llm_workload, lambda spec: _acquire(request, llmperf_logs, spec))
+    return LLMPerf(request, llm_engine, llmperf_axes, llm_workload, lambda spec: acquire_engine(request, llmperf_logs, spec))
 
 
 @pytest.fixture
