@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from pytest_llmperf.requirements import NEEDS, NO_NEEDS, Needs, parse_needs
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -248,7 +250,7 @@ class Axes:
 
 @dataclass(frozen=True)
 class Marker:
-    """The arguments of `@pytest.mark.llmperf(...)`: the grid that a test allows, and its engine and tolerance."""
+    """The arguments of `@pytest.mark.llmperf(...)`: the grid that a test allows, its engine, its tolerance, its host."""
 
     axes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Per axis the values that the test allows; an axis that is missing allows every value."""
@@ -259,6 +261,8 @@ class Marker:
     """The slow-down that must not pass, as a fraction; None for the run's default."""
     gate: tuple[Gate, ...] = ()
     """Which metrics gate, over what the run says."""
+    needs: Needs = NO_NEEDS
+    """What the host must have."""
 
 
 @dataclass(frozen=True)
@@ -300,19 +304,24 @@ def parse_gate(source: object, *, origin: str) -> tuple[Gate, ...]:
 
 def parse_marker(arguments: Mapping[str, object]) -> Marker:
     """Return the marker's arguments, checked; unknown names and bad values raise PlanError."""
-    known = (*AXES, "engine_args", "env", "tolerance", "gate")
+    known = (*AXES, "engine_args", "env", "tolerance", "gate", *NEEDS)
     unknown = sorted(set(arguments) - set(known))
     if unknown:
         raise PlanError(f"llmperf({unknown[0]}=...): unknown marker argument; known are {', '.join(known)}")
     axes = {name: _axis_values(name, arguments[name]) for name in AXES if arguments.get(name) is not None}
     source: Any = arguments.get("engine_args") or ""
     tolerance = arguments.get("tolerance")
+    try:
+        needs = parse_needs(arguments)
+    except ValueError as error:
+        raise PlanError(str(error)) from None
     return Marker(
         axes=axes,
         engine_args=parse_engine_args(source, origin="llmperf(engine_args=...)"),
         env=_environment(arguments.get("env") or {}),
         tolerance=None if tolerance is None else parse_fraction("llmperf(tolerance=...)", tolerance),
         gate=parse_gate(arguments.get("gate") or {}, origin="llmperf(gate=...)"),
+        needs=needs,
     )
 
 

@@ -1,0 +1,387 @@
+"""Whether this host can run a case, with the arithmetic in the reason: devices, what the marker asks for, heads, memory.
+
+It refuses only what cannot work. A model whose shape is not known, or that the engine arguments change on the way to the GPU, is
+left to the engine: what is not certain is not checked. Sizes count as the least that they can be.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.plan import bundled_model, model_config
+from pytest_llmperf.requirements import NO_NEEDS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_llmperf.measure.accelerators import Gpu
+    from pytest_llmperf.measure.host import Host
+    from pytest_llmperf.plan import EngineSpec
+    from pytest_llmperf.requirements import Needs
+
+UTILIZATION = 0.92
+"""vLLM's default of --gpu-memory-utilization since 0.26, the oldest that is supported; it was 0.9 before."""
+
+_OTHER_MODEL = ("hf-overrides", "hf-config-path", "config", "config-format", "model-impl")
+"""Engine arguments with which config.json does not say what is loaded."""
+_OTHER_SIZE = (
+    *("quantization", "q", "quantization-config", "runner", "convert", "task", "language-model-only"),
+    *("offload-backend", "cpu-offload-gb", "offload-group-size", "kv-cache-memory-bytes"),
+)
+"""Engine arguments with which the weights take another size on the GPU, or may take more of it."""
+_MOST_TP = 128
+"""Where the search for a TP degree ends."""
+
+
+def shortage(spec: EngineSpec, host: Host, needs: Needs = NO_NEEDS) -> str | None:
+    """Return why the host cannot run the engine, with the numbers, or None: devices, then needs, heads and memory."""
+    return device_shortage(spec, host, needs) or model_shortage(spec, host)
+
+
+def device_shortage(spec: EngineSpec, host: Host, needs: Needs = NO_NEEDS) -> str | None:
+    """Return what the host lacks, whatever the engine arguments are: devices, or what the marker asks for; else None."""
+    if spec.kind == "url":
+        return None
+    need = f"TP {spec.tp} x PP {spec.pp} x DP {spec.dp} = {spec.ranks}"
+    if host.gpus:
+        if spec.ranks > len(host.gpus):
+            return f"needs {spec.ranks} GPUs ({need}), this host has {len(host.gpus)} ({host.summary})"
+    elif spec.ranks > host.cores:
+        return (
+            f"needs {spec.ranks} GPUs ({need}), this host has none; on CPU each rank needs a core, and this host has {host.cores}"
+        )
+    return _unmet(spec, host, needs)
+
+
+def model_shortage(spec: EngineSpec, host: Host) -> str | None:
+    """Return why the model cannot be split over so many devices, or is too large for them; None where it is not known."""
+    if spec.kind == "url" or _given(spec, _OTHER_MODEL):
+        return None
+    folder = bundled_model(spec.model) or Path(spec.model).expanduser()
+    try:
+        config = model_config(spec.model)
+    except (OSError, ValueError, TypeError):  # unreadable, or no JSON object: the engine tells what is wrong with it
+        return None
+    return _uneven(spec, config, len(host.gpus) or host.cores) or _too_large(spec, config, folder, host.devices)
+
+
+def _given(spec: EngineSpec, names: Sequence[str]) -> bool:
+    """Return whether any of these engine arguments is given, or a part of one (`hf-overrides.num_hidden_layers`)."""
+    return any(name.lstrip("-").partition(".")[0] in names for name, _ in spec.args)
+
+
+# ------------------------------------------------------------------------------------------------ what the marker asks for
+
+
+def _unmet(spec: EngineSpec, host: Host, needs: Needs) -> str | None:
+    number = max(spec.ranks, needs.min_gpus or 1)
+    gpus = f"{number} GPU{'s' * (number > 1)}"
+    here = f"this host has {len(host.gpus) or 'none'} ({host.summary})"
+    if needs.min_gpus is not None and len(host.gpus) < needs.min_gpus:
+        return f"needs {needs.min_gpus} GPUs (the marker's min_gpus), {here}"
+    if needs.gpu is not None and sum(_is_named(name, needs) for name in host.gpus) < number:
+        return f"needs {gpus} with {needs.gpu!r} in the name (the marker's gpu), {here}"
+    suited = [one for one in host.devices if _is_named(one.name, needs)]
+    if needs.min_gpu_memory is not None:
+        suited = [one for one in suited if one.memory_bytes >= needs.min_gpu_memory]
+        if len(suited) < number:
+            return f"needs {gpus} of {_gib(needs.min_gpu_memory)} or more (the marker's min_gpu_memory), {_memory_of(host)}"
+    islands = [len(island) for island in _islands(suited)]
+    groups = spec.pp * spec.dp
+    if needs.nvlink and spec.tp > 1 and sum(size // spec.tp for size in islands) < groups:
+        which = f"the {spec.tp} GPUs" if groups == 1 else f"{groups} groups of {spec.tp} GPUs"
+        return f"needs direct links within {which} of TP {spec.tp} (the marker's nvlink), {here}; {_linked(islands)}"
+    return None
+
+
+def _is_named(name: str, needs: Needs) -> bool:
+    return needs.gpu is None or needs.gpu.lower() in name.lower()
+
+
+def _memory_of(host: Host) -> str:
+    if not host.devices:
+        return "this host does not tell how large its GPUs are" if host.gpus else f"this host has none ({host.summary})"
+    sizes = dict.fromkeys(f"{one.name}: {_gib(one.memory_bytes)}" for one in host.devices)
+    return f"this host has {len(host.devices)} ({', '.join(sizes)}); an 80 GB card has a little less than 80 GiB: write '80 GB'"
+
+
+def _linked(islands: Sequence[int]) -> str:
+    if max(islands, default=1) == 1:
+        return "no two are linked"
+    return "they are linked in groups of " + " + ".join(str(size) for size in islands)
+
+
+def _islands(devices: Sequence[Gpu]) -> list[list[Gpu]]:
+    """Return the groups within which each reaches each other over direct links, be it by way of a third; largest first.
+
+    Not "each has a link to each": NCCL's rings need a way round only, as over a torus or the cube mesh of V100s.
+    """
+    left, islands = list(devices), []
+    while left:
+        island = [left.pop(0)]
+        for one in island:  # grows while it is walked
+            near = [other for other in left if other.index in one.peers or one.index in other.peers]
+            island += near
+            left = [other for other in left if other not in near]
+        islands.append(island)
+    return sorted(islands, key=len, reverse=True)
+
+
+def link_warning(spec: EngineSpec, devices: Sequence[Gpu]) -> str | None:
+    """Return that a TP group has no direct links between its GPUs, in one line, or None.
+
+    `devices` are those that the engine's ranks get, in order; vLLM counts TP ranks first, then PP, then DP.
+    """
+    if spec.kind == "url" or spec.tp == 1:
+        return None
+    used = devices[: spec.ranks]
+    for start in range(0, len(used) - spec.tp + 1, spec.tp):
+        group = used[start : start + spec.tp]
+        if len(_islands(group)) > 1:
+            names = ", ".join(str(one.index) for one in group)
+            return (
+                f"TP {spec.tp} over GPUs {names}, which direct links (NVLink) do not join: every layer waits for PCIe, which is"
+                f" slower; compare with --llmperf-tp=1, and with --llmperf-pp={spec.tp * spec.pp} in place of TP"
+            )
+    return None
+
+
+# ------------------------------------------------------------------------------------------------ heads
+
+
+def _uneven(spec: EngineSpec, config: dict[str, Any], devices: int) -> str | None:
+    heads, kv_heads = _heads(config)
+    if heads is None or _heads_split(config, spec.tp):
+        return None
+    if heads % spec.tp:
+        problem = f"{heads} attention heads are not divisible by TP {spec.tp}"
+    else:
+        problem = f"{kv_heads} KV heads can be neither split nor copied evenly over TP {spec.tp}"
+    good = [str(tp) for tp in range(1, max(devices, spec.tp) + 1) if _splits(config, tp)]
+    listed = f"{', '.join(good[:-1])} or {good[-1]}" if len(good) > 1 else good[0]
+    return f"{problem}; TP {listed} would do, or --llmperf-pp"
+
+
+def _heads(config: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Return the attention heads and the KV heads that TP splits; None where they are not told, or not split.
+
+    Latent attention (MLA) has one latent for all heads, which every GPU keeps.
+    """
+    text = _text_config(config)
+    kv_heads = None if "kv_lora_rank" in text else _whole(text.get("num_key_value_heads"))
+    return _whole(text.get("num_attention_heads")), kv_heads
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the language model's part of the config of a model that sees or hears; the names differ by model."""
+    for name in ("thinker_config", "text_config", "llm_config", "language_config"):
+        if isinstance(inner := config.get(name), dict):
+            return _text_config(inner)
+    return config
+
+
+def _heads_split(config: dict[str, Any], tp: int) -> bool:
+    """Return whether vLLM takes the degree: `verify_with_parallel_config`, and the attention layers' assertions."""
+    heads, kv_heads = _heads(config)
+    if heads is not None and heads % tp:
+        return False
+    return kv_heads is None or (kv_heads % tp == 0 if kv_heads >= tp else tp % kv_heads == 0)
+
+
+def _splits(config: dict[str, Any], tp: int) -> bool:
+    """Return whether a TP degree can be advised: the feed-forward layers must split too, quantized ones perhaps not even so."""
+    text = _text_config(config)
+    sizes = [_whole(text.get(name)) for name in ("intermediate_size", "moe_intermediate_size")]
+    return _heads_split(config, tp) and all(size is None or size % tp == 0 for size in sizes)
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+def _too_large(spec: EngineSpec, config: dict[str, Any], folder: Path, devices: Sequence[Gpu]) -> str | None:
+    if len(devices) < spec.ranks or _given(spec, _OTHER_SIZE):
+        return None
+    utilization, dtype, load_format = (_value(spec, name) for name in ("gpu-memory-utilization", "dtype", "load-format"))
+    if dtype in ("float", "float32") or load_format in ("bitsandbytes", "gguf"):
+        return None
+    if spec.dp > 1 and _has_experts(config):  # vLLM spreads the experts over the DP ranks too
+        return None
+    try:
+        share = UTILIZATION if utilization is None else float(utilization)
+    except ValueError:
+        return None
+    weights = weight_bytes(config, folder)
+    gpu_bytes = sorted((one.memory_bytes for one in devices), reverse=True)[spec.ranks - 1]
+    parts = spec.tp * spec.pp
+    if weights is None or weights / parts <= share * gpu_bytes:
+        return None
+    degree = smallest_tp(config, folder, gpu_bytes * spec.pp, share, _MOST_TP)
+    if degree is None:
+        advice = "no TP degree alone would fit: add --llmperf-pp, or take a quantized model"
+    else:
+        advice = f"a TP degree of {degree} or more would fit"
+        number = degree * spec.pp * spec.dp
+        advice += f", on {number} GPUs where this host has {len(devices)}" if number > len(devices) else ""
+    return (
+        f"the weights of {spec.model} take {_gib(weights)} / (TP {spec.tp} x PP {spec.pp}) = {_gib(weights / parts)} on each GPU,"
+        f" more than the {share:g} x {_gib(gpu_bytes)} that vLLM may use; {advice}"
+    )
+
+
+def smallest_tp(config: dict[str, Any], folder: Path | None, gpu_bytes: int, utilization: float, most: int) -> int | None:
+    """Return the smallest TP degree up to `most` that splits the model evenly and whose weights fit; None for none, or unknown.
+
+    `gpu_bytes` is the memory of one GPU, `utilization` the share of it that vLLM may use. Weights that just fit leave nothing
+    for the KV cache: it is the least that could do, not the best.
+    """
+    weights = weight_bytes(config, folder)
+    if weights is None:
+        return None
+    fits = (tp for tp in range(1, most + 1) if weights / tp <= utilization * gpu_bytes and _splits(config, tp))
+    return next(fits, None)
+
+
+def weight_bytes(config: dict[str, Any], folder: Path | None) -> int | None:
+    """Return the bytes that a decoder model's weights take in vLLM, over all GPUs; None where that is not certain.
+
+    `config` is its config.json. The index of the safetensors in `folder` knows best; without it the parameters are counted.
+    Of quantized layers the scales are left out (1 % to 6 %), and vLLM's own buffers too (0.7 % for 7 billion parameters). vLLM
+    loads models of 32 bits in 16.
+    """
+    named = {str(part.get("dtype") or part.get("torch_dtype")) for part in (config, _text_config(config))} - {"None"}
+    dtype = named.pop().removeprefix("torch.") if len(named) == 1 else None
+    stored = None if folder is None else _indexed_bytes(folder)
+    if stored is not None and (dtype in ("bfloat16", "float16") or config.get("quantization_config")):
+        return stored
+    counted = _parameters(config)
+    bits = _linear_bits(config)
+    if counted is None or bits is None or dtype not in ("bfloat16", "float16", "float32"):
+        return None
+    linear, others = counted
+    return linear * bits // 8 + others * 2
+
+
+def _indexed_bytes(folder: Path) -> int | None:
+    path = folder / "model.safetensors.index.json"
+    try:
+        size = json.loads(path.read_text())["metadata"]["total_size"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or not as it should be
+        return None
+    return int(size) if isinstance(size, (int, float)) and not isinstance(size, bool) and size >= 1 else None
+
+
+def _linear_bits(config: dict[str, Any]) -> int | None:
+    """Return the bits of a parameter of a linear layer; None where the quantization is not known."""
+    quantized = config.get("quantization_config")
+    if config.get("compression_config"):
+        return None
+    if quantized is None:
+        return 16
+    method, bits = (quantized.get("quant_method"), quantized.get("bits")) if isinstance(quantized, dict) else (None, None)
+    if method == "fp8":
+        return 8
+    return bits if method in ("awq", "gptq") and bits in (2, 3, 4, 8) else None
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """What a decoder has beyond rotary attention without biases, a gated feed-forward of three matrices and two norms."""
+
+    qkv_bias: bool = False
+    head_norms: bool = False
+    """Norms of queries and keys within each head; the head size is told then, and is not hidden size / heads."""
+    reads_bias: bool = False
+    """It heeds `attention_bias` and `mlp_bias`."""
+    equal_kv_heads: bool = False
+    """Without `num_key_value_heads` there are as many as attention heads."""
+    experts: str = ""
+    """The key of the number of experts; empty for dense models."""
+    expert_size: str = "moe_intermediate_size"
+    shared_expert: bool = False
+
+
+# From vllm/model_executor/models/: one file each; phi3.py is llama.py with fused matrices.
+_ARCHITECTURES = {
+    "LlamaForCausalLM": _Architecture(reads_bias=True, equal_kv_heads=True),
+    "MistralForCausalLM": _Architecture(),
+    "Phi3ForCausalLM": _Architecture(equal_kv_heads=True),
+    "Qwen2ForCausalLM": _Architecture(qkv_bias=True),
+    "Qwen3ForCausalLM": _Architecture(head_norms=True),
+    "MixtralForCausalLM": _Architecture(experts="num_local_experts", expert_size="intermediate_size"),
+    "Qwen2MoeForCausalLM": _Architecture(qkv_bias=True, experts="num_experts", shared_expert=True),
+    "Qwen3MoeForCausalLM": _Architecture(head_norms=True, experts="num_experts"),
+}
+
+
+def parameters(config: dict[str, Any]) -> int | None:
+    """Return how many parameters a decoder model has by its config.json, exactly; None where its architecture is not known."""
+    counted = _parameters(config)
+    return None if counted is None else sum(counted)
+
+
+def _parameters(config: dict[str, Any]) -> tuple[int, int] | None:
+    """Return the parameters in the layers' matrices, which quantization shrinks, and all others."""
+    names = config.get("architectures")
+    kind = _ARCHITECTURES.get(names[0]) if isinstance(names, list) and len(names) == 1 and isinstance(names[0], str) else None
+    sizes = _sizes(config, "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    if kind is None or sizes is None:
+        return None
+    hidden, layers, heads, vocabulary = sizes
+    kv_heads = _whole(config.get("num_key_value_heads")) or (heads if kind.equal_kv_heads else None)
+    head_size = _whole(config.get("head_dim")) or (None if kind.head_norms else hidden // heads)
+    attention_bias, mlp_bias = config.get("attention_bias"), config.get("mlp_bias")
+    if kv_heads is None or head_size is None or config.get("bias") or ((attention_bias or mlp_bias) and not kind.reads_bias):
+        return None
+    feed_forward = _feed_forward(config, kind, hidden, layers)
+    if feed_forward is None:
+        return None
+    qkv = (heads + 2 * kv_heads) * head_size
+    linear = layers * (hidden * qkv + heads * head_size * hidden) + feed_forward[0]
+    others = layers * 2 * hidden + hidden + feed_forward[1]
+    others += vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
+    others += layers * (2 * head_size if kind.head_norms else 0)
+    others += layers * ((qkv if kind.qkv_bias or attention_bias else 0) + (hidden if attention_bias else 0))
+    others += layers * (2 * (_whole(config.get("intermediate_size")) or 0) + hidden if mlp_bias else 0)
+    return linear, others
+
+
+def _feed_forward(config: dict[str, Any], kind: _Architecture, hidden: int, layers: int) -> tuple[int, int] | None:
+    """Return the parameters of all feed-forward layers, and of what chooses their experts, which is not quantized."""
+    if not kind.experts:
+        dense = _sizes(config, "intermediate_size")
+        return None if dense is None else (layers * 3 * hidden * dense[0], 0)
+    step, skipped = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or []
+    names = ["intermediate_size", kind.experts, kind.expert_size] + ["shared_expert_intermediate_size"] * kind.shared_expert
+    sizes = _sizes(config, *names)
+    if sizes is None or _whole(step) is None or not isinstance(skipped, list):
+        return None
+    size, experts, expert_size, *shared = sizes
+    sparse = sum((layer + 1) % step == 0 and layer not in skipped for layer in range(layers))
+    matrices = sparse * (experts * expert_size + sum(shared)) + (layers - sparse) * size
+    return 3 * hidden * matrices, sparse * hidden * (experts + len(shared))
+
+
+def _has_experts(config: dict[str, Any]) -> bool:
+    return any("expert" in name and value for part in (config, _text_config(config)) for name, value in part.items())
+
+
+def _value(spec: EngineSpec, name: str) -> str | None:
+    values = dict(spec.args).get(name)
+    return values[0] if values else None
+
+
+def _sizes(config: dict[str, Any], *names: str) -> list[int] | None:
+    found = [size for name in names if (size := _whole(config.get(name))) is not None]
+    return found if len(found) == len(names) else None
+
+
+def _whole(value: object) -> int | None:
+    """Return a whole number above 0; None for all else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _gib(size: float) -> str:
+    return f"{size / (1 << 30):.1f} GiB"

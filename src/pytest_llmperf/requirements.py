@@ -1,0 +1,63 @@
+"""What a test demands of the host beyond the GPUs that its degrees take: how many, how large, which, and how linked.
+
+Sizes as sold are in GB (10^9 bytes), and a little below that in what the driver tells: an "80 GB" H100 has 79.6 GiB. So GB and
+GiB are kept apart here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_UNITS = {"": 1 << 30, "gib": 1 << 30, "mib": 1 << 20, "tib": 1 << 40, "gb": 10**9, "mb": 10**6, "tb": 10**12}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a test demands of the host; the default demands nothing."""
+
+    min_gpus: int | None = None
+    """So many GPUs, though the engine may take fewer."""
+    min_gpu_memory: int | None = None
+    """Bytes that each of the GPUs must have."""
+    gpu: str | None = None
+    """A part of the GPUs' name, in either case, e.g. `H200`."""
+    nvlink: bool = False
+    """The GPUs of a tensor parallel group must reach each other over direct links; at TP 1 there is nothing to reach."""
+
+
+NO_NEEDS = Needs()
+NEEDS = ("min_gpus", "min_gpu_memory", "gpu", "nvlink")
+"""The names of the demands, as marker arguments."""
+
+
+def parse_needs(arguments: Mapping[str, object]) -> Needs:
+    """Return the demands among a marker's arguments; None is none.
+
+    Raises ValueError that names argument, value and remedy.
+    """
+    asked = {name: arguments[name] for name in NEEDS if arguments.get(name) is not None}
+    number, memory, name, linked = (asked.get(one) for one in NEEDS)
+    whole = re.fullmatch(r"\+?0*[1-9][0-9]{0,5}", str(number).strip())
+    if number is not None and (isinstance(number, bool) or not whole):
+        raise ValueError(f"llmperf(min_gpus={number!r}): must be a whole number from 1, e.g. 4")
+    size = parse_size(memory)
+    if memory is not None and size is None:
+        raise ValueError(f"llmperf(min_gpu_memory={memory!r}): must be a size above 0, e.g. 80 (GiB), '80 GiB' or '80 GB'")
+    if name is not None and not (isinstance(name, str) and name.strip()):
+        raise ValueError(f"llmperf(gpu={name!r}): must be a part of the GPU's name, e.g. 'H200'")
+    if linked is not None and not isinstance(linked, bool):
+        raise ValueError(f"llmperf(nvlink={linked!r}): must be True or False")
+    return Needs(int(whole[0]) if whole else None, size, str(name).strip() if name else None, bool(linked))
+
+
+def parse_size(value: object) -> int | None:
+    """Return a size such as `80` (GiB), `"80 GiB"` or `"80GB"` in bytes; None for what is no size above 0."""
+    written = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*([a-z]*)", str(value).strip().lower())
+    if written is None or written[2] not in _UNITS or isinstance(value, bool):
+        return None
+    return round(float(written[1]) * _UNITS[written[2]]) or None
