@@ -1,4 +1,4 @@
-"""What machine this is, with a stand-in for NVIDIA's library, and whether it can run a case."""
+"""What machine this is, with a stand-in for NVIDIA's library."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.measure.host import Host, core_groups, describe_host, exclusive_host, shortage
-from pytest_llmperf.plan import EngineSpec, PlanError
+from pytest_llmperf.measure.host import Host, core_groups, describe_host, exclusive_host
+from pytest_llmperf.plan import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -214,34 +214,6 @@ def test_a_key_is_always_a_plain_folder_name(cpu: str, names: list[str]) -> None
 )
 def test_a_summary_counts_each_kind(host: Host, summary: str) -> None:
     assert host.summary == summary
-
-
-# ------------------------------------------------------------------------------------------------ shortage
-
-
-def test_too_few_gpus_are_told_with_all_the_numbers() -> None:
-    assert shortage(EngineSpec(tp=4, pp=2, dp=3), TWO_GPUS) == (
-        "needs 24 GPUs (TP 4 x PP 2 x DP 3 = 24), this host has 2 (2x NVIDIA H200)"
-    )
-
-
-def test_too_few_cores_are_told_with_all_the_numbers() -> None:
-    assert shortage(EngineSpec(tp=4), CPU) == (
-        "needs 4 GPUs (TP 4 x PP 1 x DP 1 = 4), this host has none; on CPU each rank needs a core, and this host has 2"
-    )
-
-
-@pytest.mark.parametrize(
-    ("spec", "host"),
-    [
-        (EngineSpec(tp=2), TWO_GPUS),
-        (EngineSpec(tp=2), CPU),
-        (EngineSpec(), CPU),
-        (EngineSpec(kind="url", url="http://h", tp=64), CPU),
-    ],
-)
-def test_a_host_that_suffices_is_no_shortage(spec: EngineSpec, host: Host) -> None:
-    assert shortage(spec, host) is None
 
 
 # ------------------------------------------------------------------------------------------------ cores

@@ -1,4 +1,4 @@
-"""What machine this is, and whether it can run a case.
+"""What machine this is.
 
 A host's key names the folder of its baselines, so it holds what makes numbers comparable (the GPU's or CPU's name and, on
 CPU, the number of cores) and nothing that changes from day to day.
@@ -21,7 +21,6 @@ from pytest_llmperf.plan import PlanError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_llmperf.plan import EngineSpec
 
 
 @dataclass(frozen=True)
@@ -121,21 +120,6 @@ def _visible(named: list[tuple[str, str]], visible: str | None) -> list[str]:
             break
         names.append(match[0])
     return names
-
-
-def shortage(spec: EngineSpec, host: Host) -> str | None:
-    """Return why the host cannot run the engine, with the numbers, or None. Only devices are counted here."""
-    if spec.kind == "url":
-        return None
-    need = f"TP {spec.tp} x PP {spec.pp} x DP {spec.dp} = {spec.ranks}"
-    if host.gpus:
-        if spec.ranks > len(host.gpus):
-            return f"needs {spec.ranks} GPUs ({need}), this host has {len(host.gpus)} ({host.summary})"
-    elif spec.ranks > host.cores:
-        return (
-            f"needs {spec.ranks} GPUs ({need}), this host has none; on CPU each rank needs a core, and this host has {host.cores}"
-        )
-    return None
 
 
 @contextlib.contextmanager

@@ -283,7 +283,7 @@ def _linear_bits(config: dict[str, Any]) -> int | None:
     method, bits = (quantized.get("quant_method"), quantized.get("bits")) if isinstance(quantized, dict) else (None, None)
     if method == "fp8":
         return 8
-    return bits if method in ("awq", "gptq") and bits in (2, 3, 4, 8) else None
+    return _whole(bits) if method in ("awq", "gptq") and bits in (2, 3, 4, 8) else None
 
 
 @dataclass(frozen=True)

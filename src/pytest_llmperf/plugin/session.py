@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 
 from pytest_llmperf.measure.engines import EngineError, StartSettings
-from pytest_llmperf.measure.host import describe_host, shortage
+from pytest_llmperf.measure.host import describe_host
+from pytest_llmperf.measure.preflight import device_shortage, shortage
 from pytest_llmperf.plan import PlanError
 from pytest_llmperf.plugin.collection import PLANNED
 from pytest_llmperf.plugin.options import OUTCOMES
@@ -21,6 +22,7 @@ from pytest_llmperf.report import from_data, json_document
 from pytest_llmperf.report.text import suite_line
 
 if TYPE_CHECKING:
+    from pytest_llmperf.measure.host import Host
     from pytest_llmperf.plan import EngineSpec
     from pytest_llmperf.plugin.settings import Settings
 
@@ -60,7 +62,7 @@ def prepare(session: pytest.Session, settings: Settings) -> None:
     config.stash[PROTOCOL] = Protocol(config.stash[POOL])
     if config.option.collectonly or hasattr(config, "workerinput"):
         return
-    started = [item for item in planned if not _brings_url(item) and not shortage(item.stash[PLANNED].spec, host)]
+    started = [item for item in planned if not _brings(item, "llm_engine_url") and not _known_shortage(item, host)]
     if settings.kind in ("server", "offline") and started and not settings.selftest:
         _require_vllm(settings.python)
 
@@ -123,26 +125,37 @@ def set_up(item: pytest.Item) -> None:
     plan = item.stash[PLANNED]
     if plan.error or RUN not in item.config.stash:
         pytest.fail(plan.error or "another test of this run has an unusable llmperf marker", pytrace=False)
-    if not _brings_url(item):
-        skip_or_fail(item, plan.spec)
+    if not _brings(item, "llm_engine_url"):
+        _refuse(item, _known_shortage(item, item.config.stash[RUN].host))
 
 
 def skip_or_fail(item: pytest.Item, spec: EngineSpec) -> None:
     """Skip a test whose engine this host cannot run; fail it under --llmperf-require-gpus."""
-    run = item.config.stash[RUN]
-    if reason := shortage(spec, run.host):
-        if run.settings.require_gpus:
-            pytest.fail(f"{reason}; --llmperf-require-gpus turns this skip into a failure", pytrace=False)
-        pytest.skip(reason)
+    _refuse(item, shortage(spec, item.config.stash[RUN].host, item.stash[PLANNED].marker.needs))
 
 
-def _brings_url(item: pytest.Item) -> bool:
-    """Return whether a project's own `llm_engine_url` replaces ours: then only running it tells what is started.
+def _known_shortage(item: pytest.Item, host: Host) -> str | None:
+    """Return what the host lacks as far as it is known before fixtures: `llm_engine_args` may change what the model takes."""
+    plan = item.stash[PLANNED]
+    check = device_shortage if _brings(item, "llm_engine_args") else shortage
+    return check(plan.spec, host, plan.marker.needs)
+
+
+def _refuse(item: pytest.Item, reason: str | None) -> None:
+    if reason is None:
+        return
+    if item.config.stash[RUN].settings.require_gpus:
+        pytest.fail(f"{reason}; --llmperf-require-gpus turns this skip into a failure", pytrace=False)
+    pytest.skip(reason)
+
+
+def _brings(item: pytest.Item, fixture: str) -> bool:
+    """Return whether a project's own fixture replaces ours: then only running it tells what is started.
 
     Which fixtures a test will use is known to pytest when it is collected, but there is no public way to ask.
     """
     info = getattr(item, "_fixtureinfo", None)
-    return info is not None and len(info.name2fixturedefs.get("llm_engine_url", ())) > 1
+    return info is not None and len(info.name2fixturedefs.get(fixture, ())) > 1
 
 
 def end(session: pytest.Session, settings: Settings) -> None:
