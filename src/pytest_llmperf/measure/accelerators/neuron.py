@@ -224,7 +224,7 @@ def parse_reading(text: str, core: int, at_s: float, *, processes: bool) -> Read
         return Reading(at_s=at_s)
     if not isinstance(runtimes, list) or not all(isinstance(runtime, dict) for runtime in runtimes):
         raise NeuronToolsError(f"`neuron-monitor` should tell a list of applications; found {_shown(runtimes)}.")
-    used, busy, users = list[int | None](), list[float | None](), dict[Any, int | None]()
+    used, busy, users = list[int | None](), list[float | None](), list[tuple[Any, int | None]]()
     for runtime in runtimes:
         report = runtime.get("report") if not runtime.get("error") else None
         counters = _group(report, "neuroncore_counters", "neuroncores_in_use")
@@ -235,12 +235,12 @@ def parse_reading(text: str, core: int, at_s: float, *, processes: bool) -> Read
         used.append(size)
         busy.append(share)
         if size != 0 or share:  # an application lists all cores of the machine, with zeros where it isn't
-            users[runtime.get("pid")] = size
+            users.append((runtime.get("pid"), size))
     return Reading(
         at_s=at_s,
         # No application at all is nothing in use; that none tells of this core is not.
         used_bytes=None if None in used or (runtimes and not used) else sum(filter(None, used)),
-        processes=users if processes and all(map(_is_count, users)) else None,
+        processes=dict(users) if processes and all(_is_count(pid) for pid, _ in users) else None,
         utilization=None if None in busy or (runtimes and not busy) else sum(filter(None, busy), 0.0),
     )
 
