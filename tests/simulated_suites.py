@@ -137,6 +137,7 @@ class VirtualEngine:
     """An engine on which rounds take no time: the simulated engine's clock, counters and noise, without its server."""
 
     gpus: tuple[int, ...] = ()
+    watch = None
     log_path = None
     prefix_cache_off = False
 

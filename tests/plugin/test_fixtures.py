@@ -11,7 +11,7 @@ def test_llm_engine_is_the_running_engine(run):
 def test_x(llm_engine):
     assert llm_engine.url.startswith("http://127.0.0.1:")
     assert llm_engine.spec.tp == 1
-    assert llm_engine.gpus == ()
+    assert llm_engine.gpus == (0,)
     assert llm_engine.startup_s > 0
     assert "Application startup complete" in llm_engine.log_path.read_text()
     done = llm_engine.generate("hello there", max_tokens=3)

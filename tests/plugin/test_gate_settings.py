@@ -26,7 +26,7 @@ def test_a_metric_that_does_not_gate_fails_nothing(run):
     run(SERVING, *RECORD)
     result = run(marked({"*_s": False}), SLOW)
     assert result.statuses == {CASE: "PASS"}, result.stdout
-    assert set(gating(result)) == {"failed_requests", "preemptions", "kv_cache_tokens"}
+    assert set(gating(result)) == {"failed_requests", "preemptions", "kv_cache_tokens", "gpu_memory_peak_bytes"}
 
 
 def test_the_marker_adds_to_what_the_suite_says(run):

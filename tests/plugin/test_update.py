@@ -88,7 +88,9 @@ def test_a_calibration_stores_the_parts_of_the_noise_and_proposes_tolerances(run
     assert noise["job_sd"] is not None  # three jobs tell
     assert noise["round_sd"] > 0
     assert 0 < noise["detectable"] <= noise["proposed_tolerance"] < noise["detectable"] + 0.01 + 1e-9
-    assert set(data["noise"]) == {"output_tokens_per_s", "ttft_p50_s", "itl_p50_s", "e2e_p50_s", "kv_cache_tokens"}
+    assert set(data["noise"]) == {"output_tokens_per_s", "ttft_p50_s", "itl_p50_s", "e2e_p50_s", "kv_cache_tokens",
+        "gpu_memory_peak_bytes",
+    }  # fmt: skip
 
 
 def test_a_calibration_of_something_else_than_what_is_stored_fails_and_moves_nothing(run, tmp_path):

@@ -192,7 +192,7 @@ def test_exact_metrics_take_no_share_of_the_error_rate_and_each_other_gate_one(f
 
 
 def test_by_default_six_comparisons_share_the_error_rate() -> None:
-    assert comparisons(gates(tolerance=0.05)) == len(GATING) - 1 == 6
+    assert comparisons(gates(tolerance=0.05)) == len(GATING) - 3 == 6
     assert comparisons({}) == 0
 
 

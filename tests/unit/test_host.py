@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
-import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.measure.host import Host, core_groups, describe_host, exclusive_host
+from pytest_llmperf.measure.host import Host, core_groups, describe_host
 from pytest_llmperf.plan import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 GIB = 1 << 30
 CPU = Host("AMD EPYC 9554 64-Core Processor", 2, 8 * GIB)
@@ -249,46 +246,3 @@ def test_groups_of_cores_are_equal_in_size_apart_and_allowed(cores: set[int], da
     assert len(set(used)) == len(used) >= ranks
     assert set(used) <= cores
     assert len(used) < len(cores) or len(cores) == ranks
-
-
-# ------------------------------------------------------------------------------------------------ one engine at a time
-
-
-@pytest.fixture
-def lock_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
-
-
-@pytest.mark.usefixtures("lock_folder")
-def test_a_free_host_is_taken_without_waiting() -> None:
-    waited: list[bool] = []
-    for _ in range(2):
-        with exclusive_host(lambda: waited.append(True)):
-            pass
-    assert waited == []
-
-
-@pytest.mark.usefixtures("lock_folder")
-def test_a_host_that_is_taken_is_waited_for_and_that_is_told() -> None:
-    waiting, entered = threading.Event(), threading.Event()
-
-    def second() -> None:
-        with exclusive_host(waiting.set):
-            entered.set()
-
-    other = threading.Thread(target=second, daemon=True)
-    with exclusive_host(lambda: None):
-        other.start()
-        assert waiting.wait(10)
-        assert not entered.is_set()
-    assert entered.wait(10)
-    other.join(10)
-
-
-@pytest.mark.usefixtures("lock_folder")
-def test_a_block_that_fails_gives_the_host_back() -> None:
-    with contextlib.suppress(KeyError), exclusive_host(lambda: None):
-        raise KeyError
-    waited: list[bool] = []
-    with exclusive_host(lambda: waited.append(True)):
-        assert waited == []

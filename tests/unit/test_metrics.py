@@ -252,14 +252,20 @@ def test_a_name_tells_the_base_unit(metric: Metric) -> None:
         "share": "_ratio",
         "tokens": "_tokens",
         "cores": "_cores",
+        "bytes": "_bytes",
+        "W": "_w",
+        "J": "_j",
+        "MHz": "_mhz",
     }
     assert metric.name.endswith(endings.get(metric.unit, ""))
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_times_and_failures_are_better_lower_and_rates_and_capacity_higher(metric: Metric) -> None:
-    lower = metric.unit in ("s", "preemptions", "share", "cores") or metric.name == "failed_requests"
-    good = metric.name == "goodput_ratio"
+    lower = (
+        metric.unit in ("s", "preemptions", "share", "cores", "bytes", "W", "J", "degrees") or metric.name == "failed_requests"
+    )
+    good = metric.name in ("goodput_ratio", "gpu_utilization_ratio", "gpu_memory_balance_ratio")
     assert metric.better == ("lower" if lower and not good else "higher")
 
 
@@ -275,6 +281,7 @@ def test_these_metrics_can_fail_a_test() -> None:
     # Each gate splits the error rate of the whole suite: a new one is a decision.
     assert set(GATING) == {
         "output_tokens_per_s", "ttft_p50_s", "itl_p50_s", "e2e_p50_s", "failed_requests", "preemptions", "kv_cache_tokens",
+        "gpu_memory_peak_bytes", "gpu_memory_balance_ratio",
     }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DESIGN = Design(comparisons=6)
 WORKLOAD = Workload(requests=200)
 TTFT, RATE, TAIL, KV = "ttft_p50_s", "output_tokens_per_s", "ttft_p90_s", "kv_cache_tokens"
+MEMORY = ("gpu_memory_peak_bytes", "gpu_memory_balance_ratio")
 LEVELS = [name for name in GATING if BY_NAME[name].kind in noise.RATIOS]
 
 
@@ -37,7 +38,14 @@ def stored(
 
     def values(factor: float, number: int) -> dict[str, float | None]:
         found = {metric.name: 0.05 * factor if metric.unit == "s" else 900 * factor for metric in METRICS}
-        found |= {KV: 4096.0, "max_concurrency": 9.0, "preemptions": count(number), "failed_requests": 0.0}
+        found |= {
+            KV: 4096.0,
+            MEMORY[0]: 1.4e11,
+            MEMORY[1]: 1.0,
+            "max_concurrency": 9.0,
+            "preemptions": count(number),
+            "failed_requests": 0.0,
+        }
         return {name: value for name, value in found.items() if name != without}
 
     def launch(number: int) -> Launch:
@@ -162,7 +170,7 @@ def test_a_noisy_baseline_has_gates_that_do_not_fire() -> None:
 
 def test_a_budget_of_one_launch_fires_never() -> None:
     found = faults(checked(stored(), design=replace(DESIGN, launches=1)))
-    assert {metric for (metric, change) in found if change == "20% worse"} == {*LEVELS, KV}
+    assert {metric for (metric, change) in found if change == "20% worse"} == {*LEVELS, KV, *MEMORY}
 
 
 @pytest.mark.parametrize(

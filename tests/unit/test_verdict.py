@@ -472,7 +472,9 @@ def test_an_inconclusive_metric_says_how_many_launches_would_do_or_that_the_base
 def test_the_prospects_are_the_gates_with_a_usable_baseline() -> None:
     found = prospects(stored({**USUAL, "preemptions": None, "ttft_p50_s": 0.0}), gating(""), DESIGN, QUIET)
     assert {one.metric.name for one in found} == set(GATING) - {"preemptions", "ttft_p50_s"}
-    assert {one.metric.name for one in found if one.detectable is None} == {"failed_requests", "kv_cache_tokens"}
+    assert {one.metric.name for one in found if one.detectable is None} == {
+        "failed_requests", "kv_cache_tokens", "gpu_memory_peak_bytes", "gpu_memory_balance_ratio",
+    }  # fmt: skip
 
 
 def test_a_prospect_is_what_the_verdict_then_tells() -> None:

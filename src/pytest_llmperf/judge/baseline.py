@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from pytest_llmperf.measure import Launch, Round, metrics
+from pytest_llmperf.measure.gpus import RankMemory
 from pytest_llmperf.plan import command_line
 
 if TYPE_CHECKING:
@@ -155,6 +156,7 @@ class _StoredLaunch(msgspec.Struct):
     dropped_rounds: int
     versions: dict[str, str] = {}
     job: str = ""
+    memory: list[RankMemory] = []
 
 
 class _Stored(msgspec.Struct):
@@ -177,6 +179,7 @@ def _launch(one: _StoredLaunch) -> Launch:
         dropped_rounds=one.dropped_rounds,
         versions=one.versions,
         job=one.job,
+        memory=tuple(one.memory),
     )
 
 
@@ -203,7 +206,10 @@ def dump(baseline: Baseline) -> str:
 
 def _dump_launch(launch: dict[str, Any]) -> str:
     rounds = ",\n".join(f"      {json.dumps(one, sort_keys=True, allow_nan=False)}" for one in launch.pop("rounds"))
-    del launch["invalid"], launch["warnings"]  # only sound launches are stored, and warnings were told
+    # Only sound launches are stored, warnings were told, and how long it took is of no use later.
+    del launch["invalid"], launch["warnings"], launch["played_s"]
+    if not launch["memory"]:
+        del launch["memory"]
     rest = ", ".join(f"{json.dumps(key)}: {json.dumps(launch[key], sort_keys=True, allow_nan=False)}" for key in sorted(launch))
     return "    {" + rest + ', "rounds": [\n' + rounds + "\n    ]}"
 

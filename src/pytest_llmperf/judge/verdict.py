@@ -239,7 +239,7 @@ def _judge_metric(
 
 def _implausible(metric: Metric, before: list[list[float]], now: list[list[float]]) -> bool:
     old, new = _median(before), _median(now)
-    if not old or not new:
+    if not old or new is None:
         return False
     return new > _IMPLAUSIBLE * old if metric.better == "higher" else old > _IMPLAUSIBLE * new
 

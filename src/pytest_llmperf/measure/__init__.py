@@ -6,14 +6,16 @@ cases of its spec.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
+import time
 import uuid
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure import audit, formulas, metrics, telemetry
+from pytest_llmperf.measure import audit, formulas, gpus, metrics, telemetry
 from pytest_llmperf.measure.workload import WARM_UP, prompts
 from pytest_llmperf.plan import Case, model_config
 
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 _STEADY = 0.02
 """Two rounds agree, and the warm-up is over, when their throughput differs by no more than this share."""
 _MOST_DROPPED = 3
+_MOST_DISTURBED = 3
+"""Rounds of a launch that are measured again because something was wrong with a GPU."""
+_CALM_S = 60.0
+"""How long a GPU may take to cool down, and other processes to leave it, before a round is measured again."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,10 @@ class Launch:
     versions: dict[str, str] = field(default_factory=dict)
     job: str = ""
     """The pytest run that measured it: launches of one run share the state that the host was in."""
+    memory: tuple[gpus.RankMemory, ...] = ()
+    """The GPU memory of each rank; empty on CPU."""
+    played_s: float = 0.0
+    """Seconds in which requests were played, warm-up and dropped rounds included."""
 
     def values(self, metric: str) -> list[float | None]:
         """Return a metric's value in every round, or its one value of the launch."""
@@ -107,6 +117,11 @@ class Measurement:
         """Return why the measurement must not be judged; empty when every launch is sound."""
         return tuple(dict.fromkeys(reason for launch in self.launches for reason in launch.invalid))
 
+    @property
+    def gpu_memory(self) -> gpus.GpuMemory:
+        """Return the GPU memory of the last launch by rank; asking it raises KeyError where there is none."""
+        return gpus.GpuMemory(self.launches[-1].memory if self.launches else ())
+
     def limited_by(self, offline: Measurement) -> str:
         """Return what keeps a server from the throughput of the engine alone: client, front end, or engine, with the figures."""
         return audit.limit(self, offline)
@@ -136,11 +151,16 @@ def measure_launch(
     play = _Player(engine, client, workload, settings, vocabulary)
     invalid = play.warm_up()
     rounds: list[_Played] = []
-    dropped = 0
+    dropped, disturbed = 0, list[str]()
     while not invalid and len(rounds) < settings.rounds:
         played = play.round()
+        if played.trouble and len(disturbed) < _MOST_DISTURBED and not played.problems:
+            disturbed.append(played.trouble[0])
+            progress(f"round dropped, to be measured again: {played.trouble[0]}")
+            play.calm()
+            continue
         rounds.append(played)
-        invalid = played.problems
+        invalid = [*played.problems, *played.trouble]
         progress(f"round {len(rounds)}/{settings.rounds}: {played.round.metrics['output_tokens_per_s'] or 0:,.0f} tok/s")
         if len(rounds) == 2 and dropped < _MOST_DROPPED and not _agree(*(one.round for one in rounds)):
             rounds.pop(0)
@@ -150,16 +170,23 @@ def measure_launch(
     capacity = telemetry.read_capacity(engine.metrics_text(), engine.log_text())
     complete = tuple(chain.from_iterable(one.complete for one in rounds))
     classes = tuple(chain.from_iterable(one.classes for one in rounds))
+    memory = gpus.rank_memory(engine.watch, [one.gpu_round for one in rounds if one.gpu_round]) if engine.watch else ()
     return Launch(
         id=uuid.uuid4().hex[:12],
         started=started,
         rounds=tuple(one.round for one in rounds),
-        metrics=metrics.launch_metrics(formulas.LaunchSample(engine.startup_s, capacity, complete, classes)),
+        metrics=metrics.launch_metrics(formulas.LaunchSample(engine.startup_s, capacity, complete, classes, memory)),
         dropped_rounds=dropped,
         invalid=tuple(invalid),
-        warnings=(*audit.warnings(workload, [one.round.metrics for one in rounds]), *([play.late] if play.late else [])),
+        warnings=(
+            *audit.warnings(workload, [one.round.metrics for one in rounds]),
+            *([play.late] if play.late else []),
+            *(f"a round was measured again: {reason}" for reason in disturbed),
+        ),
         versions=dict(engine.versions),
         job=settings.job,
+        memory=memory,
+        played_s=play.played_s,
     )
 
 
@@ -177,6 +204,12 @@ class _Played:
     classes: tuple[str, ...]
     """The class of each complete request; empty where there are none."""
     problems: list[str]
+    gpu_round: gpus.GpuRound | None = None
+
+    @property
+    def trouble(self) -> tuple[str, ...]:
+        """Return what was wrong with the GPUs: unlike a problem it may pass."""
+        return self.gpu_round.trouble if self.gpu_round else ()
 
 
 class _Player:
@@ -193,6 +226,7 @@ class _Player:
         self.number = 0
         self.late: str | None = None
         """That requests were sent late in some round, and how much."""
+        self.played_s = 0.0
 
     def warm_up(self) -> list[str]:
         """Send one full wave of other prompts of the real lengths; return why nothing can be measured.
@@ -208,9 +242,11 @@ class _Player:
     def round(self) -> _Played:
         """Play the next round."""
         workload, drawn = self.workload, self._prompts(self.number)
-        recorder = telemetry.Recorder(self.engine)
-        with recorder:
+        recorder, watch = telemetry.Recorder(self.engine), self.engine.watch
+        watched = watch.round() if watch else None
+        with recorder, watched or contextlib.nullcontext():
             log = self.send(drawn)
+        gpu_round = watched.result() if watched else None
         self.number += 1
         classes = tuple(prompt.request_class for prompt in drawn) if workload.classes else ()
         sample = formulas.RoundSample(
@@ -220,12 +256,18 @@ class _Player:
             concurrency=None if workload.is_open else workload.concurrency,
             slo=workload.slo,
             cpu_share=log.cpu_share,
+            gpus=gpu_round,
         )
         found = metrics.round_metrics(sample)
         of_complete = tuple(name for name, record in zip(classes, log.records, strict=False) if record.error is None)
         problems = audit.problems(log, sample.telemetry, workload, ranks=self.engine.spec.ranks)
         self.late = self.late or audit.lateness(log)
-        return _Played(Round(found), tuple(sample.complete), of_complete, problems)
+        return _Played(Round(found), tuple(sample.complete), of_complete, problems, gpu_round)
+
+    def calm(self) -> None:
+        """Let the GPUs cool down and others leave them, as far as a minute does it."""
+        if self.engine.watch:
+            self.engine.watch.calm(_CALM_S)
 
     def _prompts(self, number: int) -> list[Prompt]:
         return prompts(self.workload, number, vocabulary=self.vocabulary, nonce=self.settings.nonce)
@@ -233,6 +275,7 @@ class _Player:
     def send(self, drawn: list[Prompt]) -> RoundLog:
         """Send the requests of one round."""
         settings, workload = self.settings, self.workload
+        began_s = time.perf_counter()
         log = self.engine.play(
             drawn,
             self.client,
@@ -241,6 +284,7 @@ class _Player:
             stall_timeout_s=settings.stall_timeout_s,
             stream=workload.stream,
         )
+        self.played_s += time.perf_counter() - began_s
         if log.stalled:
             raise self.engine.failure(
                 f"HANG: no token came on any connection for {self.settings.stall_timeout_s:g} s"

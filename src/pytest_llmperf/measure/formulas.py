@@ -15,6 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pytest_llmperf.measure.gpus import GpuRound, RankMemory
     from pytest_llmperf.measure.response import RequestRecord
     from pytest_llmperf.measure.telemetry import Capacity, Telemetry
 
@@ -32,6 +33,8 @@ class RoundSample:
     slo: tuple[tuple[str, float], ...] = ()
     cpu_share: float | None = None
     """Share of a core that the busiest load process took."""
+    gpus: GpuRound | None = None
+    """What the engine's GPUs did; None for an engine without, or one that the plugin did not start."""
 
     @cached_property
     def complete(self) -> list[RequestRecord]:
@@ -75,6 +78,8 @@ class LaunchSample:
     """The requests of all its rounds that were answered in full."""
     classes: tuple[str, ...] = ()
     """The class of each of them; empty where there are none."""
+    memory: tuple[RankMemory, ...] = ()
+    """The GPU memory of each rank; empty on CPU."""
 
 
 def rate(amount: Callable[[RequestRecord], float]) -> Callable[[RoundSample], float | None]:
@@ -175,6 +180,41 @@ def good_share(sample: RoundSample) -> float | None:
     """Return the share of requests that kept to every limit; None where there are none."""
     good = good_requests(sample)
     return good / len(sample.records) if good is not None and sample.records else None
+
+
+def energy_per_token(sample: RoundSample) -> float | None:
+    """Return joules of all the engine's GPUs per output token."""
+    tokens = sum(record.output_tokens or 0 for record in sample.complete)
+    return sample.gpus.energy_j / tokens if sample.gpus and sample.gpus.energy_j is not None and tokens else None
+
+
+def of_gpus(name: str) -> Callable[[RoundSample], float | None]:
+    """Return a formula: a field of `gpus.GpuRound`."""
+    return lambda sample: getattr(sample.gpus, name) if sample.gpus else None
+
+
+def _peaks(sample: LaunchSample) -> list[int] | None:
+    """Return the peak of every rank, None where one is not known."""
+    known = [one.peak_bytes for one in sample.memory if one.peak_bytes is not None]
+    return known if known and len(known) == len(sample.memory) else None
+
+
+def peak_memory(sample: LaunchSample) -> float | None:
+    """Return the bytes of the fullest rank."""
+    peaks = _peaks(sample)
+    return float(max(peaks)) if peaks else None
+
+
+def memory_balance(sample: LaunchSample) -> float | None:
+    """Return how much the emptiest rank holds of what the fullest does; None for a single rank."""
+    peaks = _peaks(sample)
+    return min(peaks) / max(peaks) if peaks and len(peaks) > 1 and max(peaks) else None
+
+
+def memory_growth(sample: LaunchSample) -> float | None:
+    """Return the bytes by which the rank that grew most has grown from the first round's end to the last's."""
+    grown = [one.grown_bytes for one in sample.memory if one.grown_bytes is not None]
+    return float(max(grown)) if grown else None
 
 
 def shared_arrivals(sample: RoundSample) -> float | None:

@@ -6,21 +6,18 @@ CPU, the number of cores) and nothing that changes from day to day.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import platform
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.measure.accelerators import open_accelerators
 from pytest_llmperf.plan import PlanError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
+    from pytest_llmperf.measure.accelerators import Accelerators, Gpu
 
 
 @dataclass(frozen=True)
@@ -33,9 +30,15 @@ class Host:
     """Cores that this process may use."""
     memory_bytes: int
     gpus: tuple[str, ...] = ()
-    """The name of every NVIDIA GPU that `CUDA_VISIBLE_DEVICES` leaves visible."""
+    """The name of every accelerator that a process of ours may use (`CUDA_VISIBLE_DEVICES`)."""
     driver: str | None = None
-    """The NVIDIA driver's version."""
+    """The version of the accelerators' driver."""
+    cuda: str | None = None
+    """The newest CUDA that the driver runs."""
+    links: str | None = None
+    """How the accelerators are linked, e.g. `18 links each, all to all`; None for one alone, or where it is not known."""
+    devices: tuple[Gpu, ...] = ()
+    """More about each of `gpus`."""
 
     @property
     def key(self) -> str:
@@ -57,21 +60,42 @@ def _slug(name: str) -> str:
 
 
 def describe_host(kind: str = "server") -> Host:
-    """Return this machine; a missing NVIDIA driver means no GPUs.
+    """Return this machine; one without accelerators is a normal place to run.
 
-    For the `simulated` engine kind the GPUs are simulated too, `LLMPERF_SIMULATED_GPUS` (8) of them.
+    For the `simulated` engine kind the GPUs are simulated too, `LLMPERF_SIMULATED_GPUS` (8) of them. Raises PlanError where
+    the environment allows none of those that there are.
     """
-    if kind == "simulated":
-        gpus, driver = ("Simulated",) * int(os.environ.get("LLMPERF_SIMULATED_GPUS", "8")), None
-    else:
-        gpus, driver = _nvidia()
+    devices: tuple[Gpu, ...] = ()
+    versions: dict[str, str] = {}
+    # NVML is not even loaded where its GPUs are hidden on purpose.
+    if kind == "simulated" or os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() not in ("", "-1"):
+        found = open_accelerators(kind)
+        if found is not None:
+            try:
+                versions = found.versions
+                devices = usable(found, None if kind == "simulated" else os.environ.get(found.visible_variable))
+            finally:
+                found.close()
     return Host(
         cpu=_cpu_name(),
         cores=len(os.sched_getaffinity(0)),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        gpus=gpus,
-        driver=driver,
+        gpus=tuple(one.name for one in devices),
+        driver=versions.get("driver") if devices else None,
+        cuda=versions.get("cuda") if devices else None,
+        links=_links(devices),
+        devices=devices,
     )
+
+
+def _links(devices: tuple[Gpu, ...]) -> str | None:
+    if len(devices) < 2:
+        return None
+    if not any(one.peers for one in devices):
+        return "PCIe only"
+    number = min(one.links for one in devices)
+    everybody = all(len(set(one.peers) & {other.index for other in devices}) >= len(devices) - 1 for one in devices)
+    return f"{number} links each, {'all to all' if everybody else 'not all to all'}"
 
 
 def _cpu_name() -> str:
@@ -80,62 +104,31 @@ def _cpu_name() -> str:
     return found[1].strip() if found else platform.machine()
 
 
-def _nvidia() -> tuple[tuple[str, ...], str | None]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip() in ("", "-1"):
-        return (), None
-    import pynvml
+def usable(found: Accelerators, allowed: str | None) -> tuple[Gpu, ...]:
+    """Return those that a process may use: indices or prefixes of UUIDs in order, ending at the first invalid one, as CUDA does.
 
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no driver or no GPU: a CPU host, which is a normal place to run
-        return (), None
-    try:
-        driver = str(pynvml.nvmlSystemGetDriverVersion())
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        named = [(str(pynvml.nvmlDeviceGetUUID(one)), str(pynvml.nvmlDeviceGetName(one))) for one in handles]
-    finally:
-        pynvml.nvmlShutdown()
-    found = tuple(_visible(named, visible))
-    if named and not found:
-        # Taking it for a CPU host would file a GPU's figures under the CPU's name.
-        raise PlanError(
-            f"CUDA_VISIBLE_DEVICES={visible}: names none of the {len(named)} GPUs that NVML lists (MIG slices are not"
-            " supported yet); give indices or UUIDs, or an empty value for CPU"
-        )
-    return found, driver
-
-
-def _visible(named: list[tuple[str, str]], visible: str | None) -> list[str]:
-    """Return the names that CUDA would show: indices or UUID prefixes in order, ending at the first invalid one."""
-    if visible is None:
-        return [name for _, name in named]
-    names = []
-    for entry in (word.strip() for word in visible.split(",")):
-        if entry.isdigit():
-            match = [named[int(entry)][1]] if int(entry) < len(named) else []
+    `allowed` is the value of the environment variable; None allows all. Raises PlanError where it names none of those that
+    there are: taking the machine for one without accelerators would file their figures under the CPU's name.
+    """
+    everything = found.devices()
+    if allowed is None:
+        return everything
+    chosen: list[Gpu] = []
+    for entry in (word.strip() for word in allowed.split(",")):
+        if entry.isdigit():  # an index names a whole GPU; slices have names only
+            match = [one for one in everything if one.index == int(entry) and not one.uuid.startswith("MIG-")]
         else:
-            match = [name for uuid, name in named if entry and uuid.startswith(entry)]
+            match = [one for one in everything if entry and one.uuid.startswith(entry)]
         if len(match) != 1:
             break
-        names.append(match[0])
-    return names
-
-
-@contextlib.contextmanager
-def exclusive_host(waiting: Callable[[], None]) -> Iterator[None]:
-    """Keep the host for one engine at a time, over all processes of this user; call `waiting` when that takes time.
-
-    Neighbours disturb: two engines on one CPU, or one that allocates memory while another profiles its own.
-    """
-    path = Path(tempfile.gettempdir()) / f"llmperf-{os.getuid()}.lock"
-    with path.open("w") as lock:  # the kernel releases the lock when the process ends, however it ends
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        chosen.append(match[0])
+    if everything and not chosen and allowed.strip() not in ("", "-1"):
+        raise PlanError(
+            f"{found.visible_variable}={allowed}: names none of the {len(everything)} accelerators that there are"
+            f" ({', '.join(one.uuid for one in everything[:4])}{', ...' if len(everything) > 4 else ''}); give indices or UUIDs,"
+            " or an empty value for CPU"
+        )
+    return tuple(chosen)
 
 
 def core_groups(ranks: int) -> list[list[int]]:

@@ -194,6 +194,51 @@ METRICS: tuple[Metric, ...] = (
         lambda sample: sample.telemetry.prefix_hit_tokens,
     ),
     Metric(
+        "running_requests_mean", "requests", "higher", "ratio", False,
+        "mean of vllm:num_requests_running, sampled every 0.5 s, summed over engine cores: the size of the batch",
+        lambda sample: sample.telemetry.running_mean,
+    ),
+    Metric(
+        "gpu_power_w", "W", "lower", "ratio", False,
+        "energy of all GPUs of the engine in the round / its time", formulas.of_gpus("power_w"),
+    ),
+    Metric(
+        "energy_per_output_token_j", "J", "lower", "ratio", False,
+        "energy of all GPUs of the engine in the round / output tokens of complete requests", formulas.energy_per_token,
+    ),
+    Metric(
+        "gpu_utilization_ratio", "share", "higher", "ratio", False,
+        "mean over GPUs and samples (10 a second) of the share of time in which a kernel ran", formulas.of_gpus("utilization"),
+    ),
+    Metric(
+        "gpu_sm_clock_mhz", "MHz", "higher", "quantile", False,
+        "median SM clock of the samples in which a GPU was busy", formulas.of_gpus("sm_clock_mhz"),
+    ),
+    Metric(
+        "gpu_temperature_c", "degrees", "lower", "quantile", False,
+        "highest temperature of the engine's GPUs in the round", formulas.of_gpus("temperature_c"),
+    ),
+    Metric(
+        "gpu_power_capped_ratio", "share", "lower", "ratio", False,
+        "share of busy samples in which the power limit held a GPU's clock down: normal under full load",
+        formulas.of_gpus("power_capped"),
+    ),
+    Metric(
+        "gpu_memory_peak_bytes", "bytes", "lower", "exact", True,
+        "most GPU memory that the fullest rank had in the rounds, of its own processes, sampled ten times a second",
+        of_launch=formulas.peak_memory, tolerance=EXACT_TOLERANCE,
+    ),
+    Metric(
+        "gpu_memory_balance_ratio", "share", "higher", "exact", True,
+        "peak GPU memory of the emptiest rank / that of the fullest: 1 is equal; only for several ranks",
+        of_launch=formulas.memory_balance, tolerance=EXACT_TOLERANCE,
+    ),
+    Metric(
+        "gpu_memory_growth_bytes", "bytes", "lower", "ratio", False,
+        "GPU memory at the end of the last round - that at the end of the first, of the rank that grew most",
+        of_launch=formulas.memory_growth,
+    ),
+    Metric(
         "kv_cache_tokens", "tokens", "higher", "exact", True,
         "size of the KV cache: kv_cache_size_tokens of vllm:cache_config_info, else the engine's log",
         of_launch=lambda sample: sample.capacity.kv_cache_tokens, tolerance=EXACT_TOLERANCE,

@@ -136,7 +136,8 @@ def _counted(reads: Sequence[tuple[int, bytes]], wire: bytes) -> _Counts | None:
 
     A mark that stands once in every event with a token (inside a JSON string its quotes would be escaped) must be found as
     often as the server says that it has sent tokens, and no event must be without one: then each has exactly one. The rest of
-    such an event is not looked at.
+    such an event is not looked at, so a server that sent two tokens in an event and reported one would be believed; its own
+    counters, which the audit compares, would have to be wrong in the same way.
     """
     if not wire.endswith(_END) or b'"error"' in wire:
         return None

@@ -53,6 +53,8 @@ class Telemetry:
     prefix_hit_tokens: float | None = None
     kv_cache_peak: float | None = None
     """Largest share of the KV cache seen in use; sampled, hence a lower bound of the true peak."""
+    running_mean: float | None = None
+    """Mean number of requests in the batch; sampled."""
     restarted: bool = False
     """A counter went down: the engine was restarted during the round."""
 
@@ -109,6 +111,7 @@ class Recorder:
         self._ended = threading.Event()
         self._sampler = threading.Thread(target=self._sample, name="llmperf-telemetry", daemon=True)
         self._peaks: list[float] = []
+        self._running: list[float] = []
         self._before = Counters()
 
     def __enter__(self) -> Self:
@@ -126,8 +129,11 @@ class Recorder:
 
     def _sample(self) -> None:
         while not self._ended.wait(_SAMPLE_INTERVAL_S):
-            use = [value for name, _, value in parse_metrics(self._read() or "") if name == "vllm:kv_cache_usage_perc"]
+            series = parse_metrics(self._read() or "")
+            use = [value for name, _, value in series if name == "vllm:kv_cache_usage_perc"]
             self._peaks += [max(use)] if use else []
+            running = _total(series, "vllm:num_requests_running")
+            self._running += [] if running is None else [running]
 
     def result(self) -> Telemetry:
         """Return what the round brought; call it after the block."""
@@ -137,5 +143,6 @@ class Recorder:
         return Telemetry(
             **deltas,
             kv_cache_peak=max(self._peaks) if self._peaks else None,
+            running_mean=sum(self._running) / len(self._running) if self._running else None,
             restarted=any(delta is not None and delta < 0 for delta in deltas.values()),
         )

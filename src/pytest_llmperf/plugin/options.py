@@ -57,6 +57,11 @@ OPTIONS: tuple[tuple[str, str | bool | None, str], ...] = (
         False,
         "fail, not skip, where there are too few GPUs: a run that skips all is not green",
     ),
+    (
+        "--llmperf-exclusive",
+        "on",
+        "on: no other run's engine on this host while one of ours is measured; off: only none on the same GPUs",
+    ),
     ("--llmperf-json", None, "write every raw sample to this file"),
 )
 

@@ -60,7 +60,8 @@ def collected(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     found, new = run.stored_and_new()
     engines = len({plan.spec for plan in planned})
     skipped = config.stash[DESELECTED]
-    line = f"llmperf: {run.host.summary} ({run.host.key}); {len(planned)} tests on {engines} engines"
+    links = f", {run.host.links}" if run.host.links else ""
+    line = f"llmperf: {run.host.summary}{links} ({run.host.key}); {len(planned)} tests on {engines} engines"
     line += f"; baselines: {found} found, {new} new"
     lines = [line + (f"; {skipped} deselected, which their markers allow only at other values" if skipped else "")]
     if run.settings.selftest or run.settings.calibrate or run.settings.update == "all":

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure.engines import Engine, EngineError, StartSettings, open_engine
-from pytest_llmperf.measure.host import exclusive_host
+from pytest_llmperf.measure.tenancy import Tenancy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.host import Host
     from pytest_llmperf.plan import EngineSpec
 
+_PATIENCE_S = 60.0
+"""How long a GPU that somebody else uses is waited for."""
+
 
 class EnginePool:
     """Holds at most one running engine, and the load process that all engines share."""
 
-    def __init__(self, host: Host, settings: StartSettings, progress: Callable[[str], None]) -> None:
-        """Note how to start engines; none is started yet."""
+    def __init__(self, host: Host, settings: StartSettings, progress: Callable[[str], None], *, alone: bool = True) -> None:
+        """Note how to start engines; none is started yet. `alone` keeps the engines of other runs off the host meanwhile."""
         self.starts = 0
         """Engines started so far; the number of the running one."""
         self._host = host
@@ -31,6 +34,7 @@ class EnginePool:
         self._engine: Engine | None = None
         self._held = contextlib.ExitStack()
         self._client: LoadClient | None = None
+        self._tenancy = Tenancy(host, alone=alone, patience_s=min(_PATIENCE_S, settings.startup_timeout_s), waiting=progress)
 
     @property
     def client(self) -> LoadClient:
@@ -51,16 +55,16 @@ class EnginePool:
         self.close()
         _ = self.client  # started first: the engine is not kept waiting for its first request
         with contextlib.ExitStack() as stack:
-            if spec.kind in ("server", "offline"):
-                stack.enter_context(exclusive_host(lambda: self._progress("waiting for another run's engine to end")))
+            watch = stack.enter_context(self._tenancy.turn(spec.kind, spec.ranks)) if spec.kind != "url" else None
             self.starts += 1
             self._progress(f"engine {self.starts} ({spec.short_model} tp{spec.tp}): starting")
             self._engine = stack.enter_context(
-                open_engine(spec, self._host, replace(self._settings, log_folder=log_folder), self._tell)
+                open_engine(spec, self._host, replace(self._settings, log_folder=log_folder), self._tell, watch)
             )
             self._held = stack.pop_all()
         took = f" after {self._engine.startup_s:.1f} s" if self._engine.startup_s is not None else ""
-        self._progress(f"engine {self.starts} ({spec.short_model} tp{spec.tp}): ready{took}")
+        where = f" on GPU {', '.join(map(str, self._engine.gpus))}" if self._engine.gpus else ""
+        self._progress(f"engine {self.starts} ({spec.short_model} tp{spec.tp}): ready{took}{where}")
         return self._engine
 
     def _tell(self, text: str) -> None:
@@ -86,5 +90,6 @@ class EnginePool:
         try:
             self.close()
         finally:
+            self._tenancy.close()
             if client is not None:
                 client.close()

@@ -256,7 +256,9 @@ class Run:
         return str(path.relative_to(self._rootpath) if path.is_relative_to(self._rootpath) else path)
 
     def _provenance(self, state: CaseState) -> store.Provenance:
-        host = asdict(self.host)
+        # UUIDs, and what each GPU is like, would only make the file longer: the name says it.
+        host = asdict(replace(self.host, devices=()))
+        del host["devices"]
         host["gpus"] = list(self.host.gpus)
         versions = {**state.launches[-1].versions, "pytest-llmperf": pytest_llmperf.__version__}
         return store.Provenance(store.engine_facts(state.case), versions, host, self._head())

@@ -58,7 +58,7 @@ def prepare(session: pytest.Session, settings: Settings) -> None:
         api_key=os.environ.get("LLMPERF_API_KEY"),
         served_model=settings.served_model,
     )
-    config.stash[POOL] = EnginePool(host, start, lambda text: tell(config, text))
+    config.stash[POOL] = EnginePool(host, start, lambda text: tell(config, text), alone=settings.exclusive)
     config.stash[PROTOCOL] = Protocol(config.stash[POOL])
     if config.option.collectonly or hasattr(config, "workerinput"):
         return

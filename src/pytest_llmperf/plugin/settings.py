@@ -45,6 +45,8 @@ class Settings:
     tolerance: float
     fail_inconclusive: bool
     require_gpus: bool
+    exclusive: bool
+    """No other run's engine may be on the host meanwhile."""
     json_path: Path | None
 
 
@@ -119,6 +121,7 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         tolerance=parse_fraction("--llmperf-tolerance", raw["--llmperf-tolerance"]),
         fail_inconclusive=_choice(raw, "--llmperf-inconclusive", ("warn", "fail")) == "fail",
         require_gpus=bool(raw["--llmperf-require-gpus"]),
+        exclusive=_choice(raw, "--llmperf-exclusive", ("on", "off")) == "on",
         json_path=_writable(config, raw["--llmperf-json"]),
     )
 

@@ -61,6 +61,8 @@ def quantity(value: float | None, metric: Metric) -> str:
         return f"{value * 1e3:.3g} ms" if abs(value) < 1 else f"{value:.3g} s"
     if metric.unit == "index":
         return f"{value:.3f}"
+    if metric.unit == "bytes":
+        return f"{value / (1 << 30):.2f} GiB"
     if metric.unit == "share":
         return f"{value:.1%}"
     return f"{value:,.0f} {metric.unit}" if abs(value) >= 100 or value == int(value) else f"{value:.3g} {metric.unit}"

@@ -15,6 +15,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.testing import gpus
 from pytest_llmperf.testing.clock import Clock
 from pytest_llmperf.testing.realtime import event_loop
 from pytest_llmperf.testing.server import Options, serve
@@ -90,6 +91,8 @@ def _add_simulation(group: argparse._ArgumentGroup, default: Options, clock: Clo
     number("--sim-crash-after", type=int, metavar="N", help="exit with 1 when the request after the Nth arrives")
     number("--sim-hang-after", type=int, metavar="N", help="no more tokens from the request after the Nth on")
     number("--sim-stop-s", type=float, default=0.0, metavar="S", help="from SIGTERM to the exit; inf: ignore it")
+    number("--sim-gpu-memory-gib", type=float, default=16.0, metavar="GIB", help="of each rank's GPU")
+    number("--sim-extra-memory-gib", metavar="GIB,...", help="more of it, rank by rank")
     number("--sim-children", type=int, default=0, metavar="N", help="idle children that ignore SIGTERM")
 
 
@@ -168,6 +171,16 @@ def _crash_at_start(message: str) -> int:
     return 1
 
 
+def _occupy_gpus(args: argparse.Namespace) -> None:
+    """Use the memory of one GPU for each rank, those of CUDA_VISIBLE_DEVICES first."""
+    ranks = args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(ranks)))
+    more = [float(word) for word in (args.sim_extra_memory_gib or "").split(",") if word]
+    used = [args.sim_gpu_memory_gib + (more[rank] if rank < len(more) else 0.0) for rank in range(ranks)]
+    places = [int(word) for word in allowed.split(",")]
+    gpus.occupy({gpu: int(gib * gpus.GIB) for gpu, gib in zip(places, used, strict=False)})
+
+
 def _fork_children(count: int) -> None:
     # Forked with SIGTERM ignored already: one that were killed before it got to ignore it would prove nothing.
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -213,6 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _options(args)
     except ValueError as error:
         parser.error(str(error))
+    if gpus.STATE in os.environ:  # without it nobody looks
+        _occupy_gpus(args)
     _fork_children(args.sim_children)
     _log_start(options, args)
     if args.sim_crash_at_start is not None:

@@ -97,3 +97,19 @@ class Accelerators(Protocol):
 
     def close(self) -> None:
         """Release the library."""
+
+
+def open_accelerators(kind: str = "server") -> Accelerators | None:
+    """Return the accelerators of this machine, None where it has none; those of the `simulated` engine kind are simulated.
+
+    The caller closes them.
+    """
+    from pytest_llmperf.measure.accelerators import nvidia
+
+    if kind == "simulated":
+        return nvidia.find("pytest_llmperf.testing.nvml")
+    if found := nvidia.find():
+        return found
+    from pytest_llmperf.measure.accelerators import amd, neuron
+
+    return amd.find() or neuron.find()

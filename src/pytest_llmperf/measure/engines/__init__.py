@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pytest_llmperf.measure.client import Endpoint, LoadClient, RoundLog
+    from pytest_llmperf.measure.gpus import GpuWatch
     from pytest_llmperf.measure.host import Host
     from pytest_llmperf.measure.workload import Prompt
     from pytest_llmperf.plan import EngineSpec
@@ -66,6 +67,10 @@ class Engine(Protocol):
     @property
     def gpus(self) -> tuple[int, ...]:
         """Return the indices of its GPUs, empty on CPU and for a URL."""
+
+    @property
+    def watch(self) -> GpuWatch | None:
+        """Return what watches its GPUs, None where it has none or the plugin did not start it."""
 
     @property
     def startup_s(self) -> float | None:
@@ -131,11 +136,13 @@ def open_engine(
     host: Host | None = None,
     settings: StartSettings | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    watch: GpuWatch | None = None,
 ) -> AbstractContextManager[Engine]:
     """Return the engine of a spec as a context manager that starts it on entry and stops it on exit.
 
     Entering raises EngineError when it does not come up within the start-up time-out. A `url` engine is only checked, and
-    never stopped. `host` is this machine where it is not given, and logs go to a new temporary folder without `settings`.
+    never stopped. The engine uses the GPUs of `watch`; without it, it may use all. `host` is this machine where it is not
+    given, and logs go to a new temporary folder without `settings`.
     """
     settings = settings or StartSettings(log_folder=Path(tempfile.mkdtemp(prefix="llmperf-")))
     if spec.kind == "url":
@@ -149,5 +156,5 @@ def open_engine(
     if spec.kind == "offline":
         from pytest_llmperf.measure.engines.offline import OfflineEngine
 
-        return OfflineEngine(spec, host, settings, progress)
-    return ServerEngine(spec, host, settings, progress)
+        return OfflineEngine(spec, host, settings, progress, watch)
+    return ServerEngine(spec, host, settings, progress, watch)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from pytest_llmperf.measure.client import LoadClient, RoundLog
+    from pytest_llmperf.measure.gpus import GpuWatch
     from pytest_llmperf.measure.workload import Prompt
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
@@ -81,11 +82,18 @@ def find_vllm(python: str) -> dict[str, str]:
 class ServerEngine:
     """A server process that this plugin owns. It is started on entry and gone on exit."""
 
-    gpus: tuple[int, ...] = ()
-
-    def __init__(self, spec: EngineSpec, host: Host, settings: StartSettings, progress: Callable[[str], None]) -> None:
-        """Note what to start; nothing runs before the block is entered."""
+    def __init__(
+        self,
+        spec: EngineSpec,
+        host: Host,
+        settings: StartSettings,
+        progress: Callable[[str], None],
+        watch: GpuWatch | None = None,
+    ) -> None:
+        """Note what to start, and on which GPUs; nothing runs before the block is entered."""
         self.spec = spec
+        self.watch = watch
+        self.gpus = tuple(one.index for one in watch.gpus) if watch else ()
         self.url = ""
         self.startup_s: float | None = None
         self.log_path: Path = settings.log_folder / "engine.log"
@@ -122,6 +130,8 @@ class ServerEngine:
             self._stop()
             raise
         self.startup_s = time.perf_counter() - started_s
+        if self.watch:
+            self.watch.mark_started()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -147,6 +157,8 @@ class ServerEngine:
                 text=True,
                 start_new_session=True,  # a kill of pytest's process group must not take the supervisor with it
             )
+        if self.watch:
+            self.watch.follow(self._supervisor.pid)
 
     def _command(self, port: int, alias: str) -> list[str]:
         spec = self.spec
@@ -195,11 +207,20 @@ class ServerEngine:
                 defaults |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
         if bundled_model(self.spec.model):
             defaults["HF_HUB_OFFLINE"] = "1"
-        environment = {**defaults, **os.environ, **dict(self.spec.env)}
+        environment = {**defaults, **os.environ, **self._leased(), **dict(self.spec.env)}
         if self.spec.kind == "simulated":
             source = str(Path(__file__).parents[3])
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, (source, environment.get("PYTHONPATH"))))
         return environment
+
+    def _leased(self) -> dict[str, str]:
+        """Return the variables that keep the engine to its GPUs."""
+        if not self.watch:
+            return {}
+        # vLLM reads indices; a MIG slice has none. CUDA's own order is by speed, NVML's by bus.
+        names = [one.uuid if one.uuid.startswith("MIG-") else str(one.index) for one in self.watch.gpus]
+        visible = {self.watch.accelerators.visible_variable: ",".join(names)}
+        return visible | ({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if self.watch.accelerators.vendor == "nvidia" else {})
 
     def _wait_until_ready(self, deadline_s: float) -> None:
         while True:

@@ -23,6 +23,7 @@ class UrlEngine:
     """An engine behind a URL; what its `/metrics` doesn't tell stays unknown."""
 
     gpus: tuple[int, ...] = ()
+    watch = None
     startup_s: float | None = None
     log_path: Path | None = None
     prefix_cache_off = False

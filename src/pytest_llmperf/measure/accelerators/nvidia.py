@@ -1,0 +1,174 @@
+"""NVIDIA GPUs through NVML (nvidia-ml-py), MIG slices included.
+
+What a GPU does not support, NVML answers with an error: it is None here. Call times on an H200 (driver 580): clocks, power,
+temperature and limits 2 to 20 us each, memory 80 us, processes 500 us, the energy counter 3 ms. Hence `read` and `totals`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.measure.accelerators import HARDWARE, POWER_BRAKE, POWER_CAP, SET_LOWER, THERMAL, Gpu, Reading, Totals
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Numbers of nvml.h; nvidia-ml-py names only some of them, and not the same in every release.
+_SM_CLOCK, _MEMORY_CLOCK = 1, 2
+_TEMPERATURE_GPU = 0
+_P2P_NVLINK, _P2P_OK = 2, 0
+_UNCORRECTED, _SINCE_BOOT = 1, 0
+_XID_EVENT = 8
+_MOST_LINKS = 18
+_LIMITS = ((0x4, POWER_CAP), (0x8, HARDWARE), (0x20 | 0x40, THERMAL), (0x80, POWER_BRAKE), (0x2, SET_LOWER))
+
+
+def find(module: str = "pynvml") -> Nvidia | None:
+    """Return the NVIDIA GPUs of this machine, None where there is no driver; `module` has nvidia-ml-py's names."""
+    nvml = importlib.import_module(module)
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:  # no driver or no GPU: a CPU host, which is a normal place to run
+        return None
+    return Nvidia(nvml)
+
+
+class Nvidia:
+    """The NVIDIA GPUs of this machine; NVML is initialized until `close`."""
+
+    vendor = "nvidia"
+    visible_variable = "CUDA_VISIBLE_DEVICES"
+
+    def __init__(self, nvml: Any) -> None:
+        """Take an initialized NVML."""
+        self._nvml = nvml
+        self._handles: dict[str, Any] = {}
+        self._events: Any = None
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Return the driver's version, and that of the newest CUDA that it runs."""
+        found = {"driver": self._told("nvmlSystemGetDriverVersion")}
+        cuda = self._told("nvmlSystemGetCudaDriverVersion_v2")
+        found["cuda"] = f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None
+        return {name: str(value) for name, value in found.items() if value is not None}
+
+    def _told(self, function: str, *arguments: Any) -> Any:
+        """Return what NVML answers, None where it can't."""
+        try:
+            return getattr(self._nvml, function)(*arguments)
+        except (self._nvml.NVMLError, AttributeError):  # an older nvidia-ml-py has fewer functions
+            return None
+
+    def devices(self) -> tuple[Gpu, ...]:
+        """Return every GPU, and the MIG slices in place of one that is cut into slices; raises NVMLError for one that is lost."""
+        nvml, found = self._nvml, []
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        for index, handle in enumerate(handles):
+            slices = self._slices(handle)
+            if slices:
+                found += [self._device(index, one, ()) for one in slices]
+            else:
+                peers = [i for i, other in enumerate(handles) if i != index and self._linked(handle, other)]
+                found.append(self._device(index, handle, tuple(peers)))
+        return tuple(found)
+
+    def _device(self, index: int, handle: Any, peers: tuple[int, ...]) -> Gpu:
+        nvml = self._nvml
+        uuid = str(nvml.nvmlDeviceGetUUID(handle))
+        self._handles[uuid] = handle
+        memory = self._told("nvmlDeviceGetMemoryInfo", handle)
+        limit = self._told("nvmlDeviceGetPowerManagementLimit", handle)
+        clock = self._told("nvmlDeviceGetApplicationsClock", handle, _SM_CLOCK) or self._told(
+            "nvmlDeviceGetMaxClockInfo", handle, _SM_CLOCK
+        )
+        return Gpu(
+            index=index,
+            uuid=uuid,
+            name=str(nvml.nvmlDeviceGetName(handle)),
+            memory_bytes=int(memory.total) if memory else 0,
+            peers=peers,
+            links=sum(self._told("nvmlDeviceGetNvLinkState", handle, link) == 1 for link in range(_MOST_LINKS)),
+            sm_clock_mhz=_number(clock),
+            power_limit_w=limit / 1000 if limit else None,
+        )
+
+    def _slices(self, handle: Any) -> list[Any]:
+        mode = self._told("nvmlDeviceGetMigMode", handle)
+        if not mode or mode[0] != 1:
+            return []
+        count = self._told("nvmlDeviceGetMaxMigDeviceCount", handle) or 0
+        found = [self._told("nvmlDeviceGetMigDeviceHandleByIndex", handle, number) for number in range(count)]
+        return [one for one in found if one is not None]
+
+    def _linked(self, one: Any, other: Any) -> bool:
+        return bool(self._told("nvmlDeviceGetP2PStatus", one, other, _P2P_NVLINK) == _P2P_OK)
+
+    def read(self, gpus: Sequence[Gpu], *, processes: bool) -> list[Reading]:
+        """Return what each of these does now."""
+        return [self._read(self._handles[gpu.uuid], processes) for gpu in gpus]
+
+    def _read(self, handle: Any, processes: bool) -> Reading:
+        memory = self._told("nvmlDeviceGetMemoryInfo", handle)
+        busy = self._told("nvmlDeviceGetUtilizationRates", handle)
+        power = self._told("nvmlDeviceGetPowerUsage", handle)
+        return Reading(
+            at_s=time.perf_counter(),
+            used_bytes=int(memory.used) if memory else None,
+            processes=self._processes(handle) if processes else None,
+            power_w=None if power is None else power / 1000,
+            sm_clock_mhz=_number(self._told("nvmlDeviceGetClockInfo", handle, _SM_CLOCK)),
+            memory_clock_mhz=_number(self._told("nvmlDeviceGetClockInfo", handle, _MEMORY_CLOCK)),
+            utilization=None if busy is None else busy.gpu / 100,
+            temperature_c=_number(self._told("nvmlDeviceGetTemperature", handle, _TEMPERATURE_GPU)),
+            limits=self._limits(handle),
+        )
+
+    def _processes(self, handle: Any) -> dict[int, int | None] | None:
+        found = self._told("nvmlDeviceGetComputeRunningProcesses", handle)
+        if found is None:
+            return None
+        return {int(one.pid): None if one.usedGpuMemory is None else int(one.usedGpuMemory) for one in found}
+
+    def _limits(self, handle: Any) -> tuple[str, ...]:
+        bits = self._told("nvmlDeviceGetCurrentClocksEventReasons", handle)
+        if bits is None:  # the name before nvidia-ml-py 12.535
+            bits = self._told("nvmlDeviceGetCurrentClocksThrottleReasons", handle) or 0
+        return tuple(name for mask, name in _LIMITS if bits & mask)
+
+    def totals(self, gpus: Sequence[Gpu]) -> list[Totals]:
+        """Return the cumulative counters of each of these, and the critical events since the last call."""
+        events = self._new_events(gpus)
+        found = []
+        for gpu in gpus:
+            handle = self._handles[gpu.uuid]
+            energy = self._told("nvmlDeviceGetTotalEnergyConsumption", handle)
+            errors = self._told("nvmlDeviceGetTotalEccErrors", handle, _UNCORRECTED, _SINCE_BOOT)
+            joule = None if energy is None else energy / 1000
+            found.append(Totals(joule, None if errors is None else int(errors), tuple(events.get(gpu.uuid, ()))))
+        return found
+
+    def _new_events(self, gpus: Sequence[Gpu]) -> dict[str, list[str]]:
+        """Return the XID events that came since the last call by GPU; the first call only begins to listen."""
+        nvml, found = self._nvml, dict[str, list[str]]()
+        if self._events is None:
+            self._events = self._told("nvmlEventSetCreate")
+            for gpu in gpus:
+                self._told("nvmlDeviceRegisterEvents", self._handles[gpu.uuid], _XID_EVENT, self._events)
+            return found
+        # NVML says "time-out", which is None here, when there is none left.
+        while (event := self._told("nvmlEventSetWait_v2", self._events, 0)) is not None:
+            found.setdefault(str(nvml.nvmlDeviceGetUUID(event.device)), []).append(f"XID {int(event.eventData)}")
+        return found
+
+    def close(self) -> None:
+        """Shut NVML down."""
+        if self._events is not None:
+            self._told("nvmlEventSetFree", self._events)
+        self._told("nvmlShutdown")
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

@@ -1,0 +1,385 @@
+"""What the GPUs of one engine do, from before its start until after its end: memory of each rank, power, clocks, and trouble.
+
+Memory is that of the engine's own process tree as the driver tells it by process; where process ids are hidden (containers), it
+is what the device uses beyond what it used before the engine was started. Nothing is sampled outside of rounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psutil
+
+from pytest_llmperf.measure.accelerators import HARDWARE, POWER_BRAKE, POWER_CAP, THERMAL, Gpu, Reading, Totals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Self
+
+    from pytest_llmperf.measure.accelerators import Accelerators
+
+_INTERVAL_S = 0.1
+_PROCESSES_EVERY = 10
+"""Who uses the memory is asked for in every tenth sample: on an H200 that takes 0.5 ms, the rest 0.1 ms."""
+_POLL_S = 0.2
+_BACK_TO_IDLE_BYTES = 256 << 20
+_BUSY = 0.5
+_FEWEST = 5
+"""Busy samples that a statement on clocks needs."""
+_SLOW_CLOCK = 0.9
+_TROUBLE = (THERMAL, HARDWARE, POWER_BRAKE)
+_FEWEST_LIMITED = 2
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """The GPU memory of one rank of an engine in one launch; None for what is not told."""
+
+    rank: int
+    gpu: int
+    """The GPU's index in the driver's own numbering."""
+    idle_bytes: int | None
+    """In use on the device before the engine was started, the driver's own share included."""
+    started_bytes: int | None
+    """Of the engine, when it was ready."""
+    peak_bytes: int | None
+    """Of the engine, the most that was seen during the rounds, sampled ten times a second."""
+    grown_bytes: int | None
+    """Of the engine, at the end of the last round less that at the end of the first."""
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """The memory of an engine's ranks, the peak of the rounds: `measured.gpu_memory`."""
+
+    ranks: tuple[RankMemory, ...]
+
+    @property
+    def per_rank(self) -> tuple[int, ...]:
+        """Return the peak of each rank in bytes; raises KeyError where a rank's is not known."""
+        found = tuple(one.peak_bytes for one in self.ranks)
+        if not found or None in found:
+            raise KeyError("the GPU memory of the engine was not measured: it has no GPU, or its driver doesn't tell")
+        return tuple(one for one in found if one is not None)
+
+    @property
+    def imbalance(self) -> float:
+        """Return how much less the emptiest rank holds than the fullest, as a fraction of the fullest: 0 is equal."""
+        return 1 - min(self.per_rank) / max(self.per_rank)
+
+    def is_equal(self, *, rel: float = 0.02) -> Equality:
+        """Return whether no rank holds over `rel` less than the fullest; as a bool it fails an assertion that says which does."""
+        return Equality(self.imbalance <= rel, str(self))
+
+    def __str__(self) -> str:
+        """Return each rank's memory, and who stands out by how much."""
+        peaks = self.per_rank
+        told = ", ".join(f"rank {one.rank} on GPU {one.gpu}: {peak / GIB:.2f} GiB" for one, peak in _pairs(self.ranks, peaks))
+        if len(peaks) < 2 or min(peaks) == max(peaks):
+            return told
+        middle = statistics.median(peaks)
+        far, peak = max(_pairs(self.ranks, peaks), key=lambda pair: (abs(pair[1] - middle), pair[1]))
+        others = (sum(peaks) - peak) / (len(peaks) - 1)
+        more = "more" if peak > others else "less"
+        share = abs(peak / others - 1)
+        return f"{told}; rank {far.rank} holds {abs(peak - others) / GIB:.2f} GiB ({share:.1%}) {more} than the others"
+
+
+def _pairs(ranks: Sequence[RankMemory], peaks: Sequence[int]) -> list[tuple[RankMemory, int]]:
+    return list(zip(ranks, peaks, strict=True))
+
+
+@dataclass(frozen=True)
+class Equality:
+    """A truth value that says what it is about."""
+
+    equal: bool
+    why: str
+
+    def __bool__(self) -> bool:
+        """Return whether it is so."""
+        return self.equal
+
+    def __repr__(self) -> str:
+        """Return what a failing assertion shows."""
+        return f"<{'equal' if self.equal else 'not equal'}: {self.why}>"
+
+
+@dataclass(frozen=True)
+class GpuRound:
+    """What an engine's GPUs did in one round; None for what is not told."""
+
+    peak_bytes: tuple[int | None, ...] = ()
+    """Of the engine, by rank."""
+    end_bytes: tuple[int | None, ...] = ()
+    energy_j: float | None = None
+    """Of all its GPUs together."""
+    power_w: float | None = None
+    """The same, on average."""
+    utilization: float | None = None
+    """Mean share of time in which a GPU was busy."""
+    sm_clock_mhz: float | None = None
+    """Median while busy."""
+    temperature_c: float | None = None
+    """The highest."""
+    power_capped: float | None = None
+    """Share of the busy samples in which a GPU's clock was held down by its power limit: normal under full load."""
+    trouble: tuple[str, ...] = ()
+    """Why the round must not count; most of it passes when it is waited for."""
+    cpu_share: float | None = None
+    """Share of a core that the sampling took."""
+
+
+class GpuWatch:
+    """Watches the GPUs of one engine; made before the engine is started."""
+
+    def __init__(self, accelerators: Accelerators, gpus: Sequence[Gpu]) -> None:
+        """Note what is in use before anything of the engine is there."""
+        self.gpus = tuple(gpus)
+        self.accelerators = accelerators
+        self.before = self.read(processes=True)
+        self.started: tuple[int | None, ...] = ()
+        self._pid: int | None = None
+        self._tree: set[int] = set()
+
+    def read(self, *, processes: bool) -> list[Reading]:
+        """Return what the GPUs do now."""
+        return self.accelerators.read(self.gpus, processes=processes)
+
+    def follow(self, pid: int) -> None:
+        """Note the process whose descendants the engine's processes are."""
+        self._pid = pid
+
+    def mark_started(self) -> None:
+        """Note the memory of the engine that is ready now."""
+        self.started = self.engine_bytes(self.read(processes=True))
+
+    def tree(self) -> set[int]:
+        """Return the engine's process ids, living now or seen before."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if self._pid is not None:
+                parent = psutil.Process(self._pid)
+                self._tree |= {self._pid, *(one.pid for one in parent.children(recursive=True))}
+        return self._tree
+
+    def engine_bytes(self, readings: Sequence[Reading]) -> tuple[int | None, ...]:
+        """Return what the engine uses on each GPU, of readings with processes."""
+        tree = self.tree()
+        return tuple(_engine_bytes(now, old, tree) for now, old in zip(readings, self.before, strict=True))
+
+    def strangers(self, readings: Sequence[Reading]) -> list[str]:
+        """Return which processes that are not the engine's use a GPU, in words; none where process ids are hidden."""
+        tree = self.tree()
+        known = {pid for reading in readings for pid in reading.processes or {}}
+        if known and not known & tree and not all(psutil.pid_exists(pid) for pid in known):
+            return []  # ids of another namespace: whose they are cannot be told
+        found = []
+        for gpu, reading in zip(self.gpus, readings, strict=True):
+            others = {pid: used for pid, used in (reading.processes or {}).items() if pid not in tree}
+            found += [f"GPU {gpu.index} is used by another process: {in_words(pid, used)}" for pid, used in others.items()]
+        return found
+
+    def round(self) -> RoundWatch:
+        """Return what watches one round, a context manager."""
+        return RoundWatch(self)
+
+    def calm(self, within_s: float) -> bool:
+        """Wait until nothing slows the GPUs down and nobody else uses them; return whether that came within the time."""
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            readings = self.read(processes=True)
+            if not self.strangers(readings) and not any(limit in _TROUBLE for one in readings for limit in one.limits):
+                return True
+            time.sleep(_POLL_S)  # a poll with a deadline: the driver tells nobody when a GPU has cooled down
+        return False
+
+    def held(self, within_s: float) -> dict[str, str]:
+        """Wait until the memory of an engine that has ended is free; return which GPUs did not give it back, and why, by UUID."""
+        deadline = time.monotonic() + within_s
+        while True:
+            left = {}
+            for gpu, now, old in zip(self.gpus, self.read(processes=True), self.before, strict=True):
+                more = (now.used_bytes or 0) - (old.used_bytes or 0)
+                if more > _BACK_TO_IDLE_BYTES:
+                    left[gpu.uuid] = (
+                        f"GPU {gpu.index} still has {more / GIB:.1f} GiB more in use than before its engine{_who(now)}"
+                    )
+            if not left or time.monotonic() > deadline:
+                return left
+            time.sleep(_POLL_S)  # a poll with a deadline: the driver frees memory some seconds after a process has ended
+
+
+def _who(reading: Reading) -> str:
+    users = [in_words(pid, used) for pid, used in (reading.processes or {}).items()]
+    return f": {', '.join(users)}" if users else ", and the driver names no process that has it"
+
+
+def in_words(pid: int, used: int | None) -> str:
+    """Return a user of a GPU in words, e.g. `pid 4711 (python3), 2.0 GiB`."""
+    try:
+        name = psutil.Process(pid).name()
+    except psutil.Error:
+        name = "of another namespace or user"
+    return f"pid {pid} ({name})" + (f", {used / GIB:.1f} GiB" if used else "")
+
+
+def _engine_bytes(now: Reading, before: Reading, tree: set[int]) -> int | None:
+    mine = [used for pid, used in (now.processes or {}).items() if pid in tree]
+    if mine and None not in mine:
+        return sum(one for one in mine if one is not None)
+    if now.used_bytes is None or before.used_bytes is None:
+        return None
+    return max(0, now.used_bytes - before.used_bytes)
+
+
+class RoundWatch:
+    """A context manager around one round: samples in a thread, and sums up afterwards."""
+
+    def __init__(self, watch: GpuWatch) -> None:
+        """Note whose GPUs these are."""
+        self._watch = watch
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="llmperf-gpus", daemon=True)
+        self._samples: list[list[Reading]] = []
+        self._totals: list[list[Totals]] = []
+        self._times_s: list[float] = []
+        self._cpu_s = 0.0
+
+    def __enter__(self) -> Self:
+        """Read the counters and begin to sample."""
+        self._mark()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the sampling, and read the counters again."""
+        self._ended.set()
+        self._thread.join()
+        self._samples.append(self._watch.read(processes=True))
+        self._mark()
+
+    def _mark(self) -> None:
+        self._times_s.append(time.perf_counter())
+        self._totals.append(self._watch.accelerators.totals(self._watch.gpus))
+
+    def _sample(self) -> None:
+        number = 0
+        while True:
+            self._samples.append(self._watch.read(processes=number % _PROCESSES_EVERY == 0))
+            number += 1
+            if self._ended.wait(_INTERVAL_S):
+                break
+        self._cpu_s = time.thread_time()
+
+    def result(self) -> GpuRound:
+        """Return what the round brought; call it after the block."""
+        series = [list(one) for one in zip(*self._samples, strict=True)]
+        memory = [self._memory(index, readings) for index, readings in enumerate(series)]
+        busy = [one for readings in series for one in readings if (one.utilization or 0) >= _BUSY]
+        everything = [one for readings in series for one in readings]
+        duration_s = self._times_s[-1] - self._times_s[0]
+        energy_j = _sum(self._difference("energy_j", index) for index in range(len(series)))
+        return GpuRound(
+            peak_bytes=tuple(max((one for one in values if one is not None), default=None) for values in memory),
+            end_bytes=tuple(values[-1] for values in memory),
+            energy_j=energy_j,
+            power_w=energy_j / duration_s if energy_j is not None and duration_s else None,
+            utilization=_mean(one.utilization for one in everything),
+            sm_clock_mhz=_median(one.sm_clock_mhz for one in busy),
+            temperature_c=max((one.temperature_c for one in everything if one.temperature_c is not None), default=None),
+            power_capped=_mean(float(POWER_CAP in one.limits) for one in busy),
+            trouble=tuple(self._trouble(series)),
+            cpu_share=self._cpu_s / duration_s if duration_s else None,
+        )
+
+    def _memory(self, index: int, readings: Sequence[Reading]) -> list[int | None]:
+        """Return the engine's bytes at each sample: told by process in some, in the others by what the device uses since."""
+        tree, before = self._watch.tree(), self._watch.before[index]
+        known: tuple[int | None, int | None] = (None, None)
+        found = []
+        for one in readings:
+            if one.processes is not None:
+                known = (_engine_bytes(one, before, tree), one.used_bytes)
+            mine, used = known
+            found.append(None if mine is None or used is None or one.used_bytes is None else mine + one.used_bytes - used)
+        return found
+
+    def _difference(self, name: str, index: int) -> float | None:
+        first, last = (getattr(self._totals[place][index], name) for place in (0, -1))
+        return None if first is None or last is None else last - first
+
+    def _trouble(self, series: Sequence[Sequence[Reading]]) -> list[str]:
+        asked = [list(one) for one in self._samples if all(reading.processes is not None for reading in one)]
+        found = list(dict.fromkeys(text for one in asked for text in self._watch.strangers(one)))
+        for index, (gpu, readings) in enumerate(zip(self._watch.gpus, series, strict=True)):
+            found += [f"GPU {gpu.index}: {text}" for text in _slowed(gpu, readings)]
+            if errors := self._difference("uncorrected_errors", index):
+                found.append(f"GPU {gpu.index}: {errors:.0f} memory errors that ECC could not correct")
+            found += [f"GPU {gpu.index}: {event}" for event in self._totals[-1][index].events]
+        return found
+
+
+def _slowed(gpu: Gpu, readings: Sequence[Reading]) -> list[str]:
+    """Return what slowed a GPU down, other than its power limit: that one is met under every full load."""
+    found = []
+    hottest = max((one.temperature_c for one in readings if one.temperature_c is not None), default=None)
+    for limit in _TROUBLE:
+        share = sum(limit in one.limits for one in readings) / len(readings)
+        if share * len(readings) >= _FEWEST_LIMITED:
+            heat = "" if hottest is None else f", {hottest:.0f} degrees at most"
+            found.append(f"{limit} in {share:.0%} of the samples{heat}")
+    free = [
+        one.sm_clock_mhz
+        for one in readings
+        if (one.utilization or 0) >= _BUSY and not one.limits and one.sm_clock_mhz is not None
+    ]
+    if len(free) >= _FEWEST and gpu.sm_clock_mhz and statistics.median(free) < _SLOW_CLOCK * gpu.sm_clock_mhz:
+        clock = statistics.median(free)
+        found.append(f"ran at {clock:,.0f} of {gpu.sm_clock_mhz:,.0f} MHz while busy, and the driver names no limit")
+    return found
+
+
+def _values(values: Iterable[float | None]) -> list[float]:
+    return [one for one in values if one is not None]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = _values(values)
+    return statistics.fmean(known) if known else None
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = _values(values)
+    return statistics.median(known) if known else None
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    found = list(values)
+    known = _values(found)
+    return sum(known) if known and len(known) == len(found) else None
+
+
+def rank_memory(watch: GpuWatch, rounds: Sequence[GpuRound]) -> tuple[RankMemory, ...]:
+    """Return the memory of each rank over the rounds of a launch."""
+    found = []
+    for rank, (gpu, old) in enumerate(zip(watch.gpus, watch.before, strict=True)):
+        peaks = [one.peak_bytes[rank] for one in rounds]
+        ends = [one.end_bytes[rank] for one in rounds]
+        first, last = (ends[0], ends[-1]) if ends else (None, None)
+        found.append(
+            RankMemory(
+                rank=rank,
+                gpu=gpu.index,
+                idle_bytes=old.used_bytes,
+                started_bytes=watch.started[rank] if watch.started else None,
+                peak_bytes=max((one for one in peaks if one is not None), default=None),
+                grown_bytes=None if first is None or last is None else last - first,
+            )
+        )
+    return tuple(found)

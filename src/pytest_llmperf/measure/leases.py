@@ -1,0 +1,176 @@
+"""Who may use which GPUs: one GPU has one engine, and an engine that is measured may ask for the whole host.
+
+A lease is an advisory lock on a file (flock), one for each GPU, named by its UUID: whatever CUDA_VISIBLE_DEVICES calls it, and
+whoever's process it is, it is the same GPU. The kernel releases a lock when its process ends, however it ends. Who waits for
+GPUs holds a lock on the queue meanwhile, so that an engine of four ranks is not overtaken for ever by engines of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import tempfile
+import time
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from pytest_llmperf.measure.accelerators import Gpu
+
+_POLL_S = 0.1
+
+
+class LeaseError(RuntimeError):
+    """The GPUs that are asked for can't be had. The message names them, who has them, and the remedy."""
+
+
+class Locks(NamedTuple):
+    """Where the lock files are, and whom to tell that a lock is waited for."""
+
+    folder: Path
+    waiting: Callable[[str], None]
+
+
+def lock_folder() -> Path:
+    """Return the folder of this machine's locks, which all its users share."""
+    return Path(tempfile.gettempdir()) / "llmperf-locks"
+
+
+def _open(folder: Path, name: str) -> int:
+    """Return a descriptor of a lock file that any user of the machine can lock."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(parents=True)
+        folder.chmod(0o1777)
+    path = folder / f"{re.sub(r'[^0-9A-Za-z.-]', '-', name)}.lock"
+    try:
+        # Without O_CREAT: in a folder that all may write to, Linux forbids it for a file that another user has made.
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+        with contextlib.suppress(PermissionError):
+            path.chmod(0o644)  # whatever the umask says
+        return descriptor
+
+
+@contextlib.contextmanager
+def _locked(locks: Locks, name: str, mode: int, what: str) -> Iterator[None]:
+    descriptor = _open(locks.folder, name)
+    try:
+        try:
+            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            locks.waiting(what)
+            fcntl.flock(descriptor, mode)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def host_turn(locks: Locks, *, alone: bool) -> Iterator[None]:
+    """Keep the host to this engine, or `alone=False` to those that don't mind neighbours.
+
+    Neighbours disturb: two engines on one CPU, or one that allocates memory while another profiles its own.
+    """
+    mode = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+    with _locked(locks, "host", mode, "waiting for another run's engine to end"):
+        yield
+
+
+@contextlib.contextmanager
+def lease(
+    gpus: Sequence[Gpu], count: int, locks: Locks, *, unfit: Callable[[Sequence[Gpu]], dict[str, str]], patience_s: float = 60.0
+) -> Iterator[tuple[Gpu, ...]]:
+    """Take `count` of these GPUs, all at once, and wait until they are free; they are linked directly where any are.
+
+    `unfit` says, of GPUs that nobody has leased, which can't be used all the same and why, by UUID (a foreign process, memory
+    that did not come back). Leased GPUs are waited for without limit, unfit ones for `patience_s`; then LeaseError.
+    """
+    groups = choices(gpus, count)
+    if not groups:
+        raise LeaseError(f"{count} GPUs are needed, and there are {len(gpus)}")
+    with contextlib.ExitStack() as held:
+        with _locked(locks, "queue", fcntl.LOCK_EX, "waiting behind another engine for GPUs"):
+            taken = _wait(gpus, groups, locks, unfit, patience_s)
+            for descriptor in taken.values():
+                held.callback(os.close, descriptor)
+        yield tuple(one for one in gpus if one.uuid in taken)
+
+
+def choices(gpus: Sequence[Gpu], count: int) -> list[tuple[Gpu, ...]]:
+    """Return the sets of `count` GPUs that an engine may run on, the best first.
+
+    Where some of them are linked directly, all to all, only such sets are in the list: across islands an engine would have other
+    figures. Of islands the smallest that suffices comes first, so that large ones stay whole.
+    """
+    groups = _islands(gpus)
+    fitting = sorted((island for island in groups if len(island) >= count), key=len)
+    return [chosen for island in fitting or [tuple(gpus)] for chosen in combinations(island, count)]
+
+
+def _islands(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
+    """Return the GPUs in groups that are linked all to all; one without links is a group of its own."""
+    islands: list[list[Gpu]] = []
+    for gpu in gpus:
+        home = next((one for one in islands if all(other.index in gpu.peers for other in one)), None)
+        if home is None:
+            islands.append([gpu])
+        else:
+            home.append(gpu)
+    return [tuple(one) for one in islands]
+
+
+def _wait(
+    gpus: Sequence[Gpu],
+    groups: Sequence[tuple[Gpu, ...]],
+    locks: Locks,
+    unfit: Callable[[Sequence[Gpu]], dict[str, str]],
+    patience_s: float,
+) -> dict[str, int]:
+    """Return a locked descriptor for each GPU of one of the groups."""
+    told, since_s = "", time.monotonic()
+    while True:
+        free = _free(gpus, locks.folder)
+        try:
+            wrong = unfit([one for one in gpus if one.uuid in free])
+            usable = free.keys() - wrong.keys()
+            chosen = next((group for group in groups if {one.uuid for one in group} <= usable), None)
+            if chosen is not None:
+                return {one.uuid: free.pop(one.uuid) for one in chosen}
+            # Would they do if nothing were wrong with them? Then it is not a lease that is waited for.
+            could = any({one.uuid for one in group} <= free.keys() for group in groups)
+        finally:
+            for descriptor in free.values():
+                os.close(descriptor)
+        reasons = "; ".join(wrong.values())
+        if not could:
+            since_s = time.monotonic()
+        elif time.monotonic() - since_s > patience_s:
+            raise LeaseError(f"{reasons}. Waited {patience_s:g} s; end what uses it, or leave it out with CUDA_VISIBLE_DEVICES.")
+        told = _tell_once(locks, told, reasons if could else "waiting for GPUs that other engines have")
+        time.sleep(_POLL_S)  # a poll: the kernel tells nobody that one of several locks is free
+
+
+def _tell_once(locks: Locks, told: str, now: str) -> str:
+    if now != told:
+        locks.waiting(now)
+    return now
+
+
+def _free(gpus: Collection[Gpu], folder: Path) -> dict[str, int]:
+    """Return locked descriptors of all GPUs that nobody has, by UUID."""
+    free = {}
+    for gpu in gpus:
+        descriptor = _open(folder, gpu.uuid)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+        else:
+            free[gpu.uuid] = descriptor
+    return free

@@ -1,0 +1,77 @@
+"""The GPUs of the simulated engine: who uses them, and what is wrong with them, kept as files in one folder.
+
+The folder is that of `LLMPERF_SIMULATED_STATE`; without it each process that asks for the GPUs gets one of its own, which the
+engines that it starts inherit. `nvml.py` reads from there what NVML would say.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+STATE = "LLMPERF_SIMULATED_STATE"
+NUMBER = "LLMPERF_SIMULATED_GPUS"
+CONDITIONS = "conditions.json"
+EVERY = "*"
+
+GIB = 1 << 30
+
+
+def count() -> int:
+    """Return how many simulated GPUs there are."""
+    return int(os.environ.get(NUMBER, "8"))
+
+
+def folder() -> Path:
+    """Return the folder of the state, made where there is none."""
+    if STATE not in os.environ:
+        os.environ[STATE] = tempfile.mkdtemp(prefix="llmperf-simulated-")
+        atexit.register(shutil.rmtree, os.environ[STATE], ignore_errors=True)
+    path = Path(os.environ[STATE])
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def occupy(used: dict[int, int]) -> Path:
+    """Note that this process uses so many bytes of these GPUs, until it ends; return the file that says so."""
+    file = folder() / f"{os.getpid()}.json"
+    whole = file.with_suffix(".new")
+    whole.write_text(json.dumps(used))
+    whole.replace(file)  # a reader never sees half of it
+    atexit.register(file.unlink, missing_ok=True)
+    return file
+
+
+def processes(index: int) -> dict[int, int]:
+    """Return the bytes that living processes use of a GPU, by process id."""
+    found = {}
+    for file in folder().glob("[0-9]*.json"):
+        pid = int(file.stem)
+        if not Path(f"/proc/{pid}").exists():
+            continue  # killed; the driver would have taken the memory back
+        try:
+            used = json.loads(file.read_text()).get(str(index))
+        except FileNotFoundError:
+            continue
+        if used:
+            found[pid] = int(used)
+    return found
+
+
+def set_conditions(conditions: dict[str, dict[str, Any]]) -> None:
+    """Say what is wrong, by the GPU's index or `*` for all; the names are those of `condition`."""
+    file = folder() / CONDITIONS
+    file.with_suffix(".new").write_text(json.dumps(conditions))
+    file.with_suffix(".new").replace(file)
+
+
+def condition(index: int, name: str, default: Any) -> Any:
+    """Return what has been said of a GPU: `used_bytes` (beyond the processes'), `reasons`, `sm_clock_mhz`, `ecc`, `xid`, ..."""
+    file = folder() / CONDITIONS
+    said = json.loads(file.read_text()) if file.is_file() else {}
+    return {**said.get(EVERY, {}), **said.get(str(index), {})}.get(name, default)
