@@ -10,6 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pytest_llmperf.judge.scaling import Advice as Advice
+    from pytest_llmperf.judge.scaling import Scaling as Scaling
+    from pytest_llmperf.judge.scaling import advise as advise
+    from pytest_llmperf.judge.scaling import scaling_of as scaling_of
     from pytest_llmperf.measure import Launch as Launch
     from pytest_llmperf.measure import Measurement as Measurement
     from pytest_llmperf.measure.engines import Engine as Engine
@@ -30,6 +34,10 @@ _HOME = {
     "Engine": "measure.engines",
     "EngineError": "measure.engines",
     "open_engine": "measure.engines",
+    "Advice": "judge.scaling",
+    "Scaling": "judge.scaling",
+    "advise": "judge.scaling",
+    "scaling_of": "judge.scaling",
 }
 
 

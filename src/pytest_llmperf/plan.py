@@ -235,15 +235,17 @@ class Axes:
     """Requests per second; None for so many at a time as `concurrency` says."""
     endpoint: str = ""
     """The name of the endpoint that decides model and degrees by itself; empty for engines that are started."""
+    sweep: bool = False
+    """The test measures at several TP degrees itself; `tp` is the smallest of them."""
 
     @property
     def id(self) -> str:
-        """Return the test id of the point, e.g. `tiny-tp2-c8`. It never depends on which options were given."""
+        """Return the test id of the point, e.g. `tiny-tp2-c8` or `tiny-sweep-c8`. Options never change it."""
         load = f"c{self.concurrency}" if self.rate is None else f"r{self.rate:g}"
         if self.endpoint:
             return f"{self.endpoint}-{load}"
         spec = EngineSpec(model=self.model)
-        parts = [spec.short_model, f"tp{self.tp}"]
+        parts = [spec.short_model, "sweep" if self.sweep else f"tp{self.tp}"]
         parts += [f"{name}{value}" for name, value in (("pp", self.pp), ("dp", self.dp)) if value != 1]
         return "-".join([*parts, load])
 

@@ -10,6 +10,7 @@ from pytest_llmperf.plan import parse_engine_args
 
 if TYPE_CHECKING:
     from pytest_llmperf.judge.baseline import Provenance
+    from pytest_llmperf.judge.scaling import Scaling
     from pytest_llmperf.judge.verdict import Verdict
 
 # What the last lines of an engine's log tell, the most telling first.
@@ -104,3 +105,36 @@ def advice(verdict: Verdict, engine_args: dict[str, tuple[str, ...]], degrees: d
         if name in given or name not in ("num-gpu-blocks-override",):
             lines.append(f"  --{name} (now {' '.join(given[name]) if name in given else 'default'}): {direction}")
     return lines
+
+
+def scaling_advice(scaling: Scaling, *, direct_links: bool | None) -> list[str]:
+    """Return why a larger degree of tensor parallelism is slower than the smallest, the likeliest cause first; empty if none is.
+
+    `direct_links` tells whether all the GPUs reach each other over NVLink or its like; None where that is not known.
+    """
+    reference = scaling.reference
+    slower = [point for point in scaling.points if point.speed_up < 1]
+    if not slower:
+        return []
+    first, figures = f"TP {reference.degree}", f"{reference.output_tokens_per_s:,.0f} tok/s"
+    lines = [
+        f"TP {point.degree} is slower than {first}: {point.output_tokens_per_s:,.0f} tok/s against {figures}" for point in slower
+    ]
+    smaller = f"--llmperf-tp={reference.degree}"
+    instead = f"take {smaller}, and use the other GPUs as pipeline stages (--llmperf-pp) or replicas (--llmperf-dp)"
+    causes = [
+        "the model is too small for the degree: a GPU's part is computed in less time than the exchange of its results takes;"
+        f" {instead}",
+        f"the batch{_batch(scaling)} is too small to fill the GPUs: raise --llmperf-concurrency or --llmperf-rate, and"
+        " --max-num-seqs where it is lower than that",
+    ]
+    if direct_links is False:  # every layer exchanges results twice (arXiv 1909.08053, section 3)
+        causes.insert(0, f"the GPUs are linked by PCIe only, and every layer waits for it: {instead}; or take GPUs with NVLink")
+    elif direct_links is None:
+        causes.append(f"the GPUs may be linked by PCIe only, which `nvidia-smi topo -m` tells: then {instead}")
+    return [*lines, "likely causes, the likeliest first:", *(f"  {number}. {cause}" for number, cause in enumerate(causes, 1))]
+
+
+def _batch(scaling: Scaling) -> str:
+    workloads = [one.case.workload for one in scaling.measurements]
+    return f" (concurrency {workloads[0].concurrency})" if workloads and not workloads[0].is_open else ""

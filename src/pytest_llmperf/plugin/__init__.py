@@ -21,6 +21,7 @@ from pytest_llmperf.plugin.fixtures import (
     simulated_engine,
 )
 from pytest_llmperf.plugin.options import OUTCOMES, SELFTESTS, SETTINGS, add_options, any_given, settings_of
+from pytest_llmperf.plugin.sweep import llmperf_sweep
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -34,6 +35,7 @@ __all__ = [
     "llmperf",
     "llmperf_axes",
     "llmperf_logs",
+    "llmperf_sweep",
     "simulated_engine",
 ]
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_llmperf.plan import Axes, EngineSpec, Marker, PlanError, engine_spec, grid, is_selected, parse_marker
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_llmperf.plugin.settings import Settings
 
 FIXTURES = frozenset({"llmperf", "llm_engine"})
 AXES_FIXTURE = "llmperf_axes"
+SWEEP_FIXTURE = "llmperf_sweep"
 LOAD = frozenset({"concurrency", "rate"})
 
 
@@ -46,8 +49,23 @@ def marker_of(definition: pytest.Item) -> Marker:
     return parse_marker(arguments)
 
 
-def points(marker: Marker, settings: Settings) -> list[Axes]:
-    """Return the grid of a test; an endpoint's model and degrees are what they are, so only the load varies."""
+def named_degrees(marker: Marker, selected: Mapping[str, tuple[Any, ...]]) -> tuple[int, ...] | None:
+    """Return the TP degrees of a sweep, the smallest first: the marker's that the option selects; None if neither names any."""
+    allowed, asked = marker.axes.get("tp"), selected.get("tp")
+    if allowed is None and asked is None:
+        return None
+    return tuple(sorted({degree for degree in allowed or asked or () if asked is None or degree in asked}))
+
+
+def points(marker: Marker, settings: Settings, *, sweep: bool = False) -> list[Axes]:
+    """Return the grid of a test; an endpoint's model and degrees are what they are, so only the load varies.
+
+    All TP degrees of a sweep are one point of it: the test itself goes through them.
+    """
+    if sweep and not settings.urls:
+        allowed = named_degrees(marker, settings.selected) or marker.axes.get("tp") or (Axes.tp,)
+        pinned = replace(marker, axes=marker.axes | {"tp": (min(allowed),)})
+        return [replace(point, sweep=True) for point in grid(pinned, settings.selected)]
     if not settings.urls:
         return grid(marker, settings.selected)
     only = {name: values for name, values in marker.axes.items() if name in LOAD}
@@ -60,7 +78,7 @@ def parametrize(metafunc: pytest.Metafunc, settings: Settings) -> None:
     if AXES_FIXTURE not in metafunc.fixturenames:
         return
     try:
-        found = points(marker_of(metafunc.definition), settings)
+        found = points(marker_of(metafunc.definition), settings, sweep=SWEEP_FIXTURE in metafunc.fixturenames)
     except PlanError:
         return  # told by `plan_items`, for all tests at once
     metafunc.parametrize(AXES_FIXTURE, found, ids=[point.id for point in found], indirect=True)
@@ -82,6 +100,8 @@ def plan_items(items: list[pytest.Item], settings: Settings) -> list[pytest.Item
         item.stash[PLANNED] = plan = _plan(item, base, settings)
         # An endpoint's model and degrees are what they are.
         asked = {name: values for name, values in settings.selected.items() if name in LOAD or not settings.urls}
+        if plan.axes.sweep and named_degrees(plan.marker, asked) != ():
+            asked.pop("tp", None)  # the test itself leaves out the degrees that are not selected
         selected = plan.error or is_selected(plan.axes, asked)
         (planned if selected else deselected).append(item)
     order: dict[EngineSpec, int] = {}

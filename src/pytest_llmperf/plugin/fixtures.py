@@ -247,7 +247,7 @@ def simulated_engine() -> Iterator[SimulatedEngine]:
 
 
 class BaselineView:
-    """The `baseline` fixture: `measured == baseline` is true when no gating metric is proven worse."""
+    """The `baseline` fixture: `measured == baseline` is true when no gating metric is proven worse, at any degree of a sweep."""
 
     def __init__(self, run: Run, marker: Marker) -> None:
         """Note the run, and what the test itself says of its gates."""
@@ -255,15 +255,21 @@ class BaselineView:
         self._marker = marker
 
     def __eq__(self, measured: object) -> bool:
-        """Judge a measurement; asks for another launch where it is undecided."""
+        """Judge a measurement, or each of a scaling; asks for another launch where it is undecided."""
+        from pytest_llmperf.judge.scaling import Scaling
         from pytest_llmperf.measure import Measurement
 
+        if isinstance(measured, Scaling):
+            return self.run.compare_all([self._state(one) for one in measured.measurements], self._marker)
         if not isinstance(measured, Measurement):
             return NotImplemented
+        return self.run.compare(self._state(measured), self._marker)
+
+    def _state(self, measured: Measurement) -> CaseState:
         state = self.run.states.get(measured.case.id)
         if state is None:
             raise ValueError(f"{measured.case.id} was measured by a test that is over; compare it in the test that measures it")
-        return self.run.compare(state, self._marker)
+        return state
 
     __hash__ = None  # type: ignore[assignment]  # equality is a judgement: nothing may be looked up by it
 

@@ -71,12 +71,17 @@ def collected(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
 
 def explain(left: object, right: object) -> list[str] | None:
     """Return the lines that explain `measured == baseline`, None for other operands."""
+    from pytest_llmperf.judge.scaling import Scaling
     from pytest_llmperf.measure import Measurement
     from pytest_llmperf.plugin.fixtures import BaselineView
+    from pytest_llmperf.report.scaling import scaling_assertion
     from pytest_llmperf.report.text import assertion
 
     if isinstance(left, BaselineView):
         left, right = right, left
+    if isinstance(left, Scaling) and isinstance(right, BaselineView):
+        states = (right.run.states[one.case.id] for one in left.measurements)
+        return scaling_assertion([right.run.outcome(state, state.case.id) for state in states])
     if not isinstance(left, Measurement) or not isinstance(right, BaselineView):
         return None
     state = right.run.states[left.case.id]
@@ -87,6 +92,7 @@ def summarize(reporter: Any, config: pytest.Config) -> None:
     """Write the summary: a line per case, and how many were compared."""
     from pytest_llmperf.judge.verdict import Status
     from pytest_llmperf.report import from_data
+    from pytest_llmperf.report.scaling import scaling_lines
     from pytest_llmperf.report.text import (
         counts_line,
         headline,
@@ -115,6 +121,8 @@ def summarize(reporter: Any, config: pytest.Config) -> None:
         elif outcome.status is Status.RECORDED:
             for line in (*outcome.notes, *review_table(outcome).splitlines()):
                 reporter.write_line(line)
+    for line in scaling_lines(outcomes, direct_links=_direct_links(config)):
+        reporter.write_line(line)
     for path in _unused(config):
         reporter.write_line(f"unused baseline: {path} (its test is gone; delete the file)")
     red = any(outcome.status in (Status.REGRESSED, Status.INVALID) for outcome in outcomes)
@@ -124,6 +132,15 @@ def summarize(reporter: Any, config: pytest.Config) -> None:
         reporter.write_line(suite_line(suite), red=suite.outcome == "regressed")
     plain = all(outcome.status.compared or outcome.status is Status.RECORDED for outcome in outcomes)
     reporter.write_line(counts_line(outcomes), red=red, yellow=not red and not plain, green=not red and plain)
+
+
+def _direct_links(config: pytest.Config) -> bool | None:
+    """Return whether every GPU has direct links to others; None where that is not known."""
+    from pytest_llmperf.plugin.run import RUN
+
+    run: Run | None = config.stash.get(RUN, None)
+    devices = run.host.devices if run else ()
+    return all(one.peers for one in devices) if len(devices) > 1 else None
 
 
 def _unused(config: pytest.Config) -> list[str]:

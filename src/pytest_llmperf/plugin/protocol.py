@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_llmperf.plugin.pool import EnginePool
+    from pytest_llmperf.report import Outcome
 
 STATES: pytest.StashKey[list[CaseState]] = pytest.StashKey()
 """The cases that an item has measured, in the order of its `llmperf()` calls."""
@@ -141,6 +142,7 @@ def _settle(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
 def _publish(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
     """Report setup and call, with what came of the test's cases on the last of the two."""
     from pytest_llmperf.plugin.output import clear
+    from pytest_llmperf.plugin.sweep import LEFT_OUT
     from pytest_llmperf.report.text import section
 
     reports = [_report(item, call) for call in calls]
@@ -149,6 +151,8 @@ def _publish(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
     outcomes = [run.outcome(state, plan.case_id) for state in item.stash[STATES]] if run else []
     if run and not outcomes and calls[-1].excinfo is not None:
         outcomes = [run.unmeasured(plan, skipped=reports[-1].skipped, why=str(calls[-1].excinfo.value))]
+    left_out: list[Outcome] = item.stash.get(LEFT_OUT, [])
+    outcomes += left_out
     reports[-1].llmperf = [to_data(outcome) for outcome in outcomes]  # type: ignore[attr-defined]  # travels with xdist
     shown = [outcome for outcome in outcomes if outcome.verdict.metrics]
     reports[-1].sections += [(f"llmperf {outcome.id}", section(outcome)) for outcome in shown]

@@ -21,13 +21,14 @@ from pytest_llmperf.judge.stats import Design
 from pytest_llmperf.judge.verdict import Status, Verdict, judge, not_comparable, observed
 from pytest_llmperf.measure import Measurement
 from pytest_llmperf.plan import Case
-from pytest_llmperf.plugin.collection import PLANNED
+from pytest_llmperf.plugin.collection import PLANNED, named_degrees
+from pytest_llmperf.plugin.sweep import degrees_of, suffix
 from pytest_llmperf.report import Outcome
 from pytest_llmperf.report.text import metric_line
 from pytest_llmperf.traffic import Workload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from pytest_llmperf.judge.comparison import Comparison
@@ -43,12 +44,15 @@ if TYPE_CHECKING:
 
 _MOST_MEASUREMENTS = 9
 """How many measurements of one test are looked for among the stored baselines when the comparisons are counted."""
+_MOST_DEGREES = tuple(2**power for power in range(7))
+"""TP degrees that are looked for among the baselines of any host, where a sweep names none."""
 
 
-def _numbered(case_id: str) -> list[str]:
-    """Return the ids that the measurements of a test would have; none for one that is numbered itself."""
-    numbers = range(2, _MOST_MEASUREMENTS + 1) if "#" not in case_id else ()
-    return [case_id, *(f"{case_id}#{number}" for number in numbers)]
+def _numbered(case_id: str, degrees: Sequence[int] | None) -> Iterator[list[str]]:
+    """Yield the ids that the first, second, ... measurement of a test would have; a sweep's has one for each of its degrees."""
+    for number in range(1, _MOST_MEASUREMENTS + 1):
+        plain = case_id if number == 1 else f"{case_id}#{number}"
+        yield [plain] if degrees is None else [case_id + suffix(degree, number) for degree in degrees]
 
 
 class Undecided(BaseException):
@@ -99,7 +103,8 @@ class Run:
         self._rootpath = rootpath
         self._collected = collected
         plans = [item.stash[PLANNED] for item in items if PLANNED in item.stash]
-        self._markers = {case_id: plan.marker for plan in plans if plan.compares for case_id in self._measured_by(plan.case_id)}
+        self._compared = {plan.case_id: plan for plan in plans if plan.compares}
+        self._markers = {case_id: plan.marker for plan in self._compared.values() for case_id in self._measured_by(plan)}
         self._gated = {case_id: self._gates(marker) for case_id, marker in self._markers.items()}
         self._comparisons = max(1, sum(map(comparisons, self._gated.values())))
         self._beliefs: dict[tuple[str, str], Belief] | None = None
@@ -109,9 +114,11 @@ class Run:
         """Return what gates a test: its marker over the run's settings."""
         return gates((*self.settings.gate, *marker.gate), tolerance=marker.tolerance or self.settings.tolerance)
 
-    def _measured_by(self, case_id: str) -> list[str]:
+    def _measured_by(self, plan: Planned) -> list[str]:
         """Return the cases of a test: its first measurement, and the further ones that have a baseline."""
-        return [case_id, *(one for one in _numbered(case_id)[1:] if self.path(one).is_file())]
+        degrees = degrees_of(plan, plan.spec, self.settings.selected, self.host).able if plan.axes.sweep else None
+        first, *further = _numbered(plan.case_id, degrees)
+        return first + [one for one in chain.from_iterable(further) if self.path(one).is_file()]
 
     def path(self, case_id: str) -> Path:
         """Return the baseline file of a case."""
@@ -153,6 +160,27 @@ class Run:
             state.notes = self._explain(verdict, state, stored)
         accepted = {Status.PASS, Status.IMPROVED} | (set() if self.settings.fail_inconclusive else {Status.INCONCLUSIVE})
         return verdict.status in accepted
+
+    def compare_all(self, states: Sequence[CaseState], marker: Marker) -> bool:
+        """Return whether every one of these cases is as good as its baseline, when all of them are decided.
+
+        Raises Undecided once, after all have been judged, though one may be worse already: each is a case of its own, and which
+        of them are worse is what a reader wants to know. A case that skips its test for want of a baseline does so at the end,
+        where none is worse. Raises what `compare` raises besides.
+        """
+        good, undecided, skipped = [], False, None
+        for state in states:
+            try:
+                good.append(self.compare(state, marker))
+            except Undecided:
+                undecided = True
+            except pytest.skip.Exception as error:
+                skipped = error
+        if undecided:
+            raise Undecided
+        if all(good) and skipped is not None:
+            raise skipped
+        return all(good)
 
     def _design(self, marker: Marker) -> Design:
         return Design(
@@ -302,16 +330,26 @@ class Run:
         from pytest_llmperf.judge.selftest import self_test
 
         found: list[tuple[str, Check]] = []
-        marker = self._markers[case_id]
+        design = self._design(self._compared[case_id].marker)
         for host in sorted(path.name for path in self.settings.baselines.glob("*/")):
-            everywhere = (store.path_for(self.settings.baselines, host, one) for id in self._markers for one in _numbered(id))
-            stored = [one for path in everywhere if path.is_file() and (one := store.load(path))]
-            gated = {one.case_id: self._gated[one.case_id.partition("#")[0]] for one in stored}
+            stored, mine = list[store.Baseline](), list[store.Baseline]()
+            gated: dict[str, dict[str, Tolerance]] = {}
+            for plan in self._compared.values():
+                paths = (store.path_for(self.settings.baselines, host, one) for one in self._stored_by(plan))
+                of_plan = [one for path in paths if path.is_file() and (one := store.load(path))]
+                gated |= {one.case_id: self._gates(plan.marker) for one in of_plan}
+                stored += of_plan
+                mine += of_plan if plan.case_id == case_id else []
             believed = beliefs(stored, gated)
-            for one in (one for one in stored if one.case_id.partition("#")[0] == case_id):
+            for one in mine:
                 own = {metric: belief for (of, metric), belief in believed.items() if of == one.case_id}
-                found += [(host, check) for check in self_test(one, gated[one.case_id], self._design(marker), own)]
+                found += [(host, check) for check in self_test(one, gated[one.case_id], design, own)]
         return found
+
+    def _stored_by(self, plan: Planned) -> Iterator[str]:
+        """Return the ids that baselines of a test could have, on whatever host."""
+        named = named_degrees(plan.marker, self.settings.selected) or _MOST_DEGREES
+        return chain.from_iterable(_numbered(plan.case_id, named if plan.axes.sweep else None))
 
     def _load(self, case_ids: Iterable[str]) -> Iterator[store.Baseline]:
         for case_id in case_ids:
