@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pytest_llmperf.judge.baseline import Provenance, engine_facts
 from pytest_llmperf.judge.diagnosis import advice, changes, likely_cause
 from pytest_llmperf.judge.verdict import MetricVerdict, Status, Verdict
+from pytest_llmperf.measure.engines.server import named_errors
 from pytest_llmperf.measure.metrics import GATING
 from pytest_llmperf.plan import Case, EngineSpec, parse_engine_args
 from pytest_llmperf.testing.__main__ import OUT_OF_MEMORY
@@ -56,6 +57,22 @@ HEADS = (
 WRONG_ARGUMENT = "api_server.py: error: unrecognized arguments: --max-num-sequences 4"
 NO_VLLM = "/usr/bin/python3: Error while finding module specification (ModuleNotFoundError: No module named 'vllm')"
 NCCL = "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:2024, unhandled system error"
+NO_COMPILER = "torch._inductor.exc.InductorError: FileNotFoundError: [Errno 2] No such file or directory: '256,64'"
+ROOT_CAUSE_ABOVE = f"""\
+(EngineCore pid=772) ERROR 11-21 20:14:56 [core.py:1330] EngineCore failed to start.
+(EngineCore pid=772) ERROR 11-21 20:14:56 [core.py:1330] Traceback (most recent call last):
+(EngineCore pid=772) ERROR 11-21 20:14:56 [core.py:1330]     raise child_exception_type(errno_num, err_msg, err_filename)
+(EngineCore pid=772) ERROR 11-21 20:14:56 [core.py:1330] {NO_COMPILER}
+(EngineCore pid=772) Traceback (most recent call last):
+(EngineCore pid=772) {NO_COMPILER}
+(APIServer pid=697)   File "/site/vllm/v1/engine/utils.py", line 1272, in wait_for_engine_startup
+(APIServer pid=697)     raise RuntimeError(
+(APIServer pid=697) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {{}}
+"""
+"""Lines of a log of vLLM 0.26 on an H200, whose environment variable CC was not a compiler."""
+GPU_TAKEN = "GPU 0 is used by pid 4711 (python3), 2.0 GiB"
+ILLEGAL_ACCESS = "torch.AcceleratorError: CUDA error: an illegal memory access was encountered"
+OLD_DRIVER = "RuntimeError: CUDA error: no kernel image is available for execution on the device"
 
 HEALTHY = """\
 (EngineCore pid=3423) INFO 11-21 07:49:54 [kv_cache_utils.py:2327] CPU KV cache size: 262,144 tokens, \
@@ -87,6 +104,10 @@ an issue. See stack trace (above) for the root cause.
         (CONTEXT_TOO_LONG, "--max-model-len"),
         (HEADS, "--llmperf-tp"),
         (NCCL, "NCCL_DEBUG=INFO"),
+        (NO_COMPILER, "--enforce-eager"),
+        (GPU_TAKEN, "CUDA_VISIBLE_DEVICES"),
+        (ILLEGAL_ACCESS, "CUDA_LAUNCH_BLOCKING"),
+        (OLD_DRIVER, "update the driver"),
         (WRONG_ARGUMENT, "--llmperf-engine-args"),
         (UNKNOWN_FOLDER, "--llmperf-model"),
         (UNKNOWN_NAME_OFFLINE, "--llmperf-model"),
@@ -95,6 +116,7 @@ an issue. See stack trace (above) for the root cause.
         ("bash: line 1: 4711 Killed   python -m vllm", "out of memory"),
     ],
     ids=["out of memory", "GPU memory taken", "CPU memory taken", "no cache blocks", "context too long", "heads", "NCCL",
+         "no compiler", "GPU taken", "illegal access", "old driver",
          "wrong argument", "unknown folder", "unknown name", "port in use", "no vLLM", "killed"],
 )  # fmt: skip
 def test_a_log_names_its_likely_cause_and_the_setting_to_change(log: str, advised: str) -> None:
@@ -105,6 +127,14 @@ def test_a_log_names_its_likely_cause_and_the_setting_to_change(log: str, advise
 @pytest.mark.parametrize("log", ["", HEALTHY, DIED_FOR_UNKNOWN_REASONS], ids=["empty", "healthy", "unknown"])
 def test_a_log_that_tells_nothing_has_no_cause_rather_than_a_guess(log: str) -> None:
     assert likely_cause(log) is None
+
+
+def test_the_root_cause_is_found_though_the_front_end_has_the_last_word() -> None:
+    lines = ROOT_CAUSE_ABOVE.splitlines()
+    assert named_errors(lines) == [
+        NO_COMPILER,
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+    ]
 
 
 def test_memory_is_told_before_what_followed_from_it() -> None:

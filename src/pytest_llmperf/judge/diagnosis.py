@@ -30,6 +30,23 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         "the TP degree must divide the model's attention heads: choose another --llmperf-tp, or use --llmperf-pp",
     ),
     (
+        r"quarantine:|is used by pid|is used by another process|GiB in use, and the driver names no process",
+        "the GPU is not free: end the process that uses it, or leave the GPU out with CUDA_VISIBLE_DEVICES",
+    ),
+    (
+        r"no kernel image is available|CUDA driver version is insufficient|unsupported toolchain",
+        "this build of vLLM or torch does not fit the GPU or its driver: update the driver, or install the build for its CUDA",
+    ),
+    (
+        r"CUDA error: (an illegal memory access|device-side assert|unspecified launch failure)|Xid",
+        "a kernel failed on the GPU: run once with CUDA_LAUNCH_BLOCKING=1 (marker argument env) for the place; a new kernel, attention"
+        " backend or quantization is the first suspect, then the GPU itself (nvidia-smi -q, XID)",
+    ),
+    (
+        r"No such file or directory: .*(gcc|cc1|nvcc)|Failed to find C compiler|InductorError|BackendCompilerFailed",
+        "torch.compile could not build a kernel: a C compiler is needed (see the environment variable CC), or use --enforce-eager",
+    ),
+    (
         r"NCCL (error|failure)|ncclSystemError|ncclUnhandledCudaError|DistNetworkError",
         "the ranks could not talk to each other: NCCL_DEBUG=INFO says more; check NVLink and shared memory (/dev/shm), or try"
         " --disable-custom-all-reduce",

@@ -16,6 +16,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure import audit, formulas, gpus, metrics, telemetry
+from pytest_llmperf.measure.preflight import link_warning
 from pytest_llmperf.measure.workload import WARM_UP, prompts
 from pytest_llmperf.plan import Case, model_config
 
@@ -171,6 +172,7 @@ def measure_launch(
     complete = tuple(chain.from_iterable(one.complete for one in rounds))
     classes = tuple(chain.from_iterable(one.classes for one in rounds))
     memory = gpus.rank_memory(engine.watch, [one.gpu_round for one in rounds if one.gpu_round]) if engine.watch else ()
+    slow_links = link_warning(engine.spec, engine.watch.gpus) if engine.watch else None
     return Launch(
         id=uuid.uuid4().hex[:12],
         started=started,
@@ -181,6 +183,7 @@ def measure_launch(
         warnings=(
             *audit.warnings(workload, [one.round.metrics for one in rounds]),
             *([play.late] if play.late else []),
+            *([slow_links] if slow_links else []),
             *(f"a round was measured again: {reason}" for reason in disturbed),
         ),
         versions=dict(engine.versions),

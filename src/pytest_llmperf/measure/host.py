@@ -10,6 +10,7 @@ import os
 import platform
 import re
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,6 +105,12 @@ def _cpu_name() -> str:
     return found[1].strip() if found else platform.machine()
 
 
+def _numbers(entry: str) -> list[str]:
+    """Return the entries that a range stands for, as AWS's variable has them: `0-3`."""
+    ends = re.fullmatch(r"(\d+)-(\d+)", entry)
+    return [str(number) for number in range(int(ends[1]), int(ends[2]) + 1)] if ends else [entry]
+
+
 def usable(found: Accelerators, allowed: str | None) -> tuple[Gpu, ...]:
     """Return those that a process may use: indices or prefixes of UUIDs in order, ending at the first invalid one, as CUDA does.
 
@@ -114,7 +121,8 @@ def usable(found: Accelerators, allowed: str | None) -> tuple[Gpu, ...]:
     if allowed is None:
         return everything
     chosen: list[Gpu] = []
-    for entry in (word.strip() for word in allowed.split(",")):
+    words = [word.strip() for word in allowed.split(",")]
+    for entry in chain.from_iterable(map(_numbers, words)) if found.vendor == "aws" else words:
         if entry.isdigit():  # an index names a whole GPU; slices have names only
             match = [one for one in everything if one.index == int(entry) and not one.uuid.startswith("MIG-")]
         else:

@@ -104,7 +104,7 @@ def fail_engine(error: Exception) -> NoReturn:
     from pytest_llmperf.judge.diagnosis import likely_cause
     from pytest_llmperf.measure.engines import EngineError
 
-    cause = likely_cause(error.tail) if isinstance(error, EngineError) else None
+    cause = likely_cause("\n".join((*error.causes, error.tail))) if isinstance(error, EngineError) else None
     pytest.fail(f"Likely cause: {cause}.\n{error}" if cause else str(error), pytrace=False)
 
 

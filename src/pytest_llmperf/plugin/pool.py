@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -72,9 +73,12 @@ class EnginePool:
 
     def close(self) -> None:
         """Stop the running engine, if any; raises EngineError when it would not stop."""
-        self._engine = None
+        engine, self._engine = self._engine, None
         held, self._held = self._held, contextlib.ExitStack()
+        began_s = time.perf_counter()
         held.close()
+        if engine is not None and engine.startup_s is not None:
+            self._progress(f"engine {self.starts}: gone after {time.perf_counter() - began_s:.1f} s")
 
     def discard(self) -> None:
         """Stop the engine after a failure: its own complaints about the stop would hide the first error."""

@@ -27,9 +27,11 @@ class EngineError(RuntimeError):
     The message holds the last lines of its log, `tail`, and names the log file.
     """
 
-    def __init__(self, what: str, *, tail: str = "", log_path: Path | None = None) -> None:
-        """Make the error from what happened, in one sentence."""
+    def __init__(self, what: str, *, tail: str = "", log_path: Path | None = None, causes: Sequence[str] = ()) -> None:
+        """Make the error from what happened, in one sentence; `causes` are the exceptions that the log names, the first first."""
         parts = [what]
+        if causes:
+            parts.append("\n".join(["Errors in its log, the first first:", *(f"  {cause}" for cause in causes)]))
         if tail:
             parts.append(f"Last lines of its log:\n{tail}")
         if log_path:
@@ -37,6 +39,7 @@ class EngineError(RuntimeError):
         super().__init__("\n".join(parts))
         self.what = what
         self.tail = tail
+        self.causes = tuple(causes)
         self.log_path = log_path
 
 

@@ -43,6 +43,8 @@ _POLL_S = 0.1
 _LAST_BREATH_S = 2.0
 _PORT_ATTEMPTS = 3
 _TAIL_LINES = 25
+_MOST_CAUSES = 4
+_ERROR_LINE = re.compile(r"(?:\(\w+ pid=\d+\) )?(?:ERROR [^\]]*\] )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt): .+)")
 _PORT_TAKEN = re.compile(r"address already in use", re.I)
 _STAGES = {
     r"Resolved architecture: (\w+)": "architecture {0}",
@@ -54,6 +56,15 @@ _STAGES = {
     r"init engine .* took ([\d.]+) s": "engine core ready after {0} s",
     r"Application startup complete": "server is up",
 }
+
+
+def named_errors(lines: Sequence[str]) -> list[str]:
+    """Return the exceptions that a log names, each once, in order.
+
+    vLLM's front end ends with a traceback of its own ("See root cause above") that pushes the root cause out of the last lines.
+    """
+    found = (_ERROR_LINE.fullmatch(line.strip()) for line in lines)
+    return list(dict.fromkeys(match[1] for match in found if match))
 
 
 def find_vllm(python: str) -> dict[str, str]:
@@ -303,7 +314,9 @@ class ServerEngine:
     def failure(self, what: str) -> EngineError:
         """Return an error that says what happened, with the last lines of the log."""
         lines = [line for line in self.log_text().splitlines() if line.strip() and "nanobind" not in line]
-        return EngineError(what, tail="\n".join(lines[-_TAIL_LINES:]), log_path=self.log_path)
+        tail = "\n".join(lines[-_TAIL_LINES:])
+        causes = [cause for cause in named_errors(lines) if cause not in tail]
+        return EngineError(what, tail=tail, log_path=self.log_path, causes=causes[:_MOST_CAUSES])
 
     def _stop(self) -> None:
         """End the leash and wait for the supervisor, which kills whatever is left after the grace time."""
