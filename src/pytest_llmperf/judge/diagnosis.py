@@ -39,12 +39,12 @@ _CAUSES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"CUDA error: (an illegal memory access|device-side assert|unspecified launch failure)|Xid",
-        "a kernel failed on the GPU: run once with CUDA_LAUNCH_BLOCKING=1 (marker argument env) for the place; a new kernel, attention"
-        " backend or quantization is the first suspect, then the GPU itself (nvidia-smi -q, XID)",
+        "a kernel failed on the GPU: run once with CUDA_LAUNCH_BLOCKING=1 (marker argument env) for the place; a new kernel,"
+        " attention backend or quantization is the first suspect, then the GPU itself (nvidia-smi -q, XID)",
     ),
     (
         r"No such file or directory: .*(gcc|cc1|nvcc)|Failed to find C compiler|InductorError|BackendCompilerFailed",
-        "torch.compile could not build a kernel: a C compiler is needed (see the environment variable CC), or use --enforce-eager",
+        "torch.compile could not build a kernel: it needs a C compiler (see the environment variable CC), or --enforce-eager",
     ),
     (
         r"NCCL (error|failure)|ncclSystemError|ncclUnhandledCudaError|DistNetworkError",
