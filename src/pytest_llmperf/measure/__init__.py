@@ -156,10 +156,10 @@ def measure_launch(
     while not invalid and len(rounds) < settings.rounds:
         played = play.round()
         if played.trouble and len(disturbed) < _MOST_DISTURBED and not played.problems:
-            disturbed.append(played.trouble[0])
-            progress(f"round dropped, to be measured again: {played.trouble[0]}")
-            play.calm()
-            continue
+            progress(f"round dropped: {played.trouble[0]}")
+            if play.calm():
+                disturbed.append(played.trouble[0])
+                continue
         rounds.append(played)
         invalid = [*played.problems, *played.trouble]
         progress(f"round {len(rounds)}/{settings.rounds}: {played.round.metrics['output_tokens_per_s'] or 0:,.0f} tok/s")
@@ -267,10 +267,9 @@ class _Player:
         self.late = self.late or audit.lateness(log)
         return _Played(Round(found), tuple(sample.complete), of_complete, problems, gpu_round)
 
-    def calm(self) -> None:
-        """Let the GPUs cool down and others leave them, as far as a minute does it."""
-        if self.engine.watch:
-            self.engine.watch.calm(_CALM_S)
+    def calm(self) -> bool:
+        """Let the GPUs cool down and others leave them; return whether a minute did it."""
+        return self.engine.watch is None or self.engine.watch.calm(_CALM_S)
 
     def _prompts(self, number: int) -> list[Prompt]:
         return prompts(self.workload, number, vocabulary=self.vocabulary, nonce=self.settings.nonce)

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from pytest_llmperf.measure.accelerators import HARDWARE, POWER_BRAKE, POWER_CAP, THERMAL, Gpu, Reading, Totals
+from pytest_llmperf.measure.accelerators import (
+    HARDWARE,
+    POWER_BRAKE,
+    POWER_CAP,
+    THERMAL,
+    AcceleratorError,
+    Gpu,
+    Reading,
+    Totals,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -71,7 +80,8 @@ class GpuMemory:
     @property
     def imbalance(self) -> float:
         """Return how much less the emptiest rank holds than the fullest, as a fraction of the fullest: 0 is equal."""
-        return 1 - min(self.per_rank) / max(self.per_rank)
+        most = max(self.per_rank)
+        return 1 - min(self.per_rank) / most if most else 0.0
 
     def is_equal(self, *, rel: float = 0.02) -> Equality:
         """Return whether no rank holds over `rel` less than the fullest; as a bool it fails an assertion that says which does."""
@@ -86,9 +96,9 @@ class GpuMemory:
         middle = statistics.median(peaks)
         far, peak = max(_pairs(self.ranks, peaks), key=lambda pair: (abs(pair[1] - middle), pair[1]))
         others = (sum(peaks) - peak) / (len(peaks) - 1)
-        more = "more" if peak > others else "less"
-        share = abs(peak / others - 1)
-        return f"{told}; rank {far.rank} holds {abs(peak - others) / GIB:.2f} GiB ({share:.1%}) {more} than the others"
+        share = f" ({abs(peak / others - 1):.1%})" if others else ""
+        more = f"{abs(peak - others) / GIB:.2f} GiB{share} {'more' if peak > others else 'less'}"
+        return f"{told}; rank {far.rank} holds {more} than the other{'s' if len(peaks) > 2 else ''}"
 
 
 def _pairs(ranks: Sequence[RankMemory], peaks: Sequence[int]) -> list[tuple[RankMemory, int]]:
@@ -144,13 +154,20 @@ class GpuWatch:
         self.gpus = tuple(gpus)
         self.accelerators = accelerators
         self.before = self.read(processes=True)
+        self.noted = self.totals()
+        """The counters when the last round ended: what happens between two rounds counts against the second."""
         self.started: tuple[int | None, ...] = ()
         self._pid: int | None = None
         self._tree: set[int] = set()
+        self._names: dict[int, str] = {}
 
     def read(self, *, processes: bool) -> list[Reading]:
         """Return what the GPUs do now."""
         return self.accelerators.read(self.gpus, processes=processes)
+
+    def totals(self) -> list[Totals]:
+        """Return the GPUs' counters."""
+        return self.accelerators.totals(self.gpus)
 
     def follow(self, pid: int) -> None:
         """Note the process whose descendants the engine's processes are."""
@@ -158,7 +175,10 @@ class GpuWatch:
 
     def mark_started(self) -> None:
         """Note the memory of the engine that is ready now."""
-        self.started = self.engine_bytes(self.read(processes=True))
+        try:
+            self.started = self.engine_bytes(self.read(processes=True))
+        except AcceleratorError:  # the first round says so
+            self.started = (None,) * len(self.gpus)
 
     def tree(self) -> set[int]:
         """Return the engine's process ids, living now or seen before."""
@@ -173,17 +193,29 @@ class GpuWatch:
         tree = self.tree()
         return tuple(_engine_bytes(now, old, tree) for now, old in zip(readings, self.before, strict=True))
 
-    def strangers(self, readings: Sequence[Reading]) -> list[str]:
+    def notice(self, readings: Sequence[Reading]) -> None:
+        """Note whose the processes are while they live: a round is summed up when some of them may have ended."""
+        pids = {pid for reading in readings for pid in reading.processes or {}}
+        if pids <= self._tree | self._names.keys():
+            return
+        for pid in pids - self.tree():
+            self._names.setdefault(pid, _name(pid))
+
+    def strangers(self, *samples: Sequence[Reading]) -> list[str]:
         """Return which processes that are not the engine's use a GPU, in words; none where process ids are hidden."""
-        tree = self.tree()
-        known = {pid for reading in readings for pid in reading.processes or {}}
+        tree, most = self.tree(), dict[tuple[Gpu, int], int]()
+        for readings in samples:
+            for gpu, reading in zip(self.gpus, readings, strict=True):
+                for pid, used in (reading.processes or {}).items():
+                    most[gpu, pid] = max(most.get((gpu, pid), 0), used or 0)
+        known = {pid for _, pid in most}
         if known and not known & tree and not all(psutil.pid_exists(pid) for pid in known):
             return []  # ids of another namespace: whose they are cannot be told
-        found = []
-        for gpu, reading in zip(self.gpus, readings, strict=True):
-            others = {pid: used for pid, used in (reading.processes or {}).items() if pid not in tree}
-            found += [f"GPU {gpu.index} is used by another process: {in_words(pid, used)}" for pid, used in others.items()]
-        return found
+        return [
+            f"GPU {gpu.index} is used by another process: {in_words(pid, used, self._names.get(pid))}"
+            for (gpu, pid), used in most.items()
+            if pid not in tree
+        ]
 
     def round(self) -> RoundWatch:
         """Return what watches one round, a context manager."""
@@ -192,12 +224,18 @@ class GpuWatch:
     def calm(self, within_s: float) -> bool:
         """Wait until nothing slows the GPUs down and nobody else uses them; return whether that came within the time."""
         deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline:
-            readings = self.read(processes=True)
-            if not self.strangers(readings) and not any(limit in _TROUBLE for one in readings for limit in one.limits):
-                return True
+        while not self._is_calm():
+            if time.monotonic() > deadline:
+                return False
             time.sleep(_POLL_S)  # a poll with a deadline: the driver tells nobody when a GPU has cooled down
-        return False
+        return True
+
+    def _is_calm(self) -> bool:
+        try:
+            readings = self.read(processes=True)
+        except AcceleratorError:
+            return False
+        return not self.strangers(readings) and not any(limit in _TROUBLE for one in readings for limit in one.limits)
 
     def held(self, within_s: float) -> dict[str, str]:
         """Wait until the memory of an engine that has ended is free; return which GPUs did not give it back, and why, by UUID."""
@@ -206,7 +244,9 @@ class GpuWatch:
             left = {}
             for gpu, now, old in zip(self.gpus, self.read(processes=True), self.before, strict=True):
                 more = (now.used_bytes or 0) - (old.used_bytes or 0)
-                if more > _BACK_TO_IDLE_BYTES:
+                if now.used_bytes is None and old.used_bytes is not None:
+                    left[gpu.uuid] = f"GPU {gpu.index} no longer tells how much of its memory is in use"
+                elif more > _BACK_TO_IDLE_BYTES:
                     left[gpu.uuid] = (
                         f"GPU {gpu.index} still has {more / GIB:.1f} GiB more in use than before its engine{_who(now)}"
                     )
@@ -220,13 +260,18 @@ def _who(reading: Reading) -> str:
     return f": {', '.join(users)}" if users else ", and the driver names no process that has it"
 
 
-def in_words(pid: int, used: int | None) -> str:
-    """Return a user of a GPU in words, e.g. `pid 4711 (python3), 2.0 GiB`."""
+def in_words(pid: int, used: int | None, name: str | None = None) -> str:
+    """Return a user of a GPU in words, e.g. `pid 4711 (python3), 2.0 GiB`; its name is looked up where it isn't given."""
+    return f"pid {pid} ({name or _name(pid)})" + (f", {used / GIB:.1f} GiB" if used else "")
+
+
+def _name(pid: int) -> str:
     try:
-        name = psutil.Process(pid).name()
+        return psutil.Process(pid).name()
+    except psutil.NoSuchProcess:
+        return "not in this container, or ended"
     except psutil.Error:
-        name = "of another namespace or user"
-    return f"pid {pid} ({name})" + (f", {used / GIB:.1f} GiB" if used else "")
+        return "of another user"
 
 
 def _engine_bytes(now: Reading, before: Reading, tree: set[int]) -> int | None:
@@ -247,8 +292,10 @@ class RoundWatch:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="llmperf-gpus", daemon=True)
         self._samples: list[list[Reading]] = []
+        self._noted = watch.noted
         self._totals: list[list[Totals]] = []
         self._times_s: list[float] = []
+        self._failures: list[str] = []
         self._cpu_s = 0.0
 
     def __enter__(self) -> Self:
@@ -261,17 +308,32 @@ class RoundWatch:
         """End the sampling, and read the counters again."""
         self._ended.set()
         self._thread.join()
-        self._samples.append(self._watch.read(processes=True))
+        self._read(processes=True)
         self._mark()
+        self._watch.noted = self._totals[-1]
 
     def _mark(self) -> None:
         self._times_s.append(time.perf_counter())
-        self._totals.append(self._watch.accelerators.totals(self._watch.gpus))
+        try:
+            self._totals.append(self._watch.totals())
+        except AcceleratorError as error:
+            self._failures.append(str(error))
+            self._totals.append([Totals() for _ in self._watch.gpus])
+
+    def _read(self, *, processes: bool) -> None:
+        try:
+            readings = self._watch.read(processes=processes)
+        except AcceleratorError as error:
+            self._failures.append(str(error))
+            return
+        self._samples.append(readings)
+        if processes:
+            self._watch.notice(readings)
 
     def _sample(self) -> None:
         number = 0
         while True:
-            self._samples.append(self._watch.read(processes=number % _PROCESSES_EVERY == 0))
+            self._read(processes=number % _PROCESSES_EVERY == 0)
             number += 1
             if self._ended.wait(_INTERVAL_S):
                 break
@@ -279,15 +341,15 @@ class RoundWatch:
 
     def result(self) -> GpuRound:
         """Return what the round brought; call it after the block."""
-        series = [list(one) for one in zip(*self._samples, strict=True)]
+        series = [[one[index] for one in self._samples] for index in range(len(self._watch.gpus))]
         memory = [self._memory(index, readings) for index, readings in enumerate(series)]
         busy = [one for readings in series for one in readings if (one.utilization or 0) >= _BUSY]
         everything = [one for readings in series for one in readings]
         duration_s = self._times_s[-1] - self._times_s[0]
-        energy_j = _sum(self._difference("energy_j", index) for index in range(len(series)))
+        energy_j = _sum(self._energy_j(index) for index in range(len(series)))
         return GpuRound(
             peak_bytes=tuple(max((one for one in values if one is not None), default=None) for values in memory),
-            end_bytes=tuple(values[-1] for values in memory),
+            end_bytes=tuple(values[-1] if values else None for values in memory),
             energy_j=energy_j,
             power_w=energy_j / duration_s if energy_j is not None and duration_s else None,
             utilization=_mean(one.utilization for one in everything),
@@ -310,19 +372,26 @@ class RoundWatch:
             found.append(None if mine is None or used is None or one.used_bytes is None else mine + one.used_bytes - used)
         return found
 
-    def _difference(self, name: str, index: int) -> float | None:
-        first, last = (getattr(self._totals[place][index], name) for place in (0, -1))
-        return None if first is None or last is None else last - first
+    def _energy_j(self, index: int) -> float | None:
+        return _risen(self._totals[0][index].energy_j, self._totals[-1][index].energy_j)
 
     def _trouble(self, series: Sequence[Sequence[Reading]]) -> list[str]:
-        asked = [list(one) for one in self._samples if all(reading.processes is not None for reading in one)]
-        found = list(dict.fromkeys(text for one in asked for text in self._watch.strangers(one)))
+        found = [f"the GPUs could not be watched: {text}" for text in dict.fromkeys(self._failures)]
+        found += self._watch.strangers(*self._samples)
         for index, (gpu, readings) in enumerate(zip(self._watch.gpus, series, strict=True)):
             found += [f"GPU {gpu.index}: {text}" for text in _slowed(gpu, readings)]
-            if errors := self._difference("uncorrected_errors", index):
-                found.append(f"GPU {gpu.index}: {errors:.0f} memory errors that ECC could not correct")
-            found += [f"GPU {gpu.index}: {event}" for event in self._totals[-1][index].events]
+            if readings and readings[-1].used_bytes is None and self._watch.before[index].used_bytes is not None:
+                found.append(f"GPU {gpu.index} no longer tells how much of its memory is in use")
+            if errors := _risen(self._noted[index].uncorrected_errors, self._totals[-1][index].uncorrected_errors):
+                what = "memory errors" if errors > 1 else "memory error"
+                found.append(f"GPU {gpu.index}: {errors:.0f} {what} that ECC could not correct")
+            found += [f"GPU {gpu.index}: {event}" for totals in self._totals for event in totals[index].events]
         return found
+
+
+def _risen(first: float | None, last: float | None) -> float | None:
+    """Return by how much a counter has risen, None where it isn't told, or has begun anew."""
+    return None if first is None or last is None or last < first else last - first
 
 
 def _slowed(gpu: Gpu, readings: Sequence[Reading]) -> list[str]:
@@ -330,10 +399,10 @@ def _slowed(gpu: Gpu, readings: Sequence[Reading]) -> list[str]:
     found = []
     hottest = max((one.temperature_c for one in readings if one.temperature_c is not None), default=None)
     for limit in _TROUBLE:
-        share = sum(limit in one.limits for one in readings) / len(readings)
-        if share * len(readings) >= _FEWEST_LIMITED:
+        limited = sum(limit in one.limits for one in readings)
+        if limited >= _FEWEST_LIMITED:
             heat = "" if hottest is None else f", {hottest:.0f} degrees at most"
-            found.append(f"{limit} in {share:.0%} of the samples{heat}")
+            found.append(f"{limit} in {limited / len(readings):.0%} of the samples{heat}")
     free = [
         one.sm_clock_mhz
         for one in readings

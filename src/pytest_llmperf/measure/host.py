@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure.accelerators import open_accelerators
+from pytest_llmperf.measure.accelerators import AcceleratorError, open_accelerators
 from pytest_llmperf.plan import PlanError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def describe_host(kind: str = "server") -> Host:
     """Return this machine; one without accelerators is a normal place to run.
 
     For the `simulated` engine kind the GPUs are simulated too, `LLMPERF_SIMULATED_GPUS` (8) of them. Raises PlanError where
-    the environment allows none of those that there are.
+    the environment allows none of those that there are, or where one of them does not answer.
     """
     devices: tuple[Gpu, ...] = ()
     versions: dict[str, str] = {}
@@ -75,6 +75,8 @@ def describe_host(kind: str = "server") -> Host:
             try:
                 versions = found.versions
                 devices = usable(found, None if kind == "simulated" else os.environ.get(found.visible_variable))
+            except AcceleratorError as error:
+                raise PlanError(str(error)) from error
             finally:
                 found.close()
     return Host(
@@ -127,7 +129,7 @@ def usable(found: Accelerators, allowed: str | None) -> tuple[Gpu, ...]:
             match = [one for one in everything if one.index == int(entry) and not one.uuid.startswith("MIG-")]
         else:
             match = [one for one in everything if entry and one.uuid.startswith(entry)]
-        if len(match) != 1:
+        if len(match) != 1 or match[0] in chosen:
             break
         chosen.append(match[0])
     if everything and not chosen and allowed.strip() not in ("", "-1"):

@@ -13,7 +13,6 @@ import os
 import re
 import tempfile
 import time
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,23 +37,31 @@ class Locks(NamedTuple):
 
 def lock_folder() -> Path:
     """Return the folder of this machine's locks, which all its users share."""
-    return Path(tempfile.gettempdir()) / "llmperf-locks"
+    # Not $TMPDIR: job schedulers and users have one of their own each, and would not see each other's locks.
+    shared = Path("/tmp")
+    return (shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())) / "llmperf-locks"
 
 
 def _open(folder: Path, name: str) -> int:
-    """Return a descriptor of a lock file that any user of the machine can lock."""
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(parents=True)
-        folder.chmod(0o1777)
+    """Return a descriptor of a lock file that any user of the machine can lock; raises LeaseError where there can be none."""
     path = folder / f"{re.sub(r'[^0-9A-Za-z.-]', '-', name)}.lock"
     try:
-        # Without O_CREAT: in a folder that all may write to, Linux forbids it for a file that another user has made.
-        return os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
-        with contextlib.suppress(PermissionError):
-            path.chmod(0o644)  # whatever the umask says
-        return descriptor
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            folder.chmod(0o1777)
+        while True:
+            # Without O_CREAT: in a folder that all may write to, Linux forbids it for a file that another user has made.
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(path, os.O_RDONLY)
+            with contextlib.suppress(FileExistsError):  # another process was quicker
+                descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644)
+                os.fchmod(descriptor, 0o644)  # whatever the umask says
+                return descriptor
+    except OSError as error:
+        raise LeaseError(
+            f"{path}, the lock that keeps two engines apart, cannot be opened ({error.strerror}). All users of this machine need"
+            f" access: remove {folder}, or give it mode 1777."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -78,39 +85,57 @@ def host_turn(locks: Locks, *, alone: bool) -> Iterator[None]:
     Neighbours disturb: two engines on one CPU, or one that allocates memory while another profiles its own.
     """
     mode = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
-    with _locked(locks, "host", mode, "waiting for another run's engine to end"):
+    with contextlib.ExitStack() as held:
+        # One at a time waits for the host: the kernel would let in all who share it before one who wants it alone.
+        with _locked(locks, "turn", fcntl.LOCK_EX, "waiting behind another run for this host"):
+            held.enter_context(_locked(locks, "host", mode, "waiting for another run's engine to end"))
         yield
 
 
 @contextlib.contextmanager
 def lease(
-    gpus: Sequence[Gpu], count: int, locks: Locks, *, unfit: Callable[[Sequence[Gpu]], dict[str, str]], patience_s: float = 60.0
+    gpus: Sequence[Gpu],
+    count: int,
+    locks: Locks,
+    *,
+    unfit: Callable[[Sequence[Gpu]], dict[str, str]],
+    patience_s: float = 60.0,
+    remedy: str = "End what uses it.",
 ) -> Iterator[tuple[Gpu, ...]]:
     """Take `count` of these GPUs, all at once, and wait until they are free; they are linked directly where any are.
 
     `unfit` says, of GPUs that nobody has leased, which can't be used all the same and why, by UUID (a foreign process, memory
-    that did not come back). Leased GPUs are waited for without limit, unfit ones for `patience_s`; then LeaseError.
+    that did not come back). Leased GPUs are waited for without limit; where they would not suffice either, unfit ones for
+    `patience_s`; then LeaseError.
     """
-    groups = choices(gpus, count)
-    if not groups:
-        raise LeaseError(f"{count} GPUs are needed, and there are {len(gpus)}")
+    if len(gpus) < count:
+        raise LeaseError(f"{count} GPUs are needed, and this run may use {len(gpus)}.")
     with contextlib.ExitStack() as held:
         with _locked(locks, "queue", fcntl.LOCK_EX, "waiting behind another engine for GPUs"):
-            taken = _wait(gpus, groups, locks, unfit, patience_s)
+            taken = _wait(gpus, count, locks, unfit, patience_s, remedy)
             for descriptor in taken.values():
                 held.callback(os.close, descriptor)
         yield tuple(one for one in gpus if one.uuid in taken)
 
 
 def choices(gpus: Sequence[Gpu], count: int) -> list[tuple[Gpu, ...]]:
-    """Return the sets of `count` GPUs that an engine may run on, the best first.
+    """Return the groups of GPUs, each of `count` or more, of which an engine may have any `count`; the best group first.
 
-    Where some of them are linked directly, all to all, only such sets are in the list: across islands an engine would have other
-    figures. Of islands the smallest that suffices comes first, so that large ones stay whole.
+    Where some of them are linked directly, all to all, only such groups are in the list: across islands an engine would have
+    other figures. Of islands the smallest that suffices comes first, so that large ones stay whole.
     """
-    groups = _islands(gpus)
-    fitting = sorted((island for island in groups if len(island) >= count), key=len)
-    return [chosen for island in fitting or [tuple(gpus)] for chosen in combinations(island, count)]
+    # Groups, and not every set of `count`: of a machine with 64 cores those of 32 could not be counted through.
+    fitting = sorted((island for island in _islands(gpus) if len(island) >= count), key=len)
+    return fitting or ([tuple(gpus)] if len(gpus) >= count else [])
+
+
+def _choose(groups: Sequence[tuple[Gpu, ...]], count: int, usable: Collection[str]) -> tuple[Gpu, ...] | None:
+    """Return `count` GPUs of one group whose UUIDs are usable, None where no group has so many."""
+    for group in groups:
+        found = [one for one in group if one.uuid in usable]
+        if len(found) >= count:
+            return tuple(found[:count])
+    return None
 
 
 def _islands(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
@@ -127,32 +152,33 @@ def _islands(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
 
 def _wait(
     gpus: Sequence[Gpu],
-    groups: Sequence[tuple[Gpu, ...]],
+    count: int,
     locks: Locks,
     unfit: Callable[[Sequence[Gpu]], dict[str, str]],
     patience_s: float,
+    remedy: str,
 ) -> dict[str, int]:
-    """Return a locked descriptor for each GPU of one of the groups."""
+    """Return a locked descriptor for each of `count` GPUs."""
+    groups, everything = choices(gpus, count), {one.uuid for one in gpus}
     told, since_s = "", time.monotonic()
     while True:
         free = _free(gpus, locks.folder)
         try:
             wrong = unfit([one for one in gpus if one.uuid in free])
-            usable = free.keys() - wrong.keys()
-            chosen = next((group for group in groups if {one.uuid for one in group} <= usable), None)
+            chosen = _choose(groups, count, free.keys() - wrong.keys())
             if chosen is not None:
                 return {one.uuid: free.pop(one.uuid) for one in chosen}
-            # Would they do if nothing were wrong with them? Then it is not a lease that is waited for.
-            could = any({one.uuid for one in group} <= free.keys() for group in groups)
         finally:
             for descriptor in free.values():
                 os.close(descriptor)
         reasons = "; ".join(wrong.values())
-        if not could:
+        # Will leases that end suffice? Then what is wrong with the others need not pass.
+        leased = _choose(groups, count, everything - wrong.keys()) is not None
+        if leased:
             since_s = time.monotonic()
         elif time.monotonic() - since_s > patience_s:
-            raise LeaseError(f"{reasons}. Waited {patience_s:g} s; end what uses it, or leave it out with CUDA_VISIBLE_DEVICES.")
-        told = _tell_once(locks, told, reasons if could else "waiting for GPUs that other engines have")
+            raise LeaseError(f"{reasons}. Waited {patience_s:g} s. {remedy}")
+        told = _tell_once(locks, told, "waiting for GPUs that other engines have" if leased else f"waiting: {reasons}")
         time.sleep(_POLL_S)  # a poll: the kernel tells nobody that one of several locks is free
 
 

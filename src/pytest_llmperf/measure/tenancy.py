@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure.accelerators import open_accelerators
+from pytest_llmperf.measure.accelerators import AcceleratorError, open_accelerators
 from pytest_llmperf.measure.engines import EngineError
 from pytest_llmperf.measure.gpus import GIB, GpuWatch, in_words
 from pytest_llmperf.measure.leases import LeaseError, Locks, host_turn, lease, lock_folder
@@ -50,28 +50,38 @@ class Tenancy:
         simulated = kind == "simulated"
         locks = Locks(_simulated_folder() if simulated else lock_folder(), self._waiting)
         with contextlib.ExitStack() as stack:
-            # On CPU every engine wants all cores.
-            stack.enter_context(host_turn(locks, alone=self._alone or not self._host.devices))
-            if not self._host.devices:
-                yield None
-                return
-            self._accelerators = self._accelerators or open_accelerators(kind)
-            if self._accelerators is None:
-                raise EngineError("The accelerators that this run began with are gone: their driver does not answer.")
-            self._accelerators.devices()  # finds them again by name
-            asked = lease(self._host.devices, ranks, locks, unfit=self._unfit, patience_s=self._patience_s)
             try:
-                gpus = stack.enter_context(asked)
-            except LeaseError as error:
+                # On CPU every engine wants all cores.
+                stack.enter_context(host_turn(locks, alone=self._alone or not self._host.devices))
+                watch = self._leased(kind, ranks, locks, stack) if self._host.devices else None
+            except (LeaseError, AcceleratorError) as error:
                 raise EngineError(str(error)) from None
-            yield from self._watched(GpuWatch(self._accelerators, gpus))
+            if watch is None:
+                yield None
+            else:
+                yield from self._watched(watch)
+
+    def _leased(self, kind: str, ranks: int, locks: Locks, stack: contextlib.ExitStack) -> GpuWatch:
+        """Return what watches the GPUs that are leased now, until the stack is closed."""
+        self._accelerators = found = self._accelerators or open_accelerators(kind)
+        if found is None:
+            raise EngineError("The accelerators that this run began with are gone: their driver does not answer.")
+        here = {one.uuid for one in found.devices()}
+        if gone := [f"GPU {one.index} ({one.uuid})" for one in self._host.devices if one.uuid not in here]:
+            raise EngineError(f"{', '.join(gone)} is gone since this run began; the driver's own tools should tell more.")
+        remedy = f"End what uses it, or leave it out with {found.visible_variable}."
+        asked = lease(self._host.devices, ranks, locks, unfit=self._unfit, patience_s=self._patience_s, remedy=remedy)
+        return GpuWatch(found, stack.enter_context(asked))
 
     def _watched(self, watch: GpuWatch) -> Iterator[GpuWatch]:
         left: dict[str, str] = {}
         try:
             yield watch
         finally:
-            left = watch.held(_RELEASE_S)
+            try:
+                left = watch.held(_RELEASE_S)
+            except AcceleratorError as error:
+                left = {gpu.uuid: f"GPU {gpu.index} may still be in use: {error}" for gpu in watch.gpus}
             for gpu, before in zip(watch.gpus, watch.before, strict=True):
                 if gpu.uuid in left:
                     self._quarantine[gpu.uuid] = left[gpu.uuid], before.used_bytes or 0
@@ -89,7 +99,7 @@ class Tenancy:
         used = now.used_bytes or 0
         if gpu.uuid in self._quarantine:
             why, before = self._quarantine[gpu.uuid]
-            if used > before + _BACK_BYTES:
+            if now.used_bytes is None or used > before + _BACK_BYTES:
                 return f"quarantine: {why}"
             del self._quarantine[gpu.uuid]
         if now.processes:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+class AcceleratorError(ValueError):
+    """The driver of the accelerators, or its tool, does not answer, or not as it is documented. The message says which."""
+
+
 @dataclass(frozen=True)
 class Gpu:
     """One accelerator: a GPU, a MIG slice of one, or a NeuronCore."""
@@ -63,11 +67,12 @@ class Totals:
 
 
 POWER_CAP = "power cap"
-"""Normal under full load: clocks give way to the power limit. The other limits mean that something is wrong."""
+"""Normal under full load: clocks give way to the power limit."""
 THERMAL = "thermal slow-down"
 HARDWARE = "hardware slow-down"
 POWER_BRAKE = "power brake"
 SET_LOWER = "clocks set lower"
+"""Normal too: somebody has chosen them, or the driver's own choice is reached. The others mean that something is wrong."""
 LIMITS = (POWER_CAP, THERMAL, HARDWARE, POWER_BRAKE, SET_LOWER)
 
 
@@ -87,10 +92,13 @@ class Accelerators(Protocol):
         """Return versions of what drives them, e.g. `{"driver": "580.159.04", "cuda": "13.0"}`."""
 
     def devices(self) -> tuple[Gpu, ...]:
-        """Return all of them in the order of their indices, whatever a process may use."""
+        """Return all of them in the order of their indices, whatever a process may use; raises AcceleratorError."""
 
     def read(self, gpus: Sequence[Gpu], *, processes: bool) -> list[Reading]:
-        """Return what each of these does now; who uses their memory only where `processes` asks for it, which takes longer."""
+        """Return what each of these does now; who uses their memory only where `processes` asks for it, which takes longer.
+
+        Raises AcceleratorError, as `totals` does.
+        """
 
     def totals(self, gpus: Sequence[Gpu]) -> list[Totals]:
         """Return the cumulative counters of each of these."""

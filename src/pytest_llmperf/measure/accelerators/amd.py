@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.measure.accelerators import HARDWARE, POWER_CAP, THERMAL, Gpu, Reading, Totals
+from pytest_llmperf.measure.accelerators import HARDWARE, POWER_CAP, THERMAL, AcceleratorError, Gpu, Reading, Totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ _LIMITS = {
 _STATUS = "throttle.{}_violation_status"
 
 
-class AmdSmiError(ValueError):
+class AmdSmiError(AcceleratorError):
     """`amd-smi` printed something else than what is documented."""
 
 

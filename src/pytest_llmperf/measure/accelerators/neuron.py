@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.measure.accelerators import Gpu, Reading, Totals
+from pytest_llmperf.measure.accelerators import AcceleratorError, Gpu, Reading, Totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +38,7 @@ _MEMORY = {"constants", "model_code", "runtime_memory", "tensors"}
 _ERRORS = ("neuron_device_index", "mem_ecc_uncorrected", "sram_ecc_uncorrected")
 
 
-class NeuronToolsError(ValueError):
+class NeuronToolsError(AcceleratorError):
     """A Neuron tool could not be run, or printed something else than what is documented."""
 
 

@@ -10,7 +10,17 @@ import importlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.measure.accelerators import HARDWARE, POWER_BRAKE, POWER_CAP, SET_LOWER, THERMAL, Gpu, Reading, Totals
+from pytest_llmperf.measure.accelerators import (
+    HARDWARE,
+    POWER_BRAKE,
+    POWER_CAP,
+    SET_LOWER,
+    THERMAL,
+    AcceleratorError,
+    Gpu,
+    Reading,
+    Totals,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,8 +54,11 @@ class Nvidia:
     def __init__(self, nvml: Any) -> None:
         """Take an initialized NVML."""
         self._nvml = nvml
-        self._handles: dict[str, Any] = {}
+        self._handles: dict[str, tuple[Any, Any]] = {}
+        """By UUID what to ask of the accelerator, and of the whole GPU where that is a slice of one."""
         self._events: Any = None
+        self._heard: set[str] = set()
+        """The UUIDs of the whole GPUs whose events are listened to."""
 
     @property
     def versions(self) -> dict[str, str]:
@@ -63,26 +76,33 @@ class Nvidia:
             return None
 
     def devices(self) -> tuple[Gpu, ...]:
-        """Return every GPU, and the MIG slices in place of one that is cut into slices; raises NVMLError for one that is lost."""
-        nvml, found = self._nvml, []
-        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-        for index, handle in enumerate(handles):
-            slices = self._slices(handle)
-            if slices:
-                found += [self._device(index, one, ()) for one in slices]
-            else:
-                peers = [i for i, other in enumerate(handles) if i != index and self._linked(handle, other)]
-                found.append(self._device(index, handle, tuple(peers)))
+        """Return every GPU, and the MIG slices in place of one in MIG mode; raises AcceleratorError where one is lost."""
+        nvml, found, place = self._nvml, list[Gpu](), "the driver"
+        try:
+            handles = []
+            for index in range(nvml.nvmlDeviceGetCount()):
+                place = f"GPU {index}"
+                handles.append(nvml.nvmlDeviceGetHandleByIndex(index))
+            for index, handle in enumerate(handles):
+                place = f"GPU {index}"
+                slices = self._slices(handle)
+                if slices is not None:
+                    found += [self._device(index, one, handle, ()) for one in slices]
+                else:
+                    peers = [i for i, other in enumerate(handles) if i != index and self._linked(handle, other)]
+                    found.append(self._device(index, handle, handle, tuple(peers)))
+        except nvml.NVMLError as error:
+            raise AcceleratorError(f"NVML: {place} does not answer ({error}); nvidia-smi should tell more") from error
         return tuple(found)
 
-    def _device(self, index: int, handle: Any, peers: tuple[int, ...]) -> Gpu:
+    def _device(self, index: int, handle: Any, whole: Any, peers: tuple[int, ...]) -> Gpu:
         nvml = self._nvml
         uuid = str(nvml.nvmlDeviceGetUUID(handle))
-        self._handles[uuid] = handle
+        self._handles[uuid] = handle, whole
         memory = self._told("nvmlDeviceGetMemoryInfo", handle)
         limit = self._told("nvmlDeviceGetPowerManagementLimit", handle)
-        clock = self._told("nvmlDeviceGetApplicationsClock", handle, _SM_CLOCK) or self._told(
-            "nvmlDeviceGetMaxClockInfo", handle, _SM_CLOCK
+        clock = self._told("nvmlDeviceGetApplicationsClock", whole, _SM_CLOCK) or self._told(
+            "nvmlDeviceGetMaxClockInfo", whole, _SM_CLOCK
         )
         return Gpu(
             index=index,
@@ -95,10 +115,11 @@ class Nvidia:
             power_limit_w=limit / 1000 if limit else None,
         )
 
-    def _slices(self, handle: Any) -> list[Any]:
+    def _slices(self, handle: Any) -> list[Any] | None:
+        """Return the slices of a GPU in MIG mode, None for one that isn't: without slices, CUDA can't use it at all."""
         mode = self._told("nvmlDeviceGetMigMode", handle)
         if not mode or mode[0] != 1:
-            return []
+            return None
         count = self._told("nvmlDeviceGetMaxMigDeviceCount", handle) or 0
         found = [self._told("nvmlDeviceGetMigDeviceHandleByIndex", handle, number) for number in range(count)]
         return [one for one in found if one is not None]
@@ -108,9 +129,15 @@ class Nvidia:
 
     def read(self, gpus: Sequence[Gpu], *, processes: bool) -> list[Reading]:
         """Return what each of these does now."""
-        return [self._read(self._handles[gpu.uuid], processes) for gpu in gpus]
+        return [self._read(*self._handles_of(gpu), processes=processes) for gpu in gpus]
 
-    def _read(self, handle: Any, processes: bool) -> Reading:
+    def _handles_of(self, gpu: Gpu) -> tuple[Any, Any]:
+        if gpu.uuid not in self._handles:
+            raise AcceleratorError(f"NVML: GPU {gpu.index} ({gpu.uuid}) is no longer there; nvidia-smi should tell more")
+        return self._handles[gpu.uuid]
+
+    def _read(self, handle: Any, whole: Any, *, processes: bool) -> Reading:
+        """Return the reading of a GPU or of a slice, whose clocks, heat and limits are those of the whole GPU."""
         memory = self._told("nvmlDeviceGetMemoryInfo", handle)
         busy = self._told("nvmlDeviceGetUtilizationRates", handle)
         power = self._told("nvmlDeviceGetPowerUsage", handle)
@@ -119,11 +146,11 @@ class Nvidia:
             used_bytes=int(memory.used) if memory else None,
             processes=self._processes(handle) if processes else None,
             power_w=None if power is None else power / 1000,
-            sm_clock_mhz=_number(self._told("nvmlDeviceGetClockInfo", handle, _SM_CLOCK)),
-            memory_clock_mhz=_number(self._told("nvmlDeviceGetClockInfo", handle, _MEMORY_CLOCK)),
+            sm_clock_mhz=_number(self._told("nvmlDeviceGetClockInfo", whole, _SM_CLOCK)),
+            memory_clock_mhz=_number(self._told("nvmlDeviceGetClockInfo", whole, _MEMORY_CLOCK)),
             utilization=None if busy is None else busy.gpu / 100,
-            temperature_c=_number(self._told("nvmlDeviceGetTemperature", handle, _TEMPERATURE_GPU)),
-            limits=self._limits(handle),
+            temperature_c=_number(self._told("nvmlDeviceGetTemperature", whole, _TEMPERATURE_GPU)),
+            limits=self._limits(whole),
         )
 
     def _processes(self, handle: Any) -> dict[int, int | None] | None:
@@ -143,24 +170,34 @@ class Nvidia:
         events = self._new_events(gpus)
         found = []
         for gpu in gpus:
-            handle = self._handles[gpu.uuid]
+            handle, whole = self._handles_of(gpu)
             energy = self._told("nvmlDeviceGetTotalEnergyConsumption", handle)
-            errors = self._told("nvmlDeviceGetTotalEccErrors", handle, _UNCORRECTED, _SINCE_BOOT)
+            errors = self._told("nvmlDeviceGetTotalEccErrors", whole, _UNCORRECTED, _SINCE_BOOT)
             joule = None if energy is None else energy / 1000
-            found.append(Totals(joule, None if errors is None else int(errors), tuple(events.get(gpu.uuid, ()))))
+            mine = [text for of, text in events if of in (self._uuid(whole), None)]
+            found.append(Totals(joule, None if errors is None else int(errors), tuple(mine)))
         return found
 
-    def _new_events(self, gpus: Sequence[Gpu]) -> dict[str, list[str]]:
-        """Return the XID events that came since the last call by GPU; the first call only begins to listen."""
-        nvml, found = self._nvml, dict[str, list[str]]()
+    def _uuid(self, handle: Any) -> str | None:
+        found = self._told("nvmlDeviceGetUUID", handle)
+        return None if found is None else str(found)
+
+    def _new_events(self, gpus: Sequence[Gpu]) -> list[tuple[str | None, str]]:
+        """Return the XID events that came since the last call, each with its GPU's UUID; None where the GPU is lost."""
+        found: list[tuple[str | None, str]] = []
         if self._events is None:
             self._events = self._told("nvmlEventSetCreate")
-            for gpu in gpus:
-                self._told("nvmlDeviceRegisterEvents", self._handles[gpu.uuid], _XID_EVENT, self._events)
+        if self._events is None:
             return found
+        for gpu in gpus:
+            whole = self._handles_of(gpu)[1]
+            uuid = self._uuid(whole)
+            if uuid is not None and uuid not in self._heard:
+                self._told("nvmlDeviceRegisterEvents", whole, _XID_EVENT, self._events)
+                self._heard.add(uuid)
         # NVML says "time-out", which is None here, when there is none left.
         while (event := self._told("nvmlEventSetWait_v2", self._events, 0)) is not None:
-            found.setdefault(str(nvml.nvmlDeviceGetUUID(event.device)), []).append(f"XID {int(event.eventData)}")
+            found.append((self._uuid(event.device), f"XID {int(event.eventData)}"))
         return found
 
     def close(self) -> None:

@@ -137,12 +137,12 @@ class ServerEngine:
                     if attempt == _PORT_ATTEMPTS or not _PORT_TAKEN.search(error.tail):
                         raise
                     self._stop()
+            self.startup_s = time.perf_counter() - started_s
+            if self.watch:
+                self.watch.mark_started()
         except BaseException:
             self._stop()
             raise
-        self.startup_s = time.perf_counter() - started_s
-        if self.watch:
-            self.watch.mark_started()
         return self
 
     def __exit__(self, *_: object) -> None:
