@@ -103,8 +103,8 @@ def nvmlDeviceGetNvLinkState(handle: int, link: int) -> int:
 
 def nvmlDeviceGetP2PStatus(one: int, other: int, kind: int) -> int:
     """Return 0 where two GPUs are linked: `island` of the conditions says which belong together."""
-    linked = gpus.condition(one, "links", 18) and gpus.condition(one, "island", 0) == gpus.condition(other, "island", 0)
-    return 0 if linked else 5
+    linked = all(gpus.condition(gpu, "links", 18) for gpu in (one, other))
+    return 0 if linked and gpus.condition(one, "island", 0) == gpus.condition(other, "island", 0) else 5
 
 
 def nvmlDeviceGetApplicationsClock(handle: int, kind: int) -> int:
