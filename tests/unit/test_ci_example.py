@@ -132,7 +132,7 @@ def runner(tmp_path: Path) -> dict[str, object]:
         "TESTS": "test_it.py",
         "UPDATE": "",
         **{name: WORKFLOW["env"][name] for name in ("MODEL", "DEGREES")},
-        "PYTEST_ADDOPTS": "--llmperf-engine=simulated --llmperf-launches=1 --llmperf-rounds=2 -p no:benchmark -p no:cacheprovider",
+        "PYTEST_ADDOPTS": "-p no:cacheprovider --llmperf-engine=simulated --llmperf-launches=1 --llmperf-rounds=2",
     }
 
 
