@@ -242,6 +242,14 @@ def test_a_full_kv_cache_has_settings_to_move_with_their_values_and_directions(m
     }  # fmt: skip
 
 
+def test_unequal_and_larger_memory_have_causes_to_look_for() -> None:
+    unequal, larger = advice(red("gpu_memory_balance_ratio", "gpu_memory_peak_bytes"), {}, {"tp": 2, "pp": 1})
+    assert unequal.startswith("gpu_memory_balance_ratio: with tensor parallelism every rank holds as much")
+    assert "another process is on that GPU" in unequal
+    assert larger.startswith("gpu_memory_peak_bytes: ")
+    assert "--gpu-memory-utilization" in larger
+
+
 def test_a_fixed_number_of_blocks_is_named_first_where_it_was_given() -> None:
     args = dict(parse_engine_args("--num-gpu-blocks-override 24", origin="x"))
     assert advice(red("preemptions"), args, ONE_RANK)[1].startswith("  --num-gpu-blocks-override (now 24): raise it")

@@ -75,6 +75,20 @@ _KV_SETTINGS: tuple[tuple[str, str], ...] = (
     ("pipeline-parallel-size", "raise it (--llmperf-pp): each GPU holds fewer layers"),
 )
 
+# What GPU memory says that got worse (mission row B6).
+_MEMORY: tuple[tuple[str, str], ...] = (
+    (
+        "gpu_memory_balance_ratio",
+        "with tensor parallelism every rank holds as much; where one does not, TP does not split the model (the engine's log says"
+        " `rank 1 in world size`), code allocates on one rank only, or another process is on that GPU",
+    ),
+    (
+        "gpu_memory_peak_bytes",
+        "beyond weights and KV cache come activations, CUDA graphs and what libraries allocate: --max-num-batched-tokens,"
+        " --max-num-seqs and the captured graph sizes make the first two; --gpu-memory-utilization bounds what vLLM itself takes",
+    ),
+)
+
 
 def likely_cause(log_tail: str) -> str | None:
     """Return the likely cause of an engine's death, with the setting to change, or None."""
@@ -110,14 +124,15 @@ def _differences(what: str, before: dict[str, Any], now: dict[str, Any]) -> list
 def advice(verdict: Verdict, engine_args: dict[str, tuple[str, ...]], degrees: dict[str, int]) -> list[str]:
     """Return which settings to move, with the values they have, when preemptions or the KV cache got worse."""
     red = {row.metric for row in verdict.metrics if row.status is Status.REGRESSED}
+    lines = [f"{name}: {text}" for name, text in _MEMORY if name in red]
     if not red & {"preemptions", "kv_cache_tokens"}:
-        return []
+        return lines
     given = {
         "tensor-parallel-size": (str(degrees["tp"]),),
         "pipeline-parallel-size": (str(degrees["pp"]),),
         **engine_args,
     }
-    lines = ["requests are preempted when the KV cache is full; each of these gives it more room:"]
+    lines += ["requests are preempted when the KV cache is full; each of these gives it more room:"]
     for name, direction in _KV_SETTINGS:
         if name in given or name not in ("num-gpu-blocks-override",):
             lines.append(f"  --{name} (now {' '.join(given[name]) if name in given else 'default'}): {direction}")

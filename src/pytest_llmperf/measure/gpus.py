@@ -63,6 +63,9 @@ class RankMemory:
     """Of the engine, at the end of the last round less that at the end of the first."""
 
 
+_UNEQUAL = "either TP does not split the model, or code on one rank, or another process, takes memory for itself"
+
+
 @dataclass(frozen=True)
 class GpuMemory:
     """The memory of an engine's ranks, the peak of the rounds: `measured.gpu_memory`."""
@@ -85,7 +88,8 @@ class GpuMemory:
 
     def is_equal(self, *, rel: float = 0.02) -> Equality:
         """Return whether no rank holds over `rel` less than the fullest; as a bool it fails an assertion that says which does."""
-        return Equality(self.imbalance <= rel, str(self))
+        equal = self.imbalance <= rel
+        return Equality(equal, str(self) if equal else f"{self}; {_UNEQUAL}")
 
     def __str__(self) -> str:
         """Return each rank's memory, and who stands out by how much."""

@@ -224,6 +224,10 @@ METRICS: tuple[Metric, ...] = (
         formulas.of_gpus("power_capped"),
     ),
     Metric(
+        "gpu_watch_cpu_cores", "cores", "lower", "ratio", False,
+        "CPU time of what samples the GPUs in the round / its time", formulas.of_gpus("cpu_share"),
+    ),
+    Metric(
         "gpu_memory_peak_bytes", "bytes", "lower", "exact", True,
         "most GPU memory that the fullest rank had in the rounds, of its own processes, sampled ten times a second",
         of_launch=formulas.peak_memory, tolerance=EXACT_TOLERANCE,

