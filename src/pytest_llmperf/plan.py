@@ -327,9 +327,18 @@ def parse_marker(arguments: Mapping[str, object]) -> Marker:
     )
 
 
+_LEASED = frozenset({"CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "NEURON_RT_VISIBLE_CORES"})
+"""What says which accelerators a process may use."""
+
+
 def _environment(source: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(source, dict) or not all(isinstance(name, str) and name for name in source):
         raise PlanError(f"llmperf(env={source!r}): must be a dict of environment variables, e.g. {{'OMP_NUM_THREADS': 4}}")
+    for name in sorted(_LEASED.intersection(source)):
+        raise PlanError(
+            f"llmperf(env={source!r}): {name} is not the test's to set, because each engine is given GPUs that nobody else has;"
+            " set it for the whole run, which then takes GPUs from among those"
+        )
     return tuple(sorted((name, str(value)) for name, value in source.items()))
 
 

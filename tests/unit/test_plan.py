@@ -392,6 +392,11 @@ def test_a_marker_refuses_an_unknown_argument_by_name() -> None:
         parse_marker({"tpp": 1})
 
 
+def test_a_test_can_not_choose_the_gpus_of_its_engine() -> None:
+    with pytest.raises(PlanError, match=r"CUDA_VISIBLE_DEVICES is not the test's to set, .*; set it for the whole run"):
+        parse_marker({"env": {"CUDA_VISIBLE_DEVICES": 3}})
+
+
 def test_a_marker_refuses_an_empty_list() -> None:
     with pytest.raises(PlanError, match=r"^llmperf\(tp=\.\.\.\): an empty list allows nothing"):
         parse_marker({"tp": []})
