@@ -119,6 +119,7 @@ class ServerEngine:
         self._progress = progress
         self._supervisor: subprocess.Popen[str] | None = None
         self._log_read = 0
+        self._told: set[str] = set()
 
     @property
     def prefix_cache_off(self) -> bool:
@@ -313,7 +314,13 @@ class ServerEngine:
         for line in complete.decode(errors="replace").splitlines():
             for pattern, text in _STAGES.items():
                 if found := re.search(pattern, line):
-                    self._progress(text.format(*found.groups()))
+                    self._tell(text.format(*found.groups()))
+
+    def _tell(self, text: str) -> None:
+        """Tell a stage once: a progress bar in the log, or a second rank, says the same again and again."""
+        if text not in self._told:
+            self._told.add(text)
+            self._progress(text)
 
     def failure(self, what: str) -> EngineError:
         """Return an error that says what happened, with the last lines of the log."""
