@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _RELEASE_S = 30.0
 """How long the driver may take to free the memory of processes that have ended; seen on H200: 4 to 6 s."""
 _BACK_BYTES = 256 << 20
-_IN_USE_BYTES, _IN_USE_SHARE = 2 * GIB, 0.1
+_IN_USE_BYTES, _IN_USE_SHARE = 2 * GIB, 0.02
 """More than both in use, with no process that is told, is no idle GPU. A driver keeps 0.6 GiB of an H200 for itself."""
 
 
