@@ -72,9 +72,27 @@ def test_what_is_kept_is_where_the_steps_put_it() -> None:
     assert all(f"$RUNNER_TEMP/{folder}" in SCRIPTS["GPUs and folders"] for folder in ("compiled", "results"))
 
 
-def test_the_cache_of_compiled_kernels_is_that_of_one_vllm_and_gpu() -> None:
+def test_each_run_stores_what_is_compiled_and_begins_with_the_newest_of_its_vllm_and_gpu() -> None:
     cache = next(step["with"] for step in STEPS if step.get("uses", "").startswith("actions/cache@"))
-    assert cache["key"] == "llmperf-${{ env.ENGINE }}-${{ steps.host.outputs.gpu }}"
+    # No kind of GPU has a _ in its name, hence NVIDIA-H200 does not begin with what NVIDIA-H200-NVL has stored.
+    assert cache["restore-keys"] == "llmperf-${{ env.ENGINE }}-${{ steps.host.outputs.gpu }}_"
+    # An entry never changes: with a key that is always the same the first one would be restored for ever.
+    assert cache["key"] == cache["restore-keys"] + "${{ github.run_id }}"
+
+
+def test_a_red_test_does_not_discard_what_the_others_recorded() -> None:
+    measure, push = WORKFLOW["jobs"]["measure"], WORKFLOW["jobs"]["baselines"]
+    names = [step.get("name") for step in measure["steps"]]
+    after = measure["steps"][names.index("Measure") + 1 :]
+    # An `if` without always() or the like has an implicit `success() &&`.
+    assert {step["name"]: step["if"] for step in after} == {
+        "Summary": "always() && steps.measure.outcome != 'skipped'",
+        "Keep figures, logs of the engines, and JUnit's report": "always() && steps.measure.outcome != 'skipped'",
+        "Keep the baselines": "always() && inputs.record && steps.measure.outcome != 'skipped'",
+    }
+    assert (push["needs"], push["if"]) == ("measure", "always() && inputs.record && needs.measure.outputs.kept == 'success'")
+    assert measure["outputs"] == {"kept": "${{ steps.kept.outcome }}"}
+    assert [step["name"] for step in measure["steps"] if step.get("id") == "kept"] == ["Keep the baselines"]
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -149,6 +167,16 @@ def test_recording_is_green_and_its_table_is_in_the_summary(tmp_path: Path, runn
     assert "0 compared, 3 not compared (3 RECORDED)" in summary
 
 
+def test_recording_with_a_test_that_fails_is_red_and_keeps_the_baselines_of_the_others(
+    tmp_path: Path, runner: dict[str, object]
+) -> None:
+    with (tmp_path / "test_it.py").open("a") as file:
+        file.write("\n\ndef test_fails(llmperf, baseline):\n    test_it(llmperf, baseline)\n    assert False\n")
+    done = run(SCRIPTS["Measure"], tmp_path, **runner | {"UPDATE": "--update-baselines", "DEGREES": "1"})
+    assert done.returncode == 1, done.stdout
+    assert [path.stem for path in (tmp_path / "baselines").rglob("*.json")] == ["test_it-qwen2.5_7b_shape-tp1-c8"]
+
+
 def test_a_failure_is_red_though_its_output_is_copied_and_is_in_the_summary(tmp_path: Path, runner: dict[str, object]) -> None:
     done = run(SCRIPTS["Measure"], tmp_path, **runner)
     assert done.returncode == 1, done.stdout
@@ -171,16 +199,18 @@ def test_of_a_run_that_never_began_the_summary_has_the_end(tmp_path: Path, runne
     assert "--llmperf-tp=0: the smallest value is 1" in (tmp_path / "summary").read_text()
 
 
-def test_recorded_baselines_come_to_a_branch_of_their_own(tmp_path: Path) -> None:
-    work = tmp_path / "work"
+@pytest.fixture
+def checkout(tmp_path: Path) -> dict[str, object]:
+    """Return the environment of the pushing step, whose folder is `work`: a clone of `origin`."""
     git = "git -c user.name=x -c user.email=x@example.com"
     made = run(
-        f"git init --quiet --bare origin && git clone --quiet origin work && cd work && {git} commit --quiet --allow-empty -m one"
-        " && git push --quiet origin HEAD && mkdir baselines && echo '{}' > baselines/case.json",
+        "git init --quiet --bare origin && git clone --quiet origin work && cd work && mkdir baselines"
+        " && echo here > baselines/README.md && git add baselines"
+        f" && {git} commit --quiet -m one && git push --quiet origin HEAD",
         tmp_path,
     )
     assert made.returncode == 0, made.stderr
-    env = {
+    return {
         "GITHUB_RUN_ID": 17,
         "GITHUB_RUN_ATTEMPT": 1,
         "GITHUB_SHA": "5824662",
@@ -189,9 +219,20 @@ def test_recorded_baselines_come_to_a_branch_of_their_own(tmp_path: Path) -> Non
         "GITHUB_REF_NAME": "main",
         "GITHUB_STEP_SUMMARY": tmp_path / "summary",
     }
-    done = run(SCRIPTS["Push them to a branch of their own"], work, **env)
+
+
+def test_recorded_baselines_come_to_a_branch_of_their_own(tmp_path: Path, checkout: dict[str, object]) -> None:
+    (tmp_path / "work" / "baselines" / "case.json").write_text("{}")
+    done = run(SCRIPTS["Push them to a branch of their own"], tmp_path / "work", **checkout)
     assert done.returncode == 0, done.stderr
     shown = run("git show --stat --format='%an: %s' baselines-17-1", tmp_path / "origin").stdout
     assert shown.startswith("github-actions[bot]: Baselines recorded at 5824662")
     assert "baselines/case.json" in shown
     assert "https://github.example/us/ours/compare/main...baselines-17-1?expand=1" in (tmp_path / "summary").read_text()
+
+
+def test_a_run_that_recorded_nothing_pushes_nothing_and_says_so(tmp_path: Path, checkout: dict[str, object]) -> None:
+    done = run(SCRIPTS["Push them to a branch of their own"], tmp_path / "work", **checkout)
+    assert done.returncode == 0, done.stderr
+    assert len(run("git branch --list", tmp_path / "origin").stdout.splitlines()) == 1
+    assert (tmp_path / "summary").read_text() == "No baseline was recorded: see why in the job that measures\n"
