@@ -128,6 +128,19 @@ def test_gpus_are_taken_all_at_once_when_enough_of_them_are_free(hold):
     assert third.says() in ("has 0 2", "has 1 2")
 
 
+def test_a_lock_file_that_was_removed_is_not_held_by_two(hold, locks):
+    one = hold()
+    assert one.says() == "has 0"
+    two = hold()
+    assert two.says() == "waiting for GPUs that other engines have"
+    for file in locks.folder.glob("GPU-*.lock"):
+        file.unlink()  # as what cleans up /tmp does
+    # The lease of the first is lost to all others, which can't know of it; that of the second is not.
+    assert two.says() == "has 0"
+    three = hold()
+    assert three.says() == "waiting for GPUs that other engines have"
+
+
 def test_the_gpus_of_a_process_that_is_killed_are_free_at_once(hold, locks):
     holder = hold(count=4)
     assert holder.says() == "has 0 1 2 3"
@@ -143,7 +156,7 @@ def test_an_engine_of_four_gpus_is_not_overtaken_by_engines_of_one(hold):
     four = hold(count=4)
     assert four.says() == "waiting for GPUs that other engines have"
     late = hold()
-    assert late.says() == "waiting behind another engine for GPUs"
+    assert late.says() == f"waiting behind another engine for GPUs (process {four.process.pid} has it)"
     one.let_go()
     assert four.says() == "has 0 1 2 3"
     assert late.says() == "waiting for GPUs that other engines have"
@@ -155,7 +168,7 @@ def test_the_host_is_kept_to_one_that_wants_it_alone(hold):
     alone = hold("alone")
     assert alone.says() == "has"
     neighbour = hold("shared")
-    assert neighbour.says() == "waiting for another run's engine to end"
+    assert neighbour.says() == f"waiting for another run's engine to end (process {alone.process.pid} has it)"
     alone.let_go()
     assert neighbour.says() == "has"
 
@@ -169,12 +182,12 @@ def test_one_that_wants_the_host_alone_is_not_overtaken_by_those_that_share_it(h
     first = hold("shared")
     assert first.says() == "has"
     alone = hold("alone")
-    assert alone.says() == "waiting for another run's engine to end"
+    assert alone.says() == f"waiting for another run's engine to end (process {first.process.pid} has it)"
     late = hold("shared")
-    assert late.says() == "waiting behind another run for this host"
+    assert late.says() == f"waiting behind another run for this host (process {alone.process.pid} has it)"
     first.let_go()
     assert alone.says() == "has"
-    assert late.says() == "waiting for another run's engine to end"
+    assert late.says() == f"waiting for another run's engine to end (process {alone.process.pid} has it)"
     alone.let_go()
     assert late.says() == "has"
 
@@ -324,15 +337,25 @@ def test_lock_files_are_named_by_uuid_and_every_user_can_lock_them(locks, tmp_pa
     assert found == {"locks": "0o1777", "queue.lock": "0o644", "MIG-1-2-3.lock": "0o644"}
 
 
-def test_a_lock_file_of_another_user_can_be_locked(locks, tmp_path):
-    folder = tmp_path / "locks"
+def test_a_lock_file_of_another_user_can_be_locked(locks, tmp_path, monkeypatch):
+    folder, flags, really = tmp_path / "locks", list[int](), os.open
+
+    def opened(path: str | os.PathLike[str], how: int, *rest: int, **more: int) -> int:
+        if Path(path).is_relative_to(folder):
+            flags.append(how)
+        return really(path, how, *rest, **more)
+
     with leased(locks._replace(folder=folder), machine(1)):
         pass
     for path in folder.iterdir():
         path.chmod(0o444)
     folder.chmod(0o555)
+    monkeypatch.setattr(os, "open", opened)
     with leased(locks._replace(folder=folder), machine(1)) as got:
         assert got == [0]
+    # The modes restrict nothing where root runs this: what would need more than they give is seen by the flags.
+    assert flags
+    assert all(how & (os.O_ACCMODE | os.O_CREAT | os.O_TRUNC) == os.O_RDONLY for how in flags)
 
 
 def test_a_folder_that_cannot_be_used_is_named_with_the_remedy(locks, tmp_path):
@@ -341,7 +364,7 @@ def test_a_folder_that_cannot_be_used_is_named_with_the_remedy(locks, tmp_path):
         pass
     assert str(error.value) == (
         f"{tmp_path}/file/queue.lock, the lock that keeps two engines apart, cannot be opened (Not a directory). All users of"
-        f" this machine need access: remove {tmp_path}/file, or give it mode 1777."
+        f" this machine need access: give {tmp_path}/file mode 1777."
     )
 
 
