@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
+import signal
+import subprocess
+from contextlib import ExitStack
 
 import pytest
 
+from pytest_llmperf.measure.accelerators import Gpu
+from pytest_llmperf.measure.leases import Locks, host_turn, lease
+from pytest_llmperf.testing import Example, nvml
 from tests.conftest import SERVING
+from tests.processes import marked, wait_until
 
 CASE = "test_it.py::test_serving[tiny-tp1-c8]"
 
@@ -256,3 +265,159 @@ def test_by_default_engines_of_two_workers_run_one_after_the_other(run, tmp_path
     assert workers == sorted(workers, key=workers.index)  # one worker's tests, and then the other's
     assert set(workers) == {"gw0", "gw1"}
     assert {rest for _, rest in turns} == {"(0,) 1"}
+
+
+def test_ranks_without_direct_links_are_a_warning_of_the_launch(run, state):
+    say(state, {"*": {"links": 0}})
+    source = f"""
+import pytest
+
+@pytest.mark.llmperf(tp=[1, 2])
+def test_x(llmperf):
+    llmperf({SHORT})
+"""
+    result = run(source, LLMPERF_SIMULATED_STATE=str(state))
+    assert result.outcomes == {"passed": 2}, result.stdout
+    found = {case["engine"]["tp"]: case["launches"][0]["warnings"] for case in result.cases}
+    linked = {tp: [one for one in warnings if "direct links" in one] for tp, warnings in found.items()}
+    assert linked[1] == []
+    assert len(linked[2]) == 1
+    assert linked[2][0].startswith("TP 2 over GPUs 0, 1, which direct links (NVLink) do not join")
+
+
+def test_every_rank_of_pp_and_dp_has_a_gpu_whose_memory_is_told_in_the_order_of_the_ranks(run, state):
+    say(state, {"1": {"foreign": 1_000_000}})
+    source = f"""
+import pytest
+
+@pytest.mark.llmperf(tp=2, pp=2, engine_args={{"sim_extra_memory_gib": "0,1,2,3"}})
+def test_pipeline(llm_engine, llmperf):
+    assert llm_engine.gpus == (0, 2, 3, 4)
+    assert llmperf({SHORT}).gpu_memory.per_rank == (16 << 30, 17 << 30, 18 << 30, 19 << 30)
+
+@pytest.mark.llmperf(dp=2)
+def test_replicas(llm_engine, llmperf):
+    assert llm_engine.gpus == (0, 2)
+    assert llmperf({SHORT}).gpu_memory.per_rank == (16 << 30, 16 << 30)
+"""
+    result = run(source, LLMPERF_SIMULATED_STATE=str(state))
+    assert result.outcomes == {"passed": 2}, result.stdout
+    ranks = [[(one["rank"], one["gpu"]) for one in case["launches"][0]["memory"]] for case in result.cases]
+    assert sorted(ranks) == [[(0, 0), (1, 2)], [(0, 0), (1, 2), (2, 3), (3, 4)]]
+    assert not [one for case in result.cases for one in case["launches"][0]["warnings"] if "direct links" in one]
+
+
+# Both workers are inside their first round at the same instant, and inside their second one.
+TOGETHER = """
+import os
+import time
+from pathlib import Path
+
+from pytest_llmperf.measure.gpus import RoundWatch
+
+HERE, ME = Path(__file__).parent, os.environ.get("PYTEST_XDIST_WORKER")
+enter, rounds = RoundWatch.__enter__, []
+
+def enter_with_the_other(self):
+    entered = enter(self)
+    rounds.append(self)
+    if len(rounds) <= 2:
+        (HERE / f"{ME}-{len(rounds)}").touch()
+        deadline = time.monotonic() + 20
+        while len(list(HERE.glob(f"gw?-{len(rounds)}"))) < 2:
+            assert time.monotonic() < deadline, "the other worker plays no round"
+            time.sleep(0.01)  # a poll with a deadline
+    return entered
+
+RoundWatch.__enter__ = enter_with_the_other
+"""
+
+
+def test_engines_of_one_run_that_are_measured_at_the_same_time_are_no_strangers_to_one_another(run, tmp_path, state):
+    source = f"""
+import pytest
+
+@pytest.mark.parametrize("name", ["one", "other"])
+def test_x(llmperf, name):
+    llmperf({SHORT})
+"""
+    files = {"conftest.py": TOGETHER, "test_it.py": source}
+    result = run(files, "-n", "2", "--llmperf-exclusive=off", LLMPERF_SIMULATED_STATE=str(state))
+    assert result.outcomes == {"passed": 2}, result.stdout
+    assert {path.name for path in tmp_path.glob("gw?-?")} == {"gw0-1", "gw0-2", "gw1-1", "gw1-2"}
+    assert set(result.statuses.values()) == {"MEASURED"}
+    launches = [launch for case in result.cases for launch in case["launches"]]
+    assert [launch["invalid"] for launch in launches] == [[], []]
+    assert {rank["gpu"] for launch in launches for rank in launch["memory"]} == {0, 1}
+    # Of what else a launch may warn (a host that is slow today) this is no test.
+    assert not [one for launch in launches for one in launch["warnings"] if "GPU" in one or "round" in one]
+
+
+@pytest.fixture
+def waiting(tmp_path, state):
+    """Start a run that waits for what this process has, and return it when its output says that it waits."""
+    children = []
+
+    def start(says):
+        project = Example({"test_it.py": SERVING}, ("--llmperf-engine=simulated",))
+        project.write(tmp_path)
+        named = {"LLMPERF_TEST_MARK": str(tmp_path), "LLMPERF_SIMULATED_STATE": str(state), "LLMPERF_SIMULATED_GPUS": "1"}
+        with (tmp_path / "output").open("w") as output:
+            child = subprocess.Popen(
+                project.command(tmp_path, "-v"),
+                cwd=tmp_path,
+                env={**os.environ, **named, "PYTHONUNBUFFERED": "1"},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # A shell has its background jobs ignore it, and so would all that they start.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+        children.append(child)
+        assert wait_until(lambda: says in (tmp_path / "output").read_text(), 30), (tmp_path / "output").read_text()
+        return child
+
+    yield start
+    for child in children:
+        child.kill()
+        child.wait()
+    for process in marked(tmp_path):
+        process.kill()
+
+
+def is_free(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+@pytest.mark.parametrize(
+    ("what", "says", "locks"),
+    [
+        ("GPU", "waiting for GPUs that other engines have", {"host", "queue"}),
+        ("host", "waiting for another run's engine to end", {"turn"}),
+    ],
+)
+def test_ctrl_c_ends_a_run_that_waits_for_what_another_process_has_and_leaves_no_lock(
+    waiting, tmp_path, state, what, says, locks
+):
+    ours, name = Locks(state, lambda text: None), nvml.nvmlDeviceGetUUID(0)
+    with ExitStack() as held:
+        if what == "GPU":
+            held.enter_context(lease([Gpu(0, name, "Simulated", 1)], 1, ours, unfit=lambda gpus: {}))
+        else:
+            held.enter_context(host_turn(ours, alone=True))
+        child = waiting(says)
+        theirs = {path.stem for path in state.glob("*.lock") if not is_free(path)} - {name if what == "GPU" else "host"}
+        assert theirs == locks  # else there were none to leave
+        child.send_signal(signal.SIGINT)
+        assert child.wait(15) == 2
+        output = (tmp_path / "output").read_text()
+        assert "KeyboardInterrupt" in output
+        assert ": starting" not in output
+        assert wait_until(lambda: not marked(tmp_path), 15), marked(tmp_path)
+    assert [path.name for path in state.glob("*.lock") if not is_free(path)] == []
