@@ -327,7 +327,9 @@ def parse_marker(arguments: Mapping[str, object]) -> Marker:
     )
 
 
-_LEASED = frozenset({"CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "NEURON_RT_VISIBLE_CORES"})
+_LEASED = frozenset({
+    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "NEURON_RT_VISIBLE_CORES",
+})  # fmt: skip
 """What says which accelerators a process may use."""
 
 

@@ -43,6 +43,13 @@ def test_a_host_that_meets_all_demands_runs_the_test(run):
     assert result.engine_starts == 1
 
 
+def test_the_engine_gets_a_gpu_that_meets_the_demand(run, tmp_path):
+    (tmp_path / "conditions.json").write_text('{"0": {"total_bytes": 8589934592}}')
+    source = marked("min_gpu_memory=100").replace("llmperf):", "llmperf, llm_engine):") + "    assert llm_engine.gpus == (1,)\n"
+    result = run(source, LLMPERF_SIMULATED_GPUS="2", LLMPERF_SIMULATED_STATE=str(tmp_path))
+    assert result.outcomes == {"passed": 1}, result.stdout
+
+
 def test_a_demand_of_the_class_holds_for_its_tests_until_one_says_otherwise(run):
     source = """
 import pytest

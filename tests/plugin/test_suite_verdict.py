@@ -55,3 +55,22 @@ def test_a_single_comparison_is_no_suite_and_neither_is_an_interrupted_run(run):
     assert "suite as a whole" not in run(SERVING, "--llmperf-gate=*=off,itl_p50_s=60%").stdout
     stopped = run({"test_it.py": SERVING + "    import pytest; pytest.exit('enough')\n", "conftest.py": RED})
     assert "suite as a whole" not in stopped.stdout
+
+
+def test_a_gpu_that_is_lost_at_the_end_of_the_run_does_not_take_the_summary_with_it(run):
+    lost = """
+import os
+from pytest_llmperf.plan import PlanError
+from pytest_llmperf.plugin import session
+
+def describe_host(kind):
+    raise PlanError("GPU 7 does not answer")
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the process that measures has described its host before
+    session.describe_host = describe_host
+"""
+    run(SERVING, *RECORD)
+    result = run({"test_it.py": SERVING, "conftest.py": lost}, "-n", "2")
+    assert result.returncode == 0, result.stdout
+    assert result.statuses == {CASE: "PASS"}
+    assert "llmperf: the suite as a whole is not judged: GPU 7 does not answer" in result.stdout

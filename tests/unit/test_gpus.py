@@ -335,10 +335,32 @@ def test_the_power_cap_and_chosen_clocks_are_no_trouble(limit):
     assert (found.trouble, found.power_capped) == ((), float(limit == "power cap"))
 
 
-def test_low_clocks_without_a_limit_are_trouble():
+@pytest.mark.parametrize(
+    ("clock", "trouble", "warnings"), [(900.0, 1, 0), (1200.0, 0, 1), (1800.0, 0, 0)], ids=["half", "below 90 %", "near"]
+)
+def test_low_clocks_without_a_limit_are_a_warning_and_very_low_ones_are_trouble(clock, trouble, warnings):
     script, watch = watching(IDLE)
-    found = played(script, watch, *[[busy(17, {ENGINE: 16}, sm_clock_mhz=1200.0)]] * 6)
-    assert found.trouble == ("GPU 0: ran at 1,200 of 1,980 MHz while busy, and the driver names no limit",)
+    found = played(script, watch, *[[busy(17, {ENGINE: 16}, sm_clock_mhz=clock)]] * 6)
+    text = f"GPU 0: ran at {clock:,.0f} of 1,980 MHz while busy, and the driver names no limit"
+    assert (found.trouble, found.warnings) == ((text,) * trouble, (text,) * warnings)
+
+
+def test_where_no_processes_are_told_the_devices_use_counts():
+    script, watch = watching(IDLE)
+    found = played(script, watch, [busy(17)], [busy(19)], [busy(18)])
+    assert (found.peak_bytes, found.end_bytes) == ((int(18.5 * GIB),), (int(17.5 * GIB),))
+
+
+def test_where_only_processes_are_told_theirs_counts():
+    script, watch = watching(replace(IDLE, used_bytes=None))
+    found = played(script, watch, *[[replace(busy(0, {ENGINE: 16}), used_bytes=None)]] * 3)
+    assert (found.peak_bytes, found.trouble) == ((16 * GIB,), ())
+
+
+def test_two_samples_of_many_are_a_change_of_clocks_and_no_slow_down():
+    script, watch = watching(IDLE)
+    cool, slow = [busy(17, {ENGINE: 16})], [busy(17, limits=("hardware slow-down",))]
+    assert played(script, watch, *[cool] * 250, slow, slow, cool).trouble == ()
 
 
 def test_low_clocks_of_an_idle_gpu_are_none():

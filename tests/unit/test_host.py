@@ -32,6 +32,8 @@ CARDS = (
 class NoDriverError(Exception):
     """Stands for pynvml.NVMLError."""
 
+    value = 12
+
 
 @pytest.fixture
 def cards(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
@@ -131,9 +133,24 @@ def test_the_library_is_shut_down_also_when_a_gpu_cannot_be_read(
 
     nvml = cards()
     monkeypatch.setattr(nvml, "nvmlDeviceGetName", lost)
-    with pytest.raises(PlanError, match=r"^NVML: GPU 0 does not answer \(GPU is lost\); nvidia-smi should tell more$"):
+    with pytest.raises(PlanError, match=r"^accelerators that do not answer: nvidia 0 \(GPU is lost\), .*CUDA_VISIBLE_DEVICES$"):
         describe_host()
     assert nvml.calls == ["init", "shutdown"]
+
+
+def test_a_gpu_that_is_lost_can_be_left_out_and_must_not_be_asked_for(
+    cards: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def name(handle: int) -> str:
+        if handle == 1:
+            raise NoDriverError("GPU is lost")
+        return CARDS[handle][1]
+
+    monkeypatch.setattr(cards("0,2"), "nvmlDeviceGetName", name)
+    assert gpus() == ["H200", "L4"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(PlanError, match=r"^CUDA_VISIBLE_DEVICES=0,1: 1 does not answer \(GPU is lost\)$"):
+        describe_host()
 
 
 def test_without_a_driver_the_host_is_a_cpu_host(cards: Callable[..., Any]) -> None:

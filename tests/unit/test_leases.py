@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,17 +129,23 @@ def test_gpus_are_taken_all_at_once_when_enough_of_them_are_free(hold):
     assert third.says() in ("has 0 2", "has 1 2")
 
 
-def test_a_lock_file_that_was_removed_is_not_held_by_two(hold, locks):
-    one = hold()
-    assert one.says() == "has 0"
-    two = hold()
-    assert two.says() == "waiting for GPUs that other engines have"
-    for file in locks.folder.glob("GPU-*.lock"):
-        file.unlink()  # as what cleans up /tmp does
-    # The lease of the first is lost to all others, which can't know of it; that of the second is not.
-    assert two.says() == "has 0"
-    three = hold()
-    assert three.says() == "waiting for GPUs that other engines have"
+def test_a_lock_file_that_was_removed_while_it_was_waited_for_locks_nothing(hold, locks):
+    first = hold("alone")
+    assert first.says() == "has"
+    second = hold("alone")
+    assert second.says() == f"waiting for another run's engine to end (process {first.process.pid} has it)"
+    (locks.folder / "host.lock").unlink()
+    first.let_go()
+    assert second.says() == "has"
+    assert hold("alone").says() == f"waiting for another run's engine to end (process {second.process.pid} has it)"
+
+
+def test_a_lock_file_is_young_again_when_it_is_taken_so_that_what_cleans_up_leaves_it(locks):
+    for _ in range(2):
+        with leased(locks, machine(1), 1):
+            (file,) = locks.folder.glob("GPU-*.lock")
+            assert time.time() - file.stat().st_mtime < 60
+        os.utime(file, (0, 0))
 
 
 def test_the_gpus_of_a_process_that_is_killed_are_free_at_once(hold, locks):
@@ -334,7 +341,7 @@ def test_lock_files_are_named_by_uuid_and_every_user_can_lock_them(locks, tmp_pa
             found = {path.name: oct(path.stat().st_mode & 0o7777) for path in (folder, *folder.iterdir())}
     finally:
         os.umask(before)
-    assert found == {"locks": "0o1777", "queue.lock": "0o644", "MIG-1-2-3.lock": "0o644"}
+    assert found == {"locks": "0o1777", "queue.lock": "0o666", "MIG-1-2-3.lock": "0o666"}
 
 
 def test_a_lock_file_of_another_user_can_be_locked(locks, tmp_path, monkeypatch):

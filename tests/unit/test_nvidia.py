@@ -13,14 +13,17 @@ from dataclasses import replace
 from inspect import getsource
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_llmperf.measure.accelerators import AcceleratorError, Gpu, Reading, Totals, nvidia, open_accelerators
-from pytest_llmperf.measure.accelerators.nvidia import Nvidia
+from pytest_llmperf.measure.accelerators.nvidia import Nvidia, find
 from pytest_llmperf.testing import gpus as simulated
 from pytest_llmperf.testing import nvml as stand_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "nvml_h200.json").read_text())
 FIRST, SECOND = (one["uuid"] for one in RECORDED["gpus"])
@@ -28,7 +31,12 @@ GIB = 1 << 30
 
 
 class NvmlError(Exception):
-    """Stands for pynvml.NVMLError."""
+    """Stands for pynvml.NVMLError, which knows the code of nvml.h."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        codes = {"No Permission": 4, "Driver Not Loaded": 9, "Shared Library Not Found": 12, "Version Mismatch": 18}
+        self.value = codes.get(text, 999)
 
 
 class RecordedNvml:
@@ -251,7 +259,7 @@ def test_counters_are_energy_in_joules_and_uncorrected_memory_errors(nvml):
 def test_what_nvml_does_not_support_is_none(nvml):
     nvml.refused = OPTIONAL
     found = Nvidia(nvml)
-    assert found.devices() == (Gpu(0, FIRST, "NVIDIA H200", 0), Gpu(1, SECOND, "NVIDIA H200", 0))
+    assert found.devices() == (Gpu(0, FIRST, "NVIDIA H200", None), Gpu(1, SECOND, "NVIDIA H200", None))
     assert [replace(one, at_s=0.0) for one in found.read(found.devices(), processes=True)] == [Reading(0.0), Reading(0.0)]
     assert found.totals(found.devices()) == [Totals(), Totals()]
 
@@ -279,7 +287,8 @@ def test_a_process_whose_memory_is_hidden_is_known_by_its_id(nvml, monkeypatch):
         (0x40, ("thermal slow-down",)),
         (0x48, ("hardware slow-down", "thermal slow-down")),
         (0x88, ("hardware slow-down", "power brake")),
-        (0x100, ()),
+        (0x10, ("clocks set lower",)),
+        (0x100, ("clocks set lower",)),
     ],
 )
 def test_what_holds_the_clocks_down_is_told_in_words(nvml, monkeypatch, bits, limits):
@@ -378,8 +387,40 @@ def test_the_events_of_a_gpu_are_those_of_each_of_its_slices(nvml):
 
 def test_a_gpu_that_is_lost_is_named(nvml):
     nvml.lost = {1}
-    with pytest.raises(AcceleratorError, match=r"^NVML: GPU 1 does not answer \(GPU is lost\); nvidia-smi should tell more$"):
-        Nvidia(nvml).devices()
+    found = Nvidia(nvml)
+    assert [one.index for one in found.devices()] == [0]
+    assert found.lost == {1: "GPU is lost"}
+
+
+def test_a_gpu_that_a_container_may_not_use_is_none_that_is_lost(nvml, monkeypatch):
+    def handle(index: int) -> int:
+        if index == 1:
+            raise NvmlError("No Permission")
+        return index
+
+    monkeypatch.setattr(nvml, "nvmlDeviceGetHandleByIndex", handle)
+    found = Nvidia(nvml)
+    assert [one.index for one in found.devices()] == [0]
+    assert found.lost == {}
+
+
+@pytest.mark.parametrize("text", ["Driver Not Loaded", "Shared Library Not Found"])
+def test_no_driver_means_no_gpus(monkeypatch, text):
+    monkeypatch.setitem(sys.modules, "no_nvml", SimpleNamespace(NVMLError=NvmlError, nvmlInit=raising(text)))
+    assert find("no_nvml") is None
+
+
+def test_a_driver_that_does_not_work_is_not_taken_for_none(monkeypatch):
+    monkeypatch.setitem(sys.modules, "no_nvml", SimpleNamespace(NVMLError=NvmlError, nvmlInit=raising("Version Mismatch")))
+    with pytest.raises(AcceleratorError, match=r"^NVML: the driver does not answer \(Version Mismatch\); nvidia-smi should tell"):
+        find("no_nvml")
+
+
+def raising(text: str) -> Callable[[], None]:
+    def call() -> None:
+        raise NvmlError(text)
+
+    return call
 
 
 def test_a_gpu_that_gets_lost_is_read_as_telling_nothing(nvml):

@@ -92,18 +92,27 @@ def test_two_runs_that_do_not_mind_neighbours_have_different_gpus_at_the_same_ti
 
 
 def test_a_run_that_wants_the_host_alone_waits_for_the_engines_of_others(run):
-    with run().turn("simulated", 1), pytest.raises(Waits, match=r"^waiting for another run's engine to end$"):
+    with (
+        run().turn("simulated", 1),
+        pytest.raises(Waits, match=r"^waiting for another run's engine to end \(process \d+ has it\)$"),
+    ):
         turn(run(alone=True))
 
 
 def test_the_engine_of_a_run_that_wants_the_host_alone_is_waited_for(run):
-    with run(alone=True).turn("simulated", 1), pytest.raises(Waits, match=r"^waiting for another run's engine to end$"):
+    with (
+        run(alone=True).turn("simulated", 1),
+        pytest.raises(Waits, match=r"^waiting for another run's engine to end \(process \d+ has it\)$"),
+    ):
         turn(run())
 
 
 def test_on_a_host_without_gpus_engines_take_turns_whatever_they_mind(run, monkeypatch):
     monkeypatch.setenv(simulated.NUMBER, "0")
-    with run().turn("simulated", 1), pytest.raises(Waits, match=r"^waiting for another run's engine to end$"):
+    with (
+        run().turn("simulated", 1),
+        pytest.raises(Waits, match=r"^waiting for another run's engine to end \(process \d+ has it\)$"),
+    ):
         turn(run())
 
 
@@ -239,16 +248,40 @@ def test_a_gpu_that_went_away_since_the_run_began_is_named(run, monkeypatch):
     )
 
 
+def test_an_engine_gets_some_of_the_gpus_that_are_asked_for(run):
+    found = run()
+    with found.turn("simulated", 1, describe_host("simulated").devices[1:]) as watch:
+        assert indices(watch) == (1,)
+
+
+def test_a_gpu_that_was_waited_for_in_vain_is_not_waited_for_again_until_one_was_free(run):
+    leak(0, 20)
+    told: list[str] = []
+    found = Tenancy(describe_host("simulated"), alone=False, patience_s=0.01, waiting=told.append)
+    try:
+        for patience in ("0.01", "0"):
+            with pytest.raises(EngineError, match=rf"Waited {patience} s"):
+                turn(found, 2)
+        simulated.set_conditions({})
+        assert turn(found, 2) == (0, 1)
+        leak(0, 20)
+        with pytest.raises(EngineError, match=r"Waited 0\.01 s"):
+            turn(found, 2)
+    finally:
+        found.close()
+
+
 def test_a_driver_that_does_not_answer_for_a_gpu_is_told(run, monkeypatch):
     found = run()
 
     def lost(index: int) -> int:
-        raise nvml.NVMLError("GPU is lost")
+        raise nvml.NVMLError(10)
 
     monkeypatch.setattr(nvml, "nvmlDeviceGetHandleByIndex", lost)
     with pytest.raises(EngineError) as error:
         turn(found)
-    assert str(error.value) == "NVML: GPU 0 does not answer (GPU is lost); nvidia-smi should tell more"
+    assert str(error.value).startswith("GPU 0 (GPU-51000000-0000-0000-0000-000000000000, Timeout), GPU 1 (")
+    assert str(error.value).endswith(" is gone since this run began; the driver's own tools should tell more.")
 
 
 def test_lock_files_that_cannot_be_opened_are_an_engine_error(run, tmp_path):

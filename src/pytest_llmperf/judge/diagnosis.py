@@ -106,7 +106,8 @@ def changes(before: Provenance, now: Provenance) -> list[str]:
     found += _differences("engine argument --", _shown(old_args), _shown(new_args))
     found += _differences("environment ", before.engine.get("env", {}), now.engine.get("env", {}))
     found += _differences("version of ", before.versions, now.versions)
-    return found + _differences("host ", before.host, now.host)
+    # What an older plugin did not record is not known to have changed.
+    return found + _differences("host ", before.host, {name: value for name, value in now.host.items() if name in before.host})
 
 
 def _shown(args: dict[str, tuple[str, ...]]) -> dict[str, str]:

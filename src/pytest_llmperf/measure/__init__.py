@@ -184,6 +184,7 @@ def measure_launch(
             *audit.warnings(workload, [one.round.metrics for one in rounds]),
             *([play.late] if play.late else []),
             *([slow_links] if slow_links else []),
+            *dict.fromkeys(text for one in rounds if one.gpu_round for text in one.gpu_round.warnings),
             *(f"a round was measured again: {reason}" for reason in disturbed),
         ),
         versions=dict(engine.versions),

@@ -40,9 +40,12 @@ _BACK_TO_IDLE_BYTES = 256 << 20
 _BUSY = 0.5
 _FEWEST = 5
 """Busy samples that a statement on clocks needs."""
-_SLOW_CLOCK = 0.9
+_SLOW_CLOCK, _FAR_TOO_SLOW_CLOCK = 0.9, 0.5
+"""Of the clock that a GPU should reach: below the first is worth a warning (few workstation cards hold their highest clock under
+load), below the second something is wrong."""
 _TROUBLE = (THERMAL, HARDWARE, POWER_BRAKE)
-_FEWEST_LIMITED = 2
+_FEWEST_LIMITED, _LIMITED_SHARE = 2, 0.01
+"""Fewer samples than both are a change of clocks, of which the driver may say the same."""
 GIB = 1 << 30
 
 
@@ -146,6 +149,8 @@ class GpuRound:
     """Share of the busy samples in which a GPU's clock was held down by its power limit: normal under full load."""
     trouble: tuple[str, ...] = ()
     """Why the round must not count; most of it passes when it is waited for."""
+    warnings: tuple[str, ...] = ()
+    """What a reader should know, though the round counts."""
     cpu_share: float | None = None
     """Share of a core that the sampling took."""
 
@@ -327,8 +332,8 @@ class RoundWatch:
     def _read(self, *, processes: bool) -> None:
         try:
             readings = self._watch.read(processes=processes)
-        except AcceleratorError as error:
-            self._failures.append(str(error))
+        except Exception as error:  # whatever it is: a thread that ends would leave the round unwatched, and green
+            self._failures.append(str(error) or type(error).__name__)
             return
         self._samples.append(readings)
         if processes:
@@ -346,7 +351,8 @@ class RoundWatch:
     def result(self) -> GpuRound:
         """Return what the round brought; call it after the block."""
         series = [[one[index] for one in self._samples] for index in range(len(self._watch.gpus))]
-        memory = [self._memory(index, readings) for index, readings in enumerate(series)]
+        tree = self._watch.tree()
+        memory = [self._memory(index, readings, tree) for index, readings in enumerate(series)]
         busy = [one for readings in series for one in readings if (one.utilization or 0) >= _BUSY]
         everything = [one for readings in series for one in readings]
         duration_s = self._times_s[-1] - self._times_s[0]
@@ -361,19 +367,20 @@ class RoundWatch:
             temperature_c=max((one.temperature_c for one in everything if one.temperature_c is not None), default=None),
             power_capped=_mean(float(POWER_CAP in one.limits) for one in busy),
             trouble=tuple(self._trouble(series)),
+            warnings=tuple(_low_clocks(self._watch.gpus, series, _FAR_TOO_SLOW_CLOCK, _SLOW_CLOCK)),
             cpu_share=self._cpu_s / duration_s if duration_s else None,
         )
 
-    def _memory(self, index: int, readings: Sequence[Reading]) -> list[int | None]:
+    def _memory(self, index: int, readings: Sequence[Reading], tree: set[int]) -> list[int | None]:
         """Return the engine's bytes at each sample: told by process in some, in the others by what the device uses since."""
-        tree, before = self._watch.tree(), self._watch.before[index]
-        known: tuple[int | None, int | None] = (None, None)
+        before = self._watch.before[index]
+        mine = used = None
         found = []
-        for one in readings:
-            if one.processes is not None:
-                known = (_engine_bytes(one, before, tree), one.used_bytes)
-            mine, used = known
-            found.append(None if mine is None or used is None or one.used_bytes is None else mine + one.used_bytes - used)
+        for number, one in enumerate(readings):
+            if one.processes is not None or not number:
+                mine, used = _engine_bytes(one, before, tree), one.used_bytes
+            since = 0 if used is None or one.used_bytes is None else one.used_bytes - used
+            found.append(None if mine is None else mine + since)
         return found
 
     def _energy_j(self, index: int) -> float | None:
@@ -382,8 +389,9 @@ class RoundWatch:
     def _trouble(self, series: Sequence[Sequence[Reading]]) -> list[str]:
         found = [f"the GPUs could not be watched: {text}" for text in dict.fromkeys(self._failures)]
         found += self._watch.strangers(*self._samples)
+        found += _low_clocks(self._watch.gpus, series, 0.0, _FAR_TOO_SLOW_CLOCK)
         for index, (gpu, readings) in enumerate(zip(self._watch.gpus, series, strict=True)):
-            found += [f"GPU {gpu.index}: {text}" for text in _slowed(gpu, readings)]
+            found += [f"GPU {gpu.index}: {text}" for text in _slowed(readings)]
             if readings and readings[-1].used_bytes is None and self._watch.before[index].used_bytes is not None:
                 found.append(f"GPU {gpu.index} no longer tells how much of its memory is in use")
             if errors := _risen(self._noted[index].uncorrected_errors, self._totals[-1][index].uncorrected_errors):
@@ -398,23 +406,27 @@ def _risen(first: float | None, last: float | None) -> float | None:
     return None if first is None or last is None or last < first else last - first
 
 
-def _slowed(gpu: Gpu, readings: Sequence[Reading]) -> list[str]:
+def _slowed(readings: Sequence[Reading]) -> list[str]:
     """Return what slowed a GPU down, other than its power limit: that one is met under every full load."""
     found = []
     hottest = max((one.temperature_c for one in readings if one.temperature_c is not None), default=None)
     for limit in _TROUBLE:
         limited = sum(limit in one.limits for one in readings)
-        if limited >= _FEWEST_LIMITED:
+        if limited >= max(_FEWEST_LIMITED, _LIMITED_SHARE * len(readings)):
             heat = "" if hottest is None else f", {hottest:.0f} degrees at most"
             found.append(f"{limit} in {limited / len(readings):.0%} of the samples{heat}")
-    free = [
-        one.sm_clock_mhz
-        for one in readings
-        if (one.utilization or 0) >= _BUSY and not one.limits and one.sm_clock_mhz is not None
-    ]
-    if len(free) >= _FEWEST and gpu.sm_clock_mhz and statistics.median(free) < _SLOW_CLOCK * gpu.sm_clock_mhz:
-        clock = statistics.median(free)
-        found.append(f"ran at {clock:,.0f} of {gpu.sm_clock_mhz:,.0f} MHz while busy, and the driver names no limit")
+    return found
+
+
+def _low_clocks(gpus: Sequence[Gpu], series: Sequence[Sequence[Reading]], low: float, high: float) -> list[str]:
+    """Return which GPUs ran, while busy, at a share of their clock from `low` to below `high`, and no limit was told."""
+    found = []
+    for gpu, readings in zip(gpus, series, strict=True):
+        free = _values(one.sm_clock_mhz for one in readings if (one.utilization or 0) >= _BUSY and not one.limits)
+        clock = statistics.median(free) if len(free) >= _FEWEST else None
+        if clock is not None and gpu.sm_clock_mhz and low <= clock / gpu.sm_clock_mhz < high:
+            text = f"ran at {clock:,.0f} of {gpu.sm_clock_mhz:,.0f} MHz while busy, and the driver names no limit"
+            found.append(f"GPU {gpu.index}: {text}")
     return found
 
 

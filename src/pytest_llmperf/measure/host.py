@@ -120,11 +120,19 @@ def usable(found: Accelerators, allowed: str | None) -> tuple[Gpu, ...]:
     there are: taking the machine for one without accelerators would file their figures under the CPU's name.
     """
     everything = found.devices()
+    lost = {f"{found.vendor} {index}": why for index, why in found.lost.items()}
+    if lost and allowed is None:
+        raise AcceleratorError(
+            f"accelerators that do not answer: {', '.join(f'{name} ({why})' for name, why in lost.items())}; leave them out"
+            f" with {found.visible_variable}"
+        )
     if allowed is None:
         return everything
     chosen: list[Gpu] = []
     words = [word.strip() for word in allowed.split(",")]
     for entry in chain.from_iterable(map(_numbers, words)) if found.vendor == "aws" else words:
+        if entry.isdigit() and int(entry) in found.lost:
+            raise AcceleratorError(f"{found.visible_variable}={allowed}: {entry} does not answer ({found.lost[int(entry)]})")
         if entry.isdigit():  # an index names a whole GPU; slices have names only
             match = [one for one in everything if one.index == int(entry) and not one.uuid.startswith("MIG-")]
         else:

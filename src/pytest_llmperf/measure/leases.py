@@ -42,9 +42,13 @@ def lock_folder() -> Path:
     return (shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())) / "llmperf-locks"
 
 
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{re.sub(r'[^0-9A-Za-z.-]', '-', name)}.lock"
+
+
 def _open(folder: Path, name: str) -> int:
     """Return a descriptor of a lock file that any user of the machine can lock; raises LeaseError where there can be none."""
-    path = folder / f"{re.sub(r'[^0-9A-Za-z.-]', '-', name)}.lock"
+    path = _path(folder, name)
     try:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
@@ -54,13 +58,13 @@ def _open(folder: Path, name: str) -> int:
             with contextlib.suppress(FileNotFoundError):
                 return os.open(path, os.O_RDONLY)
             with contextlib.suppress(FileExistsError):  # another process was quicker
-                descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644)
-                os.fchmod(descriptor, 0o644)  # whatever the umask says
+                descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                os.fchmod(descriptor, 0o666)  # whatever the umask says
                 return descriptor
     except OSError as error:
         raise LeaseError(
             f"{path}, the lock that keeps two engines apart, cannot be opened ({error.strerror}). All users of this machine need"
-            f" access: remove {folder}, or give it mode 1777."
+            f" access: give {folder} mode 1777."
         ) from error
 
 
@@ -68,14 +72,43 @@ def _open(folder: Path, name: str) -> int:
 def _locked(locks: Locks, name: str, mode: int, what: str) -> Iterator[None]:
     descriptor = _open(locks.folder, name)
     try:
-        try:
-            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
-        except BlockingIOError:
-            locks.waiting(what)
-            fcntl.flock(descriptor, mode)
+        while True:
+            try:
+                fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+            except BlockingIOError:
+                locks.waiting(what + _holder(descriptor))
+                fcntl.flock(descriptor, mode)
+            if _is_current(descriptor, locks.folder, name):
+                break
+            os.close(descriptor)
+            descriptor = _open(locks.folder, name)
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_current(descriptor: int, folder: Path, name: str) -> bool:
+    """Return whether a lock file is still the one that others find; then it is made young again.
+
+    What cleans up /tmp removes files that are old, and whoever had locked one would have locked nothing.
+    """
+    with contextlib.suppress(PermissionError):
+        os.utime(descriptor)
+    try:
+        return os.path.samestat(os.fstat(descriptor), _path(folder, name).stat())
+    except FileNotFoundError:
+        return False
+
+
+def _holder(descriptor: int) -> str:
+    """Return who holds a lock, in words, as far as the kernel tells."""
+    inode = os.fstat(descriptor).st_ino
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.split()
+            if "->" not in words and words[5].rpartition(":")[2] == str(inode) and words[4] != "-1":
+                return f" (process {words[4]} has it)"
+    return ""
 
 
 @contextlib.contextmanager
@@ -121,12 +154,14 @@ def lease(
 def choices(gpus: Sequence[Gpu], count: int) -> list[tuple[Gpu, ...]]:
     """Return the groups of GPUs, each of `count` or more, of which an engine may have any `count`; the best group first.
 
-    Where some of them are linked directly, all to all, only such groups are in the list: across islands an engine would have
-    other figures. Of islands the smallest that suffices comes first, so that large ones stay whole.
+    Kinds of GPUs are not mixed unless none has enough. Where some of one kind are linked directly, all to all, only such groups
+    are in the list: across islands an engine would have other figures. Of islands the smallest that suffices comes first, so
+    that large ones stay whole.
     """
     # Groups, and not every set of `count`: of a machine with 64 cores those of 32 could not be counted through.
     fitting = sorted((island for island in _islands(gpus) if len(island) >= count), key=len)
-    return fitting or ([tuple(gpus)] if len(gpus) >= count else [])
+    alike = [tuple(one for one in gpus if one.name == name) for name in dict.fromkeys(one.name for one in gpus)]
+    return fitting or [group for group in alike if len(group) >= count] or [tuple(gpus)] * (len(gpus) >= count)
 
 
 def _choose(groups: Sequence[tuple[Gpu, ...]], count: int, usable: Collection[str]) -> tuple[Gpu, ...] | None:
@@ -139,10 +174,11 @@ def _choose(groups: Sequence[tuple[Gpu, ...]], count: int, usable: Collection[st
 
 
 def _islands(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
-    """Return the GPUs in groups that are linked all to all; one without links is a group of its own."""
+    """Return the GPUs in groups of one kind that are linked all to all; one without links is a group of its own."""
     islands: list[list[Gpu]] = []
     for gpu in gpus:
-        home = next((one for one in islands if all(other.index in gpu.peers for other in one)), None)
+        alike = (one for one in islands if one[0].name == gpu.name)
+        home = next((one for one in alike if all(other.index in gpu.peers for other in one)), None)
         if home is None:
             islands.append([gpu])
         else:
@@ -197,6 +233,9 @@ def _free(gpus: Collection[Gpu], folder: Path) -> dict[str, int]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-        else:
+            continue
+        if _is_current(descriptor, folder, gpu.uuid):
             free[gpu.uuid] = descriptor
+        else:
+            os.close(descriptor)  # the next look finds the new file
     return free

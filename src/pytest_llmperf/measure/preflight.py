@@ -84,17 +84,25 @@ def _unmet(spec: EngineSpec, host: Host, needs: Needs) -> str | None:
         return f"needs {needs.min_gpus} GPUs (the marker's min_gpus), {here}"
     if needs.gpu is not None and sum(_is_named(name, needs) for name in host.gpus) < number:
         return f"needs {gpus} with {needs.gpu!r} in the name (the marker's gpu), {here}"
-    suited = [one for one in host.devices if _is_named(one.name, needs)]
-    if needs.min_gpu_memory is not None:
-        suited = [one for one in suited if one.memory_bytes >= needs.min_gpu_memory]
-        if len(suited) < number:
-            return f"needs {gpus} of {_gib(needs.min_gpu_memory)} or more (the marker's min_gpu_memory), {_memory_of(host)}"
-    islands = [len(island) for island in _islands(suited)]
+    fitting = suited(host.devices, needs)
+    if needs.min_gpu_memory is not None and len(fitting) < number:
+        return f"needs {gpus} of {_gib(needs.min_gpu_memory)} or more (the marker's min_gpu_memory), {_memory_of(host)}"
+    sizes = [len(island) for island in islands(fitting)]
     groups = spec.pp * spec.dp
-    if needs.nvlink and spec.tp > 1 and sum(size // spec.tp for size in islands) < groups:
+    if needs.nvlink and spec.tp > 1 and sum(size // spec.tp for size in sizes) < groups:
         which = f"the {spec.tp} GPUs" if groups == 1 else f"{groups} groups of {spec.tp} GPUs"
-        return f"needs direct links within {which} of TP {spec.tp} (the marker's nvlink), {here}; {_linked(islands)}"
+        return f"needs direct links within {which} of TP {spec.tp} (the marker's nvlink), {here}; {_linked(sizes)}"
     return None
+
+
+def suited(devices: Sequence[Gpu], needs: Needs) -> tuple[Gpu, ...]:
+    """Return the GPUs that have the name and the memory that a marker asks for."""
+    least = needs.min_gpu_memory
+    return tuple(
+        one
+        for one in devices
+        if _is_named(one.name, needs) and (least is None or (one.memory_bytes is not None and one.memory_bytes >= least))
+    )
 
 
 def _is_named(name: str, needs: Needs) -> bool:
@@ -104,7 +112,10 @@ def _is_named(name: str, needs: Needs) -> bool:
 def _memory_of(host: Host) -> str:
     if not host.devices:
         return "this host does not tell how large its GPUs are" if host.gpus else f"this host has none ({host.summary})"
-    sizes = dict.fromkeys(f"{one.name}: {_gib(one.memory_bytes)}" for one in host.devices)
+    known = [(one.name, one.memory_bytes) for one in host.devices if one.memory_bytes is not None]
+    if not known:
+        return "this host does not tell how large its GPUs are"
+    sizes = dict.fromkeys(f"{name}: {_gib(size)}" for name, size in known)
     return f"this host has {len(host.devices)} ({', '.join(sizes)}); an 80 GB card has a little less than 80 GiB: write '80 GB'"
 
 
@@ -114,7 +125,7 @@ def _linked(islands: Sequence[int]) -> str:
     return "they are linked in groups of " + " + ".join(str(size) for size in islands)
 
 
-def _islands(devices: Sequence[Gpu]) -> list[list[Gpu]]:
+def islands(devices: Sequence[Gpu]) -> list[list[Gpu]]:
     """Return the groups within which each reaches each other over direct links, be it by way of a third; largest first.
 
     Not "each has a link to each": NCCL's rings need a way round only, as over a torus or the cube mesh of V100s.
@@ -140,7 +151,7 @@ def link_warning(spec: EngineSpec, devices: Sequence[Gpu]) -> str | None:
     used = devices[: spec.ranks]
     for start in range(0, len(used) - spec.tp + 1, spec.tp):
         group = used[start : start + spec.tp]
-        if len(_islands(group)) > 1:
+        if len(islands(group)) > 1:
             names = ", ".join(str(one.index) for one in group)
             return (
                 f"TP {spec.tp} over GPUs {names}, which direct links (NVLink) do not join: every layer waits for PCIe, which is"
@@ -214,8 +225,10 @@ def _too_large(spec: EngineSpec, config: dict[str, Any], folder: Path, devices: 
     except ValueError:
         return None
     weights = weight_bytes(config, folder)
-    gpu_bytes = sorted((one.memory_bytes for one in devices), reverse=True)[spec.ranks - 1]
-    parts = spec.tp * spec.pp
+    sizes = sorted((one.memory_bytes for one in devices if one.memory_bytes is not None), reverse=True)
+    if len(sizes) < len(devices):
+        return None
+    gpu_bytes, parts = sizes[spec.ranks - 1], spec.tp * spec.pp
     if weights is None or weights / parts <= share * gpu_bytes:
         return None
     degree = smallest_tp(config, folder, gpu_bytes * spec.pp, share, _MOST_TP)

@@ -34,18 +34,18 @@ class Tenancy:
         """Note whose GPUs they are. `alone` keeps other engines off the whole host, not only off the GPUs."""
         self._host = host
         self._alone = alone
-        self._patience_s = patience_s
+        self._patience_s = self._patience_left_s = patience_s
         self._waiting = waiting
         self._accelerators: Accelerators | None = None
         self._quarantine: dict[str, tuple[str, int]] = {}
         """By UUID why a GPU must not be used, and the bytes that were in use before."""
 
     @contextlib.contextmanager
-    def turn(self, kind: str, ranks: int) -> Iterator[GpuWatch | None]:
+    def turn(self, kind: str, ranks: int, gpus: Sequence[Gpu] | None = None) -> Iterator[GpuWatch | None]:
         """Have the host, and one GPU for each rank, while an engine of this kind is started, measured and stopped inside.
 
-        Yields what watches the GPUs, None where there are none. Raises EngineError when GPUs can't be had, and afterwards when
-        one did not get its memory back.
+        The GPUs are some of `gpus`, by default of the host's. Yields what watches them, None where there are none. Raises
+        EngineError when GPUs can't be had, and afterwards when one did not get its memory back.
         """
         simulated = kind == "simulated"
         locks = Locks(_simulated_folder() if simulated else lock_folder(), self._waiting)
@@ -53,7 +53,11 @@ class Tenancy:
             try:
                 # On CPU every engine wants all cores.
                 stack.enter_context(host_turn(locks, alone=self._alone or not self._host.devices))
-                watch = self._leased(kind, ranks, locks, stack) if self._host.devices else None
+                watch = (
+                    self._leased(kind, ranks, self._host.devices if gpus is None else gpus, locks, stack)
+                    if self._host.devices
+                    else None
+                )
             except (LeaseError, AcceleratorError) as error:
                 raise EngineError(str(error)) from None
             if watch is None:
@@ -61,17 +65,24 @@ class Tenancy:
             else:
                 yield from self._watched(watch)
 
-    def _leased(self, kind: str, ranks: int, locks: Locks, stack: contextlib.ExitStack) -> GpuWatch:
+    def _leased(self, kind: str, ranks: int, gpus: Sequence[Gpu], locks: Locks, stack: contextlib.ExitStack) -> GpuWatch:
         """Return what watches the GPUs that are leased now, until the stack is closed."""
         self._accelerators = found = self._accelerators or open_accelerators(kind)
         if found is None:
             raise EngineError("The accelerators that this run began with are gone: their driver does not answer.")
         here = {one.uuid for one in found.devices()}
-        if gone := [f"GPU {one.index} ({one.uuid})" for one in self._host.devices if one.uuid not in here]:
-            raise EngineError(f"{', '.join(gone)} is gone since this run began; the driver's own tools should tell more.")
+        if gone := [one for one in gpus if one.uuid not in here]:
+            named = (
+                f"GPU {one.index} ({one.uuid}{', ' * (one.index in found.lost)}{found.lost.get(one.index, '')})" for one in gone
+            )
+            raise EngineError(f"{', '.join(named)} is gone since this run began; the driver's own tools should tell more.")
         remedy = f"End what uses it, or leave it out with {found.visible_variable}."
-        asked = lease(self._host.devices, ranks, locks, unfit=self._unfit, patience_s=self._patience_s, remedy=remedy)
-        return GpuWatch(found, stack.enter_context(asked))
+        # Who has not been waited for in vain waits; then every further test would wait as long for the same.
+        patience_s, self._patience_left_s = self._patience_left_s, 0.0
+        asked = lease(gpus, ranks, locks, unfit=self._unfit, patience_s=patience_s, remedy=remedy)
+        leased = stack.enter_context(asked)
+        self._patience_left_s = self._patience_s
+        return GpuWatch(found, leased)
 
     def _watched(self, watch: GpuWatch) -> Iterator[GpuWatch]:
         left: dict[str, str] = {}
@@ -104,7 +115,7 @@ class Tenancy:
             del self._quarantine[gpu.uuid]
         if now.processes:
             return f"GPU {gpu.index} is used by {', '.join(in_words(pid, n) for pid, n in now.processes.items())}"
-        if used > max(_IN_USE_BYTES, _IN_USE_SHARE * gpu.memory_bytes):
+        if used > max(_IN_USE_BYTES, _IN_USE_SHARE * (gpu.memory_bytes or 0)):
             return f"GPU {gpu.index} has {used / GIB:.1f} GiB in use, and the driver names no process that has it"
         return None
 

@@ -71,13 +71,15 @@ def acquire_engine(request: pytest.FixtureRequest, log_folder: Path, spec: Engin
     """Return a running engine that this test has not been measured on; fails the test where it does not start."""
     from pytest_llmperf.judge.verdict import Status, Verdict
     from pytest_llmperf.measure.engines import EngineError
+    from pytest_llmperf.plugin.collection import PLANNED
     from pytest_llmperf.plugin.protocol import STATES
     from pytest_llmperf.plugin.session import POOL
 
     pool = request.config.stash[POOL]
     used = frozenset[int]().union(*(state.starts for state in request.node.stash[STATES]))
     try:
-        return pool.acquire(spec, used=used, log_folder=log_folder)
+        needs = request.node.stash[PLANNED].marker.needs
+        return pool.acquire(spec, used=used, log_folder=log_folder, needs=needs)
     except EngineError as error:
         failure = error  # failing inside `except` would show the error twice
     pool.discard()

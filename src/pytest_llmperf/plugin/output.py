@@ -135,12 +135,13 @@ def summarize(reporter: Any, config: pytest.Config) -> None:
 
 
 def _direct_links(config: pytest.Config) -> bool | None:
-    """Return whether every GPU has direct links to others; None where that is not known."""
+    """Return whether the GPUs are all joined by direct links; None where that is not known."""
+    from pytest_llmperf.measure.preflight import islands
     from pytest_llmperf.plugin.run import RUN
 
     run: Run | None = config.stash.get(RUN, None)
     devices = run.host.devices if run else ()
-    return all(one.peers for one in devices) if len(devices) > 1 else None
+    return len(islands(devices)) == 1 if len(devices) > 1 else None
 
 
 def _unused(config: pytest.Config) -> list[str]:

@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure.engines import Engine, EngineError, StartSettings, open_engine
+from pytest_llmperf.measure.preflight import suited
 from pytest_llmperf.measure.tenancy import Tenancy
+from pytest_llmperf.requirements import NO_NEEDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.client import LoadClient
     from pytest_llmperf.measure.host import Host
     from pytest_llmperf.plan import EngineSpec
+    from pytest_llmperf.requirements import Needs
 
 _PATIENCE_S = 60.0
 """How long a GPU that somebody else uses is waited for."""
@@ -46,17 +49,24 @@ class EnginePool:
             self._client = LoadClient()
         return self._client
 
-    def acquire(self, spec: EngineSpec, *, used: frozenset[int], log_folder: Path) -> Engine:
-        """Return an engine of this spec that is none of the `used` starts; raises EngineError.
+    def acquire(self, spec: EngineSpec, *, used: frozenset[int], log_folder: Path, needs: Needs = NO_NEEDS) -> Engine:
+        """Return an engine of this spec, on GPUs that meet the needs, that is none of the `used` starts; raises EngineError.
 
         The running one serves when it fits; otherwise it is stopped first, because two engines disturb each other.
         """
-        if self._engine is not None and self._engine.spec == spec and self.starts not in used:
-            return self._engine
-        self.close()
+        gpus = suited(self._host.devices, needs)
+        running = self._engine
+        if running is not None and running.spec == spec and self.starts not in used:
+            held = running.watch.gpus if running.watch else ()
+            if {one.uuid for one in gpus}.issuperset(one.uuid for one in held):
+                return running
+        if self._engine is not None:
+            began_s = time.perf_counter()
+            self.close()
+            self._tell(f"gone after {time.perf_counter() - began_s:.1f} s")
         _ = self.client  # started first: the engine is not kept waiting for its first request
         with contextlib.ExitStack() as stack:
-            watch = stack.enter_context(self._tenancy.turn(spec.kind, spec.ranks)) if spec.kind != "url" else None
+            watch = stack.enter_context(self._tenancy.turn(spec.kind, spec.ranks, gpus)) if spec.kind != "url" else None
             self.starts += 1
             self._progress(f"engine {self.starts} ({spec.short_model} tp{spec.tp}): starting")
             self._engine = stack.enter_context(
@@ -73,12 +83,9 @@ class EnginePool:
 
     def close(self) -> None:
         """Stop the running engine, if any; raises EngineError when it would not stop."""
-        engine, self._engine = self._engine, None
+        self._engine = None
         held, self._held = self._held, contextlib.ExitStack()
-        began_s = time.perf_counter()
         held.close()
-        if engine is not None and engine.startup_s is not None:
-            self._progress(f"engine {self.starts}: gone after {time.perf_counter() - began_s:.1f} s")
 
     def discard(self) -> None:
         """Stop the engine after a failure: its own complaints about the stop would hide the first error."""

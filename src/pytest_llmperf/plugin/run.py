@@ -288,6 +288,10 @@ class Run:
         host = asdict(replace(self.host, devices=()))
         del host["devices"]
         host["gpus"] = list(self.host.gpus)
+        # Somebody may have set them: what is slower then has a cause to be named.
+        for name in ("power_limit_w", "sm_clock_mhz"):
+            known = {value for one in self.host.devices if (value := getattr(one, name)) is not None}
+            host |= {name: sorted(known)} if known else {}
         versions = {**state.launches[-1].versions, "pytest-llmperf": pytest_llmperf.__version__}
         return store.Provenance(store.engine_facts(state.case), versions, host, self._head())
 

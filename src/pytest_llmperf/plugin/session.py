@@ -90,7 +90,13 @@ def judge_suite(session: pytest.Session, settings: Settings) -> None:
     config = session.config
     outcomes = [from_data(data) for data in config.stash[OUTCOMES]]
     compared = ((json.dumps(one.engine, sort_keys=True), one.verdict) for one in outcomes if one.status.compared)
-    verdict = judge_suite(compared, describe_host(settings.kind).key)
+    run = config.stash.get(RUN, None)
+    try:  # under xdist this process has measured nothing, and has no run
+        key = run.host.key if run else describe_host(settings.kind).key
+    except PlanError as error:
+        tell(config, f"the suite as a whole is not judged: {error}")
+        return
+    verdict = judge_suite(compared, key)
     if verdict is None:
         return
     config.stash[SUITE] = verdict

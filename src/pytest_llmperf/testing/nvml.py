@@ -22,8 +22,16 @@ _reads: dict[int, int] = {}
 _told: set[tuple[int, int]] = set()
 
 
+_DRIVER_NOT_LOADED, _TIMEOUT = 9, 10
+
+
 class NVMLError(Exception):
-    """What NVML raises; its codes and subclasses are not simulated."""
+    """What NVML raises, with its code; subclasses are not simulated."""
+
+    def __init__(self, value: int) -> None:
+        """Make the error of a code of nvml.h."""
+        super().__init__({_DRIVER_NOT_LOADED: "Driver Not Loaded", _TIMEOUT: "Timeout"}[value])
+        self.value = value
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class _Event:
 def nvmlInit() -> None:
     """Do nothing: the GPUs are files."""
     if gpus.count() == 0:
-        raise NVMLError("Driver Not Loaded")
+        raise NVMLError(_DRIVER_NOT_LOADED)
 
 
 def nvmlShutdown() -> None:
@@ -203,7 +211,7 @@ def nvmlEventSetWait_v2(events: int, timeout_ms: int) -> _Event:
         if xid is not None and (handle, xid) not in _told:
             _told.add((handle, xid))
             return _Event(handle, int(xid))
-    raise NVMLError("Timeout")
+    raise NVMLError(_TIMEOUT)
 
 
 def nvmlEventSetFree(events: int) -> None:

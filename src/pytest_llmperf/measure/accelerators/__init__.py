@@ -26,7 +26,8 @@ class Gpu:
     uuid: str
     """What names it for good; leases are taken on it."""
     name: str
-    memory_bytes: int
+    memory_bytes: int | None
+    """None where the driver does not tell, as of GPUs that share the machine's memory."""
     peers: tuple[int, ...] = ()
     """Indices of those that it reaches over direct links (NVLink, xGMI, NeuronLink)."""
     links: int = 0
@@ -91,8 +92,12 @@ class Accelerators(Protocol):
     def versions(self) -> dict[str, str]:
         """Return versions of what drives them, e.g. `{"driver": "580.159.04", "cuda": "13.0"}`."""
 
+    @property
+    def lost(self) -> dict[int, str]:
+        """Return why some do not answer, by index, as `devices` has found it."""
+
     def devices(self) -> tuple[Gpu, ...]:
-        """Return all of them in the order of their indices, whatever a process may use; raises AcceleratorError."""
+        """Return all that answer in the order of their indices, whatever a process may use; raises AcceleratorError."""
 
     def read(self, gpus: Sequence[Gpu], *, processes: bool) -> list[Reading]:
         """Return what each of these does now; who uses their memory only where `processes` asks for it, which takes longer.

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmperf.measure.accelerators import HARDWARE, POWER_CAP, THERMAL, AcceleratorError, Gpu, Reading, Totals
 
@@ -70,6 +70,9 @@ class Amd:
 
     vendor = "amd"
     visible_variable = "HIP_VISIBLE_DEVICES"
+
+    lost: ClassVar[dict[int, str]] = {}
+    """None: the tool lists only those that answer."""
 
     def __init__(self, tool: str = "amd-smi", run: Callable[[list[str]], str] = run_command) -> None:
         """Take the command, and what runs it and returns its output."""

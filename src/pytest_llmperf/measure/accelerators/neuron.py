@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmperf.measure.accelerators import AcceleratorError, Gpu, Reading, Totals
 
@@ -70,6 +70,9 @@ class Neuron:
 
     vendor = "aws"
     visible_variable = "NEURON_RT_VISIBLE_CORES"
+
+    lost: ClassVar[dict[int, str]] = {}
+    """None: the tool lists only those that answer."""
 
     def __init__(
         self,

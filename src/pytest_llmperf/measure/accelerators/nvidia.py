@@ -32,7 +32,14 @@ _P2P_NVLINK, _P2P_OK = 2, 0
 _UNCORRECTED, _SINCE_BOOT = 1, 0
 _XID_EVENT = 8
 _MOST_LINKS = 18
-_LIMITS = ((0x4, POWER_CAP), (0x8, HARDWARE), (0x20 | 0x40, THERMAL), (0x80, POWER_BRAKE), (0x2, SET_LOWER))
+_LIMITS = (
+    (0x4, POWER_CAP),
+    (0x8, HARDWARE),
+    (0x20 | 0x40, THERMAL),
+    (0x80, POWER_BRAKE),
+    (0x2 | 0x10 | 0x100, SET_LOWER),  # application clocks, those of another GPU (sync boost), those of a display
+)
+_NO_PERMISSION, _DRIVER_NOT_LOADED, _LIBRARY_NOT_FOUND = 4, 9, 12
 
 
 def find(module: str = "pynvml") -> Nvidia | None:
@@ -40,8 +47,11 @@ def find(module: str = "pynvml") -> Nvidia | None:
     nvml = importlib.import_module(module)
     try:
         nvml.nvmlInit()
-    except nvml.NVMLError:  # no driver or no GPU: a CPU host, which is a normal place to run
-        return None
+    except nvml.NVMLError as error:
+        if getattr(error, "value", None) in (_DRIVER_NOT_LOADED, _LIBRARY_NOT_FOUND):
+            return None  # a CPU host, which is a normal place to run
+        # Taking it for a CPU host would skip every test of several GPUs, and be green.
+        raise AcceleratorError(f"NVML: the driver does not answer ({error}); nvidia-smi should tell more") from error
     return Nvidia(nvml)
 
 
@@ -56,6 +66,8 @@ class Nvidia:
         self._nvml = nvml
         self._handles: dict[str, tuple[Any, Any]] = {}
         """By UUID what to ask of the accelerator, and of the whole GPU where that is a slice of one."""
+        self.lost: dict[int, str] = {}
+        """Why GPUs do not answer, by index, as `devices` has found it."""
         self._events: Any = None
         self._heard: set[str] = set()
         """The UUIDs of the whole GPUs whose events are listened to."""
@@ -76,23 +88,29 @@ class Nvidia:
             return None
 
     def devices(self) -> tuple[Gpu, ...]:
-        """Return every GPU, and the MIG slices in place of one in MIG mode; raises AcceleratorError where one is lost."""
-        nvml, found, place = self._nvml, list[Gpu](), "the driver"
+        """Return every GPU that answers, and the MIG slices in place of one in MIG mode; raises AcceleratorError."""
+        nvml, found, handles = self._nvml, list[Gpu](), dict[int, Any]()
+        self.lost = {}
         try:
-            handles = []
-            for index in range(nvml.nvmlDeviceGetCount()):
-                place = f"GPU {index}"
-                handles.append(nvml.nvmlDeviceGetHandleByIndex(index))
-            for index, handle in enumerate(handles):
-                place = f"GPU {index}"
+            count = nvml.nvmlDeviceGetCount()
+        except nvml.NVMLError as error:
+            raise AcceleratorError(f"NVML: the driver does not answer ({error}); nvidia-smi should tell more") from error
+        for index in range(count):
+            try:
+                handles[index] = nvml.nvmlDeviceGetHandleByIndex(index)
+            except nvml.NVMLError as error:
+                if getattr(error, "value", None) != _NO_PERMISSION:  # a container's GPUs are counted with those of others
+                    self.lost[index] = str(error)
+        for index, handle in handles.items():
+            try:
                 slices = self._slices(handle)
                 if slices is not None:
                     found += [self._device(index, one, handle, ()) for one in slices]
                 else:
-                    peers = [i for i, other in enumerate(handles) if i != index and self._linked(handle, other)]
-                    found.append(self._device(index, handle, handle, tuple(peers)))
-        except nvml.NVMLError as error:
-            raise AcceleratorError(f"NVML: {place} does not answer ({error}); nvidia-smi should tell more") from error
+                    peers = tuple(i for i, other in handles.items() if i != index and self._linked(handle, other))
+                    found.append(self._device(index, handle, handle, peers))
+            except nvml.NVMLError as error:
+                self.lost[index] = str(error)
         return tuple(found)
 
     def _device(self, index: int, handle: Any, whole: Any, peers: tuple[int, ...]) -> Gpu:
@@ -108,7 +126,7 @@ class Nvidia:
             index=index,
             uuid=uuid,
             name=str(nvml.nvmlDeviceGetName(handle)),
-            memory_bytes=int(memory.total) if memory else 0,
+            memory_bytes=int(memory.total) if memory else None,
             peers=peers,
             links=sum(self._told("nvmlDeviceGetNvLinkState", handle, link) == 1 for link in range(_MOST_LINKS)),
             sm_clock_mhz=_number(clock),
