@@ -412,3 +412,20 @@ def test_a_lease_is_of_as_many_gpus_as_asked_and_of_the_smallest_island_that_suf
         if whole:
             assert len({frozenset({*one.peers, one.index}) for one in got}) == 1
             assert len(got[0].peers) + 1 == min(whole)
+
+
+def test_tp_groups_are_linked_where_the_links_do_not_suffice_for_all(locks):
+    # Four pairs, and of the first pair one is taken: TP 2 x PP 2 must not go over the odd one.
+    pairs = [Gpu(index, f"GPU-{index}", "H200", 1, peers=(index ^ 1,), links=4) for index in range(8)]
+    with lease(pairs[1:2], 1, locks, unfit=sound), lease(pairs, 4, locks, unfit=sound, together=2) as got:
+        assert [one.index for one in got] == [2, 3, 4, 5]
+    with lease(pairs, 4, locks, unfit=sound, together=2) as got:
+        assert [one.index for one in got] == [0, 1, 2, 3]
+
+
+def test_kinds_of_gpus_are_not_mixed_unless_none_has_enough(locks):
+    mixed = [Gpu(index, f"GPU-{index}", "L4" if index % 2 else "H200", 1) for index in range(4)]
+    with lease(mixed, 2, locks, unfit=sound) as got:
+        assert [one.index for one in got] == [0, 2]
+    with lease(mixed, 3, locks, unfit=sound) as got:
+        assert len(got) == 3

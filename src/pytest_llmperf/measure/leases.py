@@ -132,10 +132,14 @@ def lease(
     locks: Locks,
     *,
     unfit: Callable[[Sequence[Gpu]], dict[str, str]],
+    together: int = 1,
     patience_s: float = 60.0,
     remedy: str = "End what uses it.",
 ) -> Iterator[tuple[Gpu, ...]]:
     """Take `count` of these GPUs, all at once, and wait until they are free; they are linked directly where any are.
+
+    They come in the order of the engine's ranks: each `together` of them, a TP group, are linked where the links don't suffice
+    for all.
 
     `unfit` says, of GPUs that nobody has leased, which can't be used all the same and why, by UUID (a foreign process, memory
     that did not come back). Leased GPUs are waited for without limit; where they would not suffice either, unfit ones for
@@ -145,10 +149,11 @@ def lease(
         raise LeaseError(f"{count} GPUs are needed, and this run may use {len(gpus)}.")
     with contextlib.ExitStack() as held:
         with _locked(locks, "queue", fcntl.LOCK_EX, "waiting behind another engine for GPUs"):
-            taken = _wait(gpus, count, locks, unfit, patience_s, remedy)
+            taken = _wait(gpus, (count, together), locks, unfit, patience_s, remedy)
             for descriptor in taken.values():
                 held.callback(os.close, descriptor)
-        yield tuple(one for one in gpus if one.uuid in taken)
+        by_name = {one.uuid: one for one in gpus}
+        yield tuple(by_name[uuid] for uuid in taken)
 
 
 def choices(gpus: Sequence[Gpu], count: int) -> list[tuple[Gpu, ...]]:
@@ -164,12 +169,14 @@ def choices(gpus: Sequence[Gpu], count: int) -> list[tuple[Gpu, ...]]:
     return fitting or [group for group in alike if len(group) >= count] or [tuple(gpus)] * (len(gpus) >= count)
 
 
-def _choose(groups: Sequence[tuple[Gpu, ...]], count: int, usable: Collection[str]) -> tuple[Gpu, ...] | None:
-    """Return `count` GPUs of one group whose UUIDs are usable, None where no group has so many."""
+def _choose(groups: Sequence[tuple[Gpu, ...]], number: tuple[int, int], usable: Collection[str]) -> tuple[Gpu, ...] | None:
+    """Return `count` GPUs of one group whose UUIDs are usable, None where no group has so many; linked ones follow each other."""
+    count, together = number
     for group in groups:
         found = [one for one in group if one.uuid in usable]
         if len(found) >= count:
-            return tuple(found[:count])
+            whole = [one for island in _islands(found) for one in island[: len(island) // together * together]]
+            return tuple([*whole, *(one for one in found if one not in whole)][:count])
     return None
 
 
@@ -188,20 +195,20 @@ def _islands(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
 
 def _wait(
     gpus: Sequence[Gpu],
-    count: int,
+    number: tuple[int, int],
     locks: Locks,
     unfit: Callable[[Sequence[Gpu]], dict[str, str]],
     patience_s: float,
     remedy: str,
 ) -> dict[str, int]:
-    """Return a locked descriptor for each of `count` GPUs."""
-    groups, everything = choices(gpus, count), {one.uuid for one in gpus}
+    """Return a locked descriptor for each of so many GPUs, in the order of the ranks."""
+    groups, everything = choices(gpus, number[0]), {one.uuid for one in gpus}
     told, since_s = "", time.monotonic()
     while True:
         free = _free(gpus, locks.folder)
         try:
             wrong = unfit([one for one in gpus if one.uuid in free])
-            chosen = _choose(groups, count, free.keys() - wrong.keys())
+            chosen = _choose(groups, number, free.keys() - wrong.keys())
             if chosen is not None:
                 return {one.uuid: free.pop(one.uuid) for one in chosen}
         finally:
@@ -209,7 +216,7 @@ def _wait(
                 os.close(descriptor)
         reasons = "; ".join(wrong.values())
         # Will leases that end suffice? Then what is wrong with the others need not pass.
-        leased = _choose(groups, count, everything - wrong.keys()) is not None
+        leased = _choose(groups, number, everything - wrong.keys()) is not None
         if leased:
             since_s = time.monotonic()
         elif time.monotonic() - since_s > patience_s:

@@ -41,11 +41,11 @@ class Tenancy:
         """By UUID why a GPU must not be used, and the bytes that were in use before."""
 
     @contextlib.contextmanager
-    def turn(self, kind: str, ranks: int, gpus: Sequence[Gpu] | None = None) -> Iterator[GpuWatch | None]:
+    def turn(self, kind: str, ranks: int, gpus: Sequence[Gpu] | None = None, *, together: int = 1) -> Iterator[GpuWatch | None]:
         """Have the host, and one GPU for each rank, while an engine of this kind is started, measured and stopped inside.
 
-        The GPUs are some of `gpus`, by default of the host's. Yields what watches them, None where there are none. Raises
-        EngineError when GPUs can't be had, and afterwards when one did not get its memory back.
+        The GPUs are some of `gpus`, by default of the host's; each `together` of them are a TP group. Yields what watches them,
+        None where there are none. Raises EngineError when GPUs can't be had, and afterwards when one did not get its memory back.
         """
         simulated = kind == "simulated"
         locks = Locks(_simulated_folder() if simulated else lock_folder(), self._waiting)
@@ -53,11 +53,8 @@ class Tenancy:
             try:
                 # On CPU every engine wants all cores.
                 stack.enter_context(host_turn(locks, alone=self._alone or not self._host.devices))
-                watch = (
-                    self._leased(kind, ranks, self._host.devices if gpus is None else gpus, locks, stack)
-                    if self._host.devices
-                    else None
-                )
+                some = self._host.devices if gpus is None else gpus
+                watch = self._leased(kind, (ranks, together), some, locks, stack) if self._host.devices else None
             except (LeaseError, AcceleratorError) as error:
                 raise EngineError(str(error)) from None
             if watch is None:
@@ -65,7 +62,9 @@ class Tenancy:
             else:
                 yield from self._watched(watch)
 
-    def _leased(self, kind: str, ranks: int, gpus: Sequence[Gpu], locks: Locks, stack: contextlib.ExitStack) -> GpuWatch:
+    def _leased(
+        self, kind: str, number: tuple[int, int], gpus: Sequence[Gpu], locks: Locks, stack: contextlib.ExitStack
+    ) -> GpuWatch:
         """Return what watches the GPUs that are leased now, until the stack is closed."""
         self._accelerators = found = self._accelerators or open_accelerators(kind)
         if found is None:
@@ -79,7 +78,7 @@ class Tenancy:
         remedy = f"End what uses it, or leave it out with {found.visible_variable}."
         # Who has not been waited for in vain waits; then every further test would wait as long for the same.
         patience_s, self._patience_left_s = self._patience_left_s, 0.0
-        asked = lease(gpus, ranks, locks, unfit=self._unfit, patience_s=patience_s, remedy=remedy)
+        asked = lease(gpus, number[0], locks, unfit=self._unfit, together=number[1], patience_s=patience_s, remedy=remedy)
         leased = stack.enter_context(asked)
         self._patience_left_s = self._patience_s
         return GpuWatch(found, leased)

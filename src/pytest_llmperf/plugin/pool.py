@@ -66,7 +66,11 @@ class EnginePool:
             self._tell(f"gone after {time.perf_counter() - began_s:.1f} s")
         _ = self.client  # started first: the engine is not kept waiting for its first request
         with contextlib.ExitStack() as stack:
-            watch = stack.enter_context(self._tenancy.turn(spec.kind, spec.ranks, gpus)) if spec.kind != "url" else None
+            watch = (
+                stack.enter_context(self._tenancy.turn(spec.kind, spec.ranks, gpus, together=spec.tp))
+                if spec.kind != "url"
+                else None
+            )
             self.starts += 1
             self._progress(f"engine {self.starts} ({spec.short_model} tp{spec.tp}): starting")
             self._engine = stack.enter_context(
