@@ -25,6 +25,9 @@ def _heed_ctrl_c() -> None:
 
 QUICK = ("--llmperf-engine=simulated", "--llmperf-rounds=2", "--llmperf-tolerance=60%", "-p", "no:benchmark")
 
+PACE = {"LLMPERF_SIMULATED_PACE": "3"}
+"""Two workers of pytest-xdist on two cores delay an engine's steps by milliseconds, which are not to be taken for its speed."""
+
 SERVING = """
 def test_serving(llmperf, baseline):
     measured = llmperf(prompt_tokens=16, output_tokens=6, requests=8)
@@ -43,7 +46,7 @@ def run(tmp_path: Path) -> Callable[..., Result]:
 
     def run_project(source: str | dict[str, str], *args: str, quick: bool = True, **env: str) -> Result:
         files = {"test_it.py": source} if isinstance(source, str) else source
-        return Example(files, QUICK if quick else (), env).run(tmp_path, *args)
+        return Example(files, QUICK if quick else (), PACE | env).run(tmp_path, *args)
 
     return run_project
 

@@ -24,7 +24,8 @@ def example(run: RunExample) -> RunExample:
     """Run the example with small settings on a quick engine; `engine` adds to the engine's arguments."""
 
     def run_example(*args: str, engine: str = "", **env: str) -> Result:
-        return run({"test_tensor_parallel.py": EXAMPLE}, *SMALL, f"--llmperf-engine-args={FAST} {engine}", *args, **env)
+        quick = {"LLMPERF_SIMULATED_PACE": "1"} | env
+        return run({"test_tensor_parallel.py": EXAMPLE}, *SMALL, f"--llmperf-engine-args={FAST} {engine}", *args, **quick)
 
     return run_example
 

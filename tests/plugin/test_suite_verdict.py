@@ -59,15 +59,15 @@ def test_a_single_comparison_is_no_suite_and_neither_is_an_interrupted_run(run):
 
 def test_a_gpu_that_is_lost_at_the_end_of_the_run_does_not_take_the_summary_with_it(run):
     lost = """
-import os
 from pytest_llmperf.plan import PlanError
 from pytest_llmperf.plugin import session
 
 def describe_host(kind):
     raise PlanError("GPU 7 does not answer")
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # the process that measures has described its host before
-    session.describe_host = describe_host
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # the processes that measure have described their host before
+        session.describe_host = describe_host
 """
     run(SERVING, *RECORD)
     result = run({"test_it.py": SERVING, "conftest.py": lost}, "-n", "2")

@@ -30,6 +30,9 @@ OUT_OF_MEMORY = (
     "of which 1.02 GiB is free."
 )
 
+PACE = "LLMPERF_SIMULATED_PACE"
+"""The environment variable with a factor on every duration: on a busy machine what disturbs is then a smaller share of it."""
+
 # Arguments of vLLM that change nothing here.
 _UNUSED = (
     "--attention-backend", "--compilation-config", "--cpu-offload-gb", "--distributed-executor-backend", "--dtype",
@@ -103,7 +106,7 @@ def _options(args: argparse.Namespace) -> Options:
         prefill_token_s=args.sim_prefill_token_s,
         communication_s=args.sim_communication_s,
         tp=args.tensor_parallel_size,
-        slow_down=args.sim_slow_down,
+        slow_down=args.sim_slow_down * float(os.environ.get(PACE, "1")),
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
         num_gpu_blocks=args.num_gpu_blocks_override,
