@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.measure import gpus as module
 from pytest_llmperf.measure.accelerators import AcceleratorError, Gpu, Reading, Totals
-from pytest_llmperf.measure.gpus import GpuMemory, GpuRound, GpuWatch, RankMemory, in_words, rank_memory
+from pytest_llmperf.measure.gpus import GpuRound, GpuWatch, in_words
+from pytest_llmperf.measure.memory import GpuMemory, RankMemory, rank_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

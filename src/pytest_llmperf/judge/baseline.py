@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from pytest_llmperf.measure import Launch, Round, metrics
-from pytest_llmperf.measure.gpus import RankMemory
+from pytest_llmperf.measure.memory import RankMemory
 from pytest_llmperf.plan import command_line
 
 if TYPE_CHECKING:

@@ -15,16 +15,18 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure import audit, formulas, gpus, metrics, telemetry
+from pytest_llmperf.measure import audit, formulas, metrics, telemetry
+from pytest_llmperf.measure.memory import GpuMemory, RankMemory, rank_memory
 from pytest_llmperf.measure.preflight import link_warning
 from pytest_llmperf.measure.workload import WARM_UP, prompts
 from pytest_llmperf.plan import Case, model_config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from pytest_llmperf.measure.client import LoadClient, RoundLog
     from pytest_llmperf.measure.engines import Engine
+    from pytest_llmperf.measure.gpus import GpuRound
     from pytest_llmperf.measure.response import RequestRecord
     from pytest_llmperf.measure.workload import Prompt
     from pytest_llmperf.traffic import Workload
@@ -76,7 +78,7 @@ class Launch:
     versions: dict[str, str] = field(default_factory=dict)
     job: str = ""
     """The pytest run that measured it: launches of one run share the state that the host was in."""
-    memory: tuple[gpus.RankMemory, ...] = ()
+    memory: tuple[RankMemory, ...] = ()
     """The GPU memory of each rank; empty on CPU."""
     played_s: float = 0.0
     """Seconds in which requests were played, warm-up and dropped rounds included."""
@@ -119,9 +121,9 @@ class Measurement:
         return tuple(dict.fromkeys(reason for launch in self.launches for reason in launch.invalid))
 
     @property
-    def gpu_memory(self) -> gpus.GpuMemory:
+    def gpu_memory(self) -> GpuMemory:
         """Return the GPU memory of the last launch by rank; asking it raises KeyError where there is none."""
-        return gpus.GpuMemory(self.launches[-1].memory if self.launches else ())
+        return GpuMemory(self.launches[-1].memory if self.launches else ())
 
     def limited_by(self, offline: Measurement) -> str:
         """Return what keeps a server from the throughput of the engine alone: client, front end, or engine, with the figures."""
@@ -171,8 +173,7 @@ def measure_launch(
     capacity = telemetry.read_capacity(engine.metrics_text(), engine.log_text())
     complete = tuple(chain.from_iterable(one.complete for one in rounds))
     classes = tuple(chain.from_iterable(one.classes for one in rounds))
-    memory = gpus.rank_memory(engine.watch, [one.gpu_round for one in rounds if one.gpu_round]) if engine.watch else ()
-    slow_links = link_warning(engine.spec, engine.watch.gpus) if engine.watch else None
+    memory = rank_memory(engine.watch, [one.gpu_round for one in rounds if one.gpu_round]) if engine.watch else ()
     return Launch(
         id=uuid.uuid4().hex[:12],
         started=started,
@@ -180,18 +181,23 @@ def measure_launch(
         metrics=metrics.launch_metrics(formulas.LaunchSample(engine.startup_s, capacity, complete, classes, memory)),
         dropped_rounds=dropped,
         invalid=tuple(invalid),
-        warnings=(
-            *audit.warnings(workload, [one.round.metrics for one in rounds]),
-            *([play.late] if play.late else []),
-            *([slow_links] if slow_links else []),
-            *dict.fromkeys(text for one in rounds if one.gpu_round for text in one.gpu_round.warnings),
-            *(f"a round was measured again: {reason}" for reason in disturbed),
-        ),
+        warnings=tuple(_warnings(play, rounds, disturbed)),
         versions=dict(engine.versions),
         job=settings.job,
         memory=memory,
         played_s=play.played_s,
     )
+
+
+def _warnings(play: _Player, rounds: Sequence[_Played], disturbed: Sequence[str]) -> Iterator[str]:
+    """Yield what a reader should know of how the rounds were measured."""
+    yield from audit.warnings(play.workload, [one.round.metrics for one in rounds])
+    if play.late:
+        yield play.late
+    if play.engine.watch and (slow_links := link_warning(play.engine.spec, play.engine.watch.gpus)):
+        yield slow_links
+    yield from dict.fromkeys(text for one in rounds if one.gpu_round for text in one.gpu_round.warnings)
+    yield from (f"a round was measured again: {reason}" for reason in disturbed)
 
 
 def _agree(earlier: Round, later: Round) -> bool:
@@ -208,7 +214,7 @@ class _Played:
     classes: tuple[str, ...]
     """The class of each complete request; empty where there are none."""
     problems: list[str]
-    gpu_round: gpus.GpuRound | None = None
+    gpu_round: GpuRound | None = None
 
     @property
     def trouble(self) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_llmperf.measure.gpus import GpuRound, RankMemory
+    from pytest_llmperf.measure.gpus import GpuRound
+    from pytest_llmperf.measure.memory import RankMemory
     from pytest_llmperf.measure.response import RequestRecord
     from pytest_llmperf.measure.telemetry import Capacity, Telemetry
 

@@ -164,7 +164,7 @@ def choices(gpus: Sequence[Gpu], count: int) -> list[tuple[Gpu, ...]]:
     that large ones stay whole.
     """
     # Groups, and not every set of `count`: of a machine with 64 cores those of 32 could not be counted through.
-    fitting = sorted((island for island in _islands(gpus) if len(island) >= count), key=len)
+    fitting = sorted((island for island in _all_linked(gpus) if len(island) >= count), key=len)
     alike = [tuple(one for one in gpus if one.name == name) for name in dict.fromkeys(one.name for one in gpus)]
     return fitting or [group for group in alike if len(group) >= count] or [tuple(gpus)] * (len(gpus) >= count)
 
@@ -175,12 +175,12 @@ def _choose(groups: Sequence[tuple[Gpu, ...]], number: tuple[int, int], usable: 
     for group in groups:
         found = [one for one in group if one.uuid in usable]
         if len(found) >= count:
-            whole = [one for island in _islands(found) for one in island[: len(island) // together * together]]
+            whole = [one for group in _all_linked(found) for one in group[: len(group) // together * together]]
             return tuple([*whole, *(one for one in found if one not in whole)][:count])
     return None
 
 
-def _islands(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
+def _all_linked(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
     """Return the GPUs in groups of one kind that are linked all to all; one without links is a group of its own."""
     islands: list[list[Gpu]] = []
     for gpu in gpus:

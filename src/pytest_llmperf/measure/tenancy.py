@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure.accelerators import AcceleratorError, open_accelerators
+from pytest_llmperf.measure.accelerators import GIB, AcceleratorError, open_accelerators
 from pytest_llmperf.measure.engines import EngineError
-from pytest_llmperf.measure.gpus import GIB, GpuWatch, in_words
+from pytest_llmperf.measure.gpus import BACK_TO_IDLE_BYTES, GpuWatch, in_words
 from pytest_llmperf.measure.leases import LeaseError, Locks, host_turn, lease, lock_folder
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _RELEASE_S = 30.0
 """How long the driver may take to free the memory of processes that have ended; seen on H200: 4 to 6 s."""
-_BACK_BYTES = 256 << 20
 _IN_USE_BYTES, _IN_USE_SHARE = 2 * GIB, 0.02
 """More than both in use, with no process that is told, is no idle GPU. A driver keeps 0.6 GiB of an H200 for itself."""
 
@@ -109,7 +108,7 @@ class Tenancy:
         used = now.used_bytes or 0
         if gpu.uuid in self._quarantine:
             why, before = self._quarantine[gpu.uuid]
-            if now.used_bytes is None or used > before + _BACK_BYTES:
+            if now.used_bytes is None or used > before + BACK_TO_IDLE_BYTES:
                 return f"quarantine: {why}"
             del self._quarantine[gpu.uuid]
         if now.processes:
