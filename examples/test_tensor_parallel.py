@@ -15,7 +15,7 @@ pytestmark = pytest.mark.llmperf(tp=[1, 2, 4])
 def llm_workload(llm_engine, llmperf_axes):
     """Return what every test of this file sends: some waves of requests, which are short on CPU."""
     prompt_tokens, output_tokens = (512, 128) if llm_engine.gpus else (64, 16)
-    requests = max(8, 4 * llmperf_axes.concurrency)
+    requests = max(8, min(4 * llmperf_axes.concurrency, 512))
     return {"prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "requests": requests}
 
 
@@ -37,3 +37,9 @@ def test_it_is_as_fast_as_its_baseline(llmperf, baseline):
     assert measured == baseline
     # The KV cache has room for all of them: no request was put back to make room for another one.
     assert measured.preemptions == 0
+
+
+# `vllm.LLM` without a server: what the engine itself gives. Where the server gives far less, HTTP is the limit and not the GPU.
+@pytest.mark.llmperf(engine="offline", concurrency=[1, 16, 64, 256])
+def test_the_engine_alone_is_as_fast_as_its_baseline(llmperf, baseline):
+    assert llmperf() == baseline

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pytest_llmperf.traffic import Workload
 
 ENGINE_KINDS = ("server", "offline", "url", "simulated")
+STARTED_KINDS = ("server", "offline")
+"""The kinds of vLLM engines that can take each other's place: a test may name one, whatever the run's is."""
 AXES = ("model", "tp", "pp", "dp", "concurrency", "rate")
 DEFAULT_MODEL = "tiny"
 
@@ -257,6 +259,8 @@ class Marker:
     axes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Per axis the values that the test allows; an axis that is missing allows every value."""
     engine_args: EngineArgs = ()
+    kind: str | None = None
+    """`server` or `offline` for a test that measures on that kind of engine, whatever the run's is."""
     env: tuple[tuple[str, str], ...] = ()
     """Environment variables of the engine, over those of the run."""
     tolerance: float | None = None
@@ -306,11 +310,14 @@ def parse_gate(source: object, *, origin: str) -> tuple[Gate, ...]:
 
 def parse_marker(arguments: Mapping[str, object]) -> Marker:
     """Return the marker's arguments, checked; unknown names and bad values raise PlanError."""
-    known = (*AXES, "engine_args", "env", "tolerance", "gate", *NEEDS)
+    known = (*AXES, "engine", "engine_args", "env", "tolerance", "gate", *NEEDS)
     unknown = sorted(set(arguments) - set(known))
     if unknown:
         raise PlanError(f"llmperf({unknown[0]}=...): unknown marker argument; known are {', '.join(known)}")
     axes = {name: _axis_values(name, arguments[name]) for name in AXES if arguments.get(name) is not None}
+    kind: Any = arguments.get("engine")
+    if kind is not None and kind not in STARTED_KINDS:
+        raise PlanError(f"llmperf(engine={kind!r}): must be one of {', '.join(STARTED_KINDS)}")
     source: Any = arguments.get("engine_args") or ""
     tolerance = arguments.get("tolerance")
     try:
@@ -319,6 +326,7 @@ def parse_marker(arguments: Mapping[str, object]) -> Marker:
         raise PlanError(str(error)) from None
     return Marker(
         axes=axes,
+        kind=kind,
         engine_args=parse_engine_args(source, origin="llmperf(engine_args=...)"),
         env=_environment(arguments.get("env") or {}),
         tolerance=None if tolerance is None else parse_fraction("llmperf(tolerance=...)", tolerance),

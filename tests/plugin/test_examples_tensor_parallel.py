@@ -32,13 +32,13 @@ def example(run: RunExample) -> RunExample:
 
 def test_it_records_and_then_passes(example: RunExample) -> None:
     recorded = example("--update-baselines")
-    # Answers at two degrees and two concurrencies, memory at TP 2, and speed at all four; the rest is not selected.
-    assert recorded.outcomes == {"passed": 10, "deselected": 12}, recorded.stdout
-    assert sorted(recorded.statuses.values()) == ["MEASURED"] * 2 + ["RECORDED"] * 4
+    # Answers at two degrees and two concurrencies, memory at TP 2, and speed at all four, twice; the rest is not selected.
+    assert recorded.outcomes == {"passed": 14, "deselected": 20}, recorded.stdout
+    assert sorted(recorded.statuses.values()) == ["MEASURED"] * 2 + ["RECORDED"] * 8
     compared = example()
-    assert compared.outcomes == {"passed": 10, "deselected": 12}, compared.stdout
+    assert compared.outcomes == {"passed": 14, "deselected": 20}, compared.stdout
     assert set(compared.statuses.values()) <= {"MEASURED", "PASS", "IMPROVED", "INCONCLUSIVE"}
-    assert "4 compared" in compared.stdout
+    assert "8 compared" in compared.stdout
 
 
 def test_a_model_that_is_not_split_evenly_fails_with_the_gpu_that_stands_out(example: RunExample) -> None:
@@ -51,4 +51,4 @@ def test_without_gpus_requests_are_short_and_the_memory_test_is_skipped(example:
     result = example("--update-baselines", "-rs", "--llmperf-tp=2", "--llmperf-concurrency=1", LLMPERF_SIMULATED_GPUS="0")
     assert "needs 2 GPUs (the marker's min_gpus), this host has none" in result.stdout
     sent = [case["workload"] for case in result.cases if case["status"] == "RECORDED"]
-    assert sent == [{"prompt_tokens": 64, "output_tokens": 16, "requests": 8, "concurrency": 1, "seed": 0}]
+    assert sent == [{"prompt_tokens": 64, "output_tokens": 16, "requests": 8, "concurrency": 1, "seed": 0}] * 2

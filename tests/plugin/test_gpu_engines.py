@@ -285,6 +285,22 @@ def test_x(llmperf):
     assert linked[2][0].startswith("TP 2 over GPUs 0, 1, which direct links (NVLink) do not join")
 
 
+def test_a_lowered_power_limit_is_a_warning_of_the_launch(run, state):
+    say(state, {"1": {"power_limit_w": 450}})
+    source = f"""
+import pytest
+
+@pytest.mark.llmperf(tp=[1, 2])
+def test_x(llmperf):
+    llmperf({SHORT})
+"""
+    result = run(source, LLMPERF_SIMULATED_STATE=str(state))
+    assert result.outcomes == {"passed": 2}, result.stdout
+    found = {case["engine"]["tp"]: "\n".join(case["launches"][0]["warnings"]) for case in result.cases}
+    assert "power limit lowered: GPU 1 (450 W, by default 700 W)" in found[2]
+    assert "power limit" not in found[1]  # runs on GPU 0
+
+
 def test_every_rank_of_pp_and_dp_has_a_gpu_whose_memory_is_told_in_the_order_of_the_ranks(run, state):
     say(state, {"1": {"foreign": 1_000_000}})
     source = f"""

@@ -225,6 +225,38 @@ def test_x(llmperf_sweep):
     assert set(result.statuses) == {f"test_it.py::test_x[tiny-sweep-c{c}]#tp{tp}" for c in (2, 4) for tp in (1, 2)}
 
 
+BESIDE = """
+import pytest
+
+LOAD = dict(prompt_tokens=8, output_tokens=4, requests=8)
+
+@pytest.mark.llmperf(tp=[1, 2, 4])
+def test_a_sweep(llmperf_sweep, baseline):
+    assert llmperf_sweep(**LOAD) == baseline
+
+@pytest.mark.llmperf(tp=[1, 2])
+def test_each(llmperf, baseline):
+    assert llmperf(**LOAD) == baseline
+"""
+
+
+def test_a_sweep_takes_the_engines_of_the_tests_beside_it(run: Run) -> None:
+    """TP 1 serves the sweep too, then comes TP 4, and TP 2 is left running for the test that is next."""
+    result = run(BESIDE, "--update-baselines", "--llmperf-launches=1", "-v")
+    assert set(result.statuses.values()) == {"RECORDED"}, result.stdout
+    assert result.engine_starts == 3
+    assert result.stdout.index("test_each[tiny-tp1-c8] PASSED") < result.stdout.index("test_a_sweep[tiny-sweep-c8] PASSED")
+    assert [case["engine"]["tp"] for case in result.cases] == [1, 1, 2, 4, 2]
+
+
+def test_launches_of_a_sweep_are_starts_of_their_own(run: Run) -> None:
+    """No case is measured twice on one start, though tests share the starts."""
+    result = run(BESIDE, *RECORD)
+    assert set(result.statuses.values()) == {"RECORDED"}, result.stdout
+    assert result.engine_starts == 7  # TP 1, 4 and 2 twice; the test beside the sweep takes the second TP 2, and needs another
+    assert all(len(case["launches"]) == 2 for case in result.cases)
+
+
 def test_a_workload_that_cannot_be_is_an_error_in_words(run: Run) -> None:
     result = run(asking("False").replace("requests=8", "requests=0"))
     assert result.outcomes == {"failed": 1}

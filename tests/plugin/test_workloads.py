@@ -132,6 +132,31 @@ def test_an_engine_that_has_no_offline_form_is_said_to_have_none(run: Run) -> No
     assert result.outcomes == {"failed": 1}
 
 
+MARKED = """
+import pytest
+
+@pytest.mark.llmperf(engine="offline")
+def test_alone(llmperf):
+    llmperf(prompt_tokens=8, output_tokens=4, requests=8)
+
+@pytest.mark.llmperf(engine="server")
+def test_served(llmperf):
+    llmperf(prompt_tokens=8, output_tokens=4, requests=8)
+"""
+
+
+def test_a_simulated_engine_stands_for_whichever_kind_a_marker_asks_for(run: Run) -> None:
+    result = run(MARKED)
+    assert result.outcomes == {"passed": 2}, result.stdout
+    assert [case["engine"]["kind"] for case in result.cases] == ["simulated"] * 2
+
+
+def test_an_endpoint_is_no_engine_without_a_server(run: Run, simulated_engine: SimulatedEngine) -> None:
+    result = run(MARKED, "-rs", f"--llmperf-url={simulated_engine.url}", quick=False)
+    assert result.outcomes == {"passed": 1, "skipped": 1}, result.stdout
+    assert "its marker says engine='offline', an engine without a server, and --llmperf-url names a server" in result.stdout
+
+
 def test_at_an_endpoint_the_option_selects_loads_too(run: Run, simulated_engine: SimulatedEngine) -> None:
     result = run(LOADS, "-p", "no:benchmark", f"--llmperf-url=x={simulated_engine.url}", "--llmperf-rate=40", quick=False)
     assert ids(result) == ["test_both[x-r40]", "test_open_to_all[x-r40]"]

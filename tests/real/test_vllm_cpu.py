@@ -119,6 +119,8 @@ def test_no_engine_process_is_left_15_s_after_sigkill_of_pytest(start, tmp_path:
 
 def test_a_server_against_the_engine_alone(tmp_path: Path):
     source = """
+import pytest
+
 def test_online_and_offline(llmperf):
     load = dict(prompt_tokens=32, output_tokens=16, requests=24)
     classes = {"short": {"share": 2, "prompt_tokens": 16}, "long": {"share": 1, "prompt_tokens": 200}}
@@ -134,10 +136,14 @@ def test_online_and_offline(llmperf):
         assert measured["kv_cache_tokens"] == 512 * 128
         assert measured["ttft_p50_s"] > measured["itl_p50_s"] > 0
     assert online.limited_by(offline).partition(":")[0] in ("client", "front end", "engine")
+
+@pytest.mark.llmperf(engine="offline")
+def test_marked(llmperf):  # the engine that the other test has left
+    llmperf(prompt_tokens=32, output_tokens=4, requests=8)
 """
     result = Example({"test_it.py": source}, NOISY).run(tmp_path, timeout_s=TIMEOUT_S)
-    assert result.outcomes == {"passed": 1}, result.stdout
-    assert [case["engine"]["kind"] for case in result.cases] == ["server", "server", "server", "offline"]
+    assert result.outcomes == {"passed": 2}, result.stdout
+    assert [case["engine"]["kind"] for case in result.cases] == ["server", "server", "server", "offline", "offline"]
     assert result.engine_starts == 2
 
 

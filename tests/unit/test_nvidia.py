@@ -137,6 +137,9 @@ class RecordedNvml:
         self._gpu(handle, "nvmlDeviceGetPowerManagementLimit")
         return RECORDED["power_limit"]
 
+    def nvmlDeviceGetPowerManagementDefaultLimit(self, handle: int) -> Any:
+        return self.nvmlDeviceGetPowerManagementLimit(handle)
+
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
         used = self._told(handle, "nvmlDeviceGetMemoryInfo", "used")
         total = self._told(handle, "nvmlDeviceGetMemoryInfo", "total")
@@ -216,8 +219,8 @@ def read(nvml: RecordedNvml, *, processes: bool = True) -> list[Reading]:
 
 def test_two_h200_are_known_by_uuid_size_links_clock_and_power_limit(nvml):
     assert Nvidia(nvml).devices() == (
-        Gpu(0, FIRST, "NVIDIA H200", 150_754_820_096, (1,), 18, 1980.0, 700.0),
-        Gpu(1, SECOND, "NVIDIA H200", 150_754_820_096, (0,), 18, 1980.0, 700.0),
+        Gpu(0, FIRST, "NVIDIA H200", 150_754_820_096, (1,), 18, 1980.0, 700.0, 700.0),
+        Gpu(1, SECOND, "NVIDIA H200", 150_754_820_096, (0,), 18, 1980.0, 700.0, 700.0),
     )
 
 
@@ -362,7 +365,7 @@ def test_mig_slices_take_the_place_of_their_gpu(nvml):
     assert Nvidia(nvml).devices() == (
         Gpu(0, "MIG-0", "NVIDIA H200 MIG 3g.71gb", 70 * GIB, (), 0, 1980.0, None),
         Gpu(0, "MIG-1", "NVIDIA H200 MIG 3g.71gb", 70 * GIB, (), 0, 1980.0, None),
-        Gpu(1, SECOND, "NVIDIA H200", 150_754_820_096, (0,), 18, 1980.0, 700.0),
+        Gpu(1, SECOND, "NVIDIA H200", 150_754_820_096, (0,), 18, 1980.0, 700.0, 700.0),
     )
 
 
@@ -476,8 +479,8 @@ def test_the_stand_in_has_every_function_that_is_asked_but_those_of_mig_and_of_o
 def test_simulated_gpus_are_all_linked(state):
     found = open_accelerators("simulated")
     assert found.devices() == (
-        Gpu(0, "GPU-51000000-0000-0000-0000-000000000000", "Simulated", 150_754_820_096, (1,), 18, 1980.0, 700.0),
-        Gpu(1, "GPU-51000000-0000-0000-0000-000000000001", "Simulated", 150_754_820_096, (0,), 18, 1980.0, 700.0),
+        Gpu(0, "GPU-51000000-0000-0000-0000-000000000000", "Simulated", 150_754_820_096, (1,), 18, 1980.0, 700.0, 700.0),
+        Gpu(1, "GPU-51000000-0000-0000-0000-000000000001", "Simulated", 150_754_820_096, (0,), 18, 1980.0, 700.0, 700.0),
     )
 
 

@@ -387,6 +387,17 @@ def test_a_marker_takes_single_values_and_lists() -> None:
     assert marker.tolerance == pytest.approx(0.08)
 
 
+@pytest.mark.parametrize("kind", ["server", "offline"])
+def test_a_marker_may_say_what_kind_of_engine(kind: str) -> None:
+    assert parse_marker({"engine": kind}).kind == kind
+
+
+@pytest.mark.parametrize("kind", ["url", "simulated", "of", "", 1])
+def test_a_marker_refuses_kinds_of_engines_that_are_not_the_tests_to_choose(kind: object) -> None:
+    with pytest.raises(PlanError, match=rf"^llmperf\(engine={kind!r}\): must be one of server, offline$"):
+        parse_marker({"engine": kind})
+
+
 def test_a_marker_refuses_an_unknown_argument_by_name() -> None:
     with pytest.raises(PlanError, match=r"^llmperf\(tpp=\.\.\.\): unknown marker argument; known are model, tp"):
         parse_marker({"tpp": 1})

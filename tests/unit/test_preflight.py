@@ -17,6 +17,7 @@ from pytest_llmperf.measure.preflight import (
     link_warning,
     model_shortage,
     parameters,
+    power_warning,
     shortage,
     smallest_tp,
     weight_bytes,
@@ -224,6 +225,16 @@ def test_a_tp_group_over_pcie_is_a_warning_with_what_to_compare() -> None:
 )
 def test_only_links_within_a_tp_group_matter(spec: EngineSpec, islands: tuple[tuple[int, ...], ...], warned: bool) -> None:
     assert (link_warning(spec, host(1, 1, 1, 1, islands=islands).devices) is not None) == warned
+
+
+def test_a_lowered_power_limit_is_a_warning_that_names_the_gpus() -> None:
+    first, second = TWO_GPUS.devices
+    lowered = replace(second, power_limit_w=500.0, default_power_limit_w=700.0)
+    assert power_warning((replace(first, power_limit_w=700.0, default_power_limit_w=700.0), lowered)) == (
+        "power limit lowered: GPU 1 (500 W, by default 700 W); slower than others of its kind under load, see"
+        " `nvidia-smi -q -d POWER`"
+    )
+    assert power_warning((first, replace(second, power_limit_w=500.0))) is None  # what is the default is not told
 
 
 # ------------------------------------------------------------------------------------------------ heads

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure import audit, formulas, metrics, telemetry
 from pytest_llmperf.measure.memory import GpuMemory, RankMemory, rank_memory
-from pytest_llmperf.measure.preflight import link_warning
+from pytest_llmperf.measure.preflight import link_warning, power_warning
 from pytest_llmperf.measure.workload import WARM_UP, prompts
 from pytest_llmperf.plan import Case, model_config
 
@@ -196,6 +196,8 @@ def _warnings(play: _Player, rounds: Sequence[_Played], disturbed: Sequence[str]
         yield play.late
     if play.engine.watch and (slow_links := link_warning(play.engine.spec, play.engine.watch.gpus)):
         yield slow_links
+    if play.engine.watch and (throttled := power_warning(play.engine.watch.gpus)):
+        yield throttled
     yield from dict.fromkeys(text for one in rounds if one.gpu_round for text in one.gpu_round.warnings)
     yield from (f"a round was measured again: {reason}" for reason in disturbed)
 

@@ -160,6 +160,18 @@ def link_warning(spec: EngineSpec, devices: Sequence[Gpu]) -> str | None:
     return None
 
 
+def power_warning(devices: Sequence[Gpu]) -> str | None:
+    """Return which of these GPUs may take less power than they come with, in one line, or None."""
+    low = [
+        f"GPU {one.index} ({one.power_limit_w:.0f} W, by default {one.default_power_limit_w:.0f} W)"
+        for one in devices
+        if one.power_limit_w and one.default_power_limit_w and one.power_limit_w < one.default_power_limit_w
+    ]
+    if not low:
+        return None
+    return f"power limit lowered: {', '.join(low)}; slower than others of its kind under load, see `nvidia-smi -q -d POWER`"
+
+
 # ------------------------------------------------------------------------------------------------ heads
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf.plan import Axes, EngineSpec, Marker, PlanError, engine_spec, grid, is_selected, parse_marker
+from pytest_llmperf.plan import STARTED_KINDS, Axes, EngineSpec, Marker, PlanError, engine_spec, grid, is_selected, parse_marker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,7 +111,8 @@ def plan_items(items: list[pytest.Item], settings: Settings) -> list[pytest.Item
         if item.config.pluginmanager.hasplugin("xdist"):  # without it the mark is unknown, an error under --strict-markers
             # Keeps one engine's cases on one worker under `--dist loadgroup`.
             item.add_marker(pytest.mark.xdist_group(f"llmperf-{spec.short_model}-tp{spec.tp}-{order[spec]}"))
-    planned.sort(key=lambda item: order[item.stash[PLANNED].spec])
+    # A sweep goes on to other engines: behind the other cases of its first one, it starts that one no second time.
+    planned.sort(key=lambda item: (order[item.stash[PLANNED].spec], item.stash[PLANNED].axes.sweep))
     items[:] = others + planned
     return deselected
 
@@ -128,7 +129,8 @@ def _plan(item: pytest.Item, base: EngineSpec, settings: Settings) -> Planned:
         if axes.endpoint:
             spec = replace(base, model=axes.endpoint, url=settings.urls[axes.endpoint])
         else:
-            spec = engine_spec(replace(base, env=marker.env), axes, marker.engine_args, settings.engine_args)
+            kind = marker.kind if marker.kind and base.kind in STARTED_KINDS else base.kind  # a simulated engine stands for both
+            spec = engine_spec(replace(base, kind=kind, env=marker.env), axes, marker.engine_args, settings.engine_args)
         return Planned(item.nodeid, axes, marker, spec, compares)
     except PlanError as error:
         return Planned(item.nodeid, Axes(), Marker(), base, compares, error=f"{item.nodeid}: {error}")

@@ -110,10 +110,6 @@ def fail_engine(error: Exception) -> NoReturn:
     pytest.fail(f"Likely cause: {cause}.\n{error}" if cause else str(error), pytrace=False)
 
 
-ENGINES = ("server", "offline")
-"""The kinds of engines that one test can measure on, one after the other."""
-
-
 class LLMPerf:
     """The `llmperf` fixture: call it with the workload, and get the measurement."""
 
@@ -136,12 +132,14 @@ class LLMPerf:
 
     def _switch(self, kind: str) -> None:
         """Have an engine of this kind run, otherwise like the test's own."""
+        from pytest_llmperf.plan import STARTED_KINDS
+
         if kind == self._engine.spec.kind:
             return
-        if kind not in ENGINES or self._own_kind not in ENGINES:
+        if kind not in STARTED_KINDS or self._own_kind not in STARTED_KINDS:
             pytest.fail(
                 f"llmperf(engine={kind!r}): this test's engine is of the kind {self._own_kind!r}; only"
-                f" {' and '.join(ENGINES)} can take each other's place",
+                f" {' and '.join(STARTED_KINDS)} can take each other's place",
                 pytrace=False,
             )
         self._engine = self._acquire(replace(self._engine.spec, kind=kind))

@@ -49,6 +49,11 @@ class EnginePool:
             self._client = LoadClient()
         return self._client
 
+    @property
+    def spec(self) -> EngineSpec | None:
+        """Return what the running engine was started from."""
+        return self._engine.spec if self._engine is not None else None
+
     def acquire(self, spec: EngineSpec, *, used: frozenset[int], log_folder: Path, needs: Needs = NO_NEEDS) -> Engine:
         """Return an engine of this spec, on GPUs that meet the needs, that is none of the `used` starts; raises EngineError.
 

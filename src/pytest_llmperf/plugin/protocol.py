@@ -18,6 +18,7 @@ from pytest_llmperf.report import to_data
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_llmperf.plan import EngineSpec
     from pytest_llmperf.plugin.pool import EnginePool
     from pytest_llmperf.report import Outcome
 
@@ -35,9 +36,8 @@ class Protocol:
 
     def run(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         """Run an item, and behind the last one of its engine also those that wait."""
-        spec = item.stash[PLANNED].spec
         item.stash[STATES] = []
-        last = nextitem is None or PLANNED not in nextitem.stash or nextitem.stash[PLANNED].spec != spec
+        last = _spec_of(nextitem) != item.stash[PLANNED].spec
         # Under xdist a worker may report only the item that it was told to run, so an item cannot wait for others there.
         ends = last or hasattr(item.config, "workerinput")
         self._attempt(item, nextitem, ends=ends, last=last)
@@ -55,7 +55,7 @@ class Protocol:
         """Run setup, call and teardown, and report them if they are final; otherwise the item waits for another start.
 
         Where the turn `ends` here, the first item that waits runs next. The `last` item of an engine stops it in its
-        teardown, where trouble has a test to be reported on.
+        teardown, where trouble has a test to be reported on; unless it has started the very engine that the next item wants.
         """
         _renew(item)
         calls = [_call(item, "setup")]
@@ -74,7 +74,8 @@ class Protocol:
         # An item that runs next itself: with its parent as the next one, its own fixtures are torn down all the same.
         stand_in: Any = item.parent if coming is item else coming
         teardown = _call(item, "teardown", nextitem=stand_in)
-        if last and not self._waiting and teardown.excinfo is None:
+        wanted = self._pool.spec is not None and self._pool.spec == _spec_of(nextitem)
+        if last and not wanted and not self._waiting and teardown.excinfo is None:
             teardown = _timed(item, "teardown", self._pool.close)
         if teardown.excinfo is not None and not final:
             self._waiting.remove(item)  # its fixtures are broken: a further launch would prove nothing
@@ -100,6 +101,12 @@ class Protocol:
         for state in states:
             state.decided = False
         return True
+
+
+def _spec_of(item: pytest.Item | None) -> EngineSpec | None:
+    """Return the engine that an item is planned on; None for one without, and for no item."""
+    plan = item.stash.get(PLANNED, None) if item is not None else None
+    return plan.spec if plan is not None else None
 
 
 def _renew(item: pytest.Item) -> None:

@@ -81,11 +81,13 @@ class Sweep:
     def __call__(self, **workload: Any) -> Scaling:
         """Measure a workload at every degree, the arguments being the fields of `traffic.Workload`, and return the scaling.
 
-        One engine after the other is started. Fails the test as `llmperf` does, at the first degree that cannot be measured.
+        One engine after the other is started, in the order that starts fewest. Fails the test as `llmperf` does, at the first
+        degree that cannot be measured.
         """
         from pytest_llmperf.judge.scaling import scaling_of
         from pytest_llmperf.plan import Case, PlanError
         from pytest_llmperf.plugin.collection import PLANNED
+        from pytest_llmperf.plugin.protocol import STATES
         from pytest_llmperf.traffic import workload_from
 
         self._calls += 1
@@ -94,11 +96,28 @@ class Sweep:
             wanted = workload_from(plan.axes, self._defaults, workload, folder=self._request.path.parent)
         except PlanError as error:
             pytest.fail(str(error), pytrace=False)
-        states = [
-            self._measured(Case(plan.case_id + suffix(degree, self._calls), replace(self._spec, tp=degree), wanted))
-            for degree in self.degrees
-        ]
-        return scaling_of((state.measurement for state in states), unfit=self._unfit)
+        states = {
+            degree: self._measured(Case(plan.case_id + suffix(degree, self._calls), replace(self._spec, tp=degree), wanted))
+            for degree in self._order()
+        }
+        # Told in the order of the degrees, whatever came first.
+        told = self._request.node.stash[STATES]
+        places = sorted(told.index(state) for state in states.values())
+        for place, degree in zip(places, self.degrees, strict=True):
+            told[place] = states[degree]
+        return scaling_of((states[degree].measurement for degree in self.degrees), unfit=self._unfit)
+
+    def _order(self) -> list[int]:
+        """Return the degrees as they are measured: that of the running engine, then downwards to the second smallest.
+
+        Tests are grouped by engine, the small degrees mostly first: the engine that is left is likely to be the next one's.
+        """
+        from pytest_llmperf.plugin.session import POOL
+
+        running = self._request.config.stash[POOL].spec
+        specs = {degree: replace(self._spec, tp=degree) for degree in self.degrees}
+        first = next((degree for degree, spec in specs.items() if spec == running), self.degrees[0])
+        return [first, *(degree for degree in reversed(self.degrees) if degree != first)]
 
     def _measured(self, case: Case) -> CaseState:
         state = state_of(self._request, case)

@@ -121,6 +121,11 @@ def nvmlDeviceGetApplicationsClock(handle: int, kind: int) -> int:
 
 
 def nvmlDeviceGetPowerManagementLimit(handle: int) -> int:
+    """Return mW; `power_limit_w` of the conditions changes it."""
+    return int(1000 * gpus.condition(handle, "power_limit_w", 700))
+
+
+def nvmlDeviceGetPowerManagementDefaultLimit(handle: int) -> int:
     """Return mW."""
     return 700_000
 

@@ -38,6 +38,8 @@ class Gpu:
     sm_clock_mhz: float | None = None
     """The clock that it should reach under load: its application clock, else its highest."""
     power_limit_w: float | None = None
+    default_power_limit_w: float | None = None
+    """The power limit that it comes with."""
 
 
 @dataclass(frozen=True)

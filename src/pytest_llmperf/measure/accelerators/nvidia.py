@@ -119,6 +119,7 @@ class Nvidia:
         self._handles[uuid] = handle, whole
         memory = self._told("nvmlDeviceGetMemoryInfo", handle)
         limit = self._told("nvmlDeviceGetPowerManagementLimit", handle)
+        default_limit = self._told("nvmlDeviceGetPowerManagementDefaultLimit", handle)
         clock = self._told("nvmlDeviceGetApplicationsClock", whole, _SM_CLOCK) or self._told(
             "nvmlDeviceGetMaxClockInfo", whole, _SM_CLOCK
         )
@@ -131,6 +132,7 @@ class Nvidia:
             links=sum(self._told("nvmlDeviceGetNvLinkState", handle, link) == 1 for link in range(_MOST_LINKS)),
             sm_clock_mhz=_number(clock),
             power_limit_w=limit / 1000 if limit else None,
+            default_power_limit_w=default_limit / 1000 if default_limit else None,
         )
 
     def _slices(self, handle: Any) -> list[Any] | None:
