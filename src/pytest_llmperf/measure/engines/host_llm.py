@@ -11,7 +11,9 @@ import collections
 import dataclasses
 import http.server
 import json
+import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -212,12 +214,30 @@ def _handler(host: _Host) -> type[http.server.BaseHTTPRequestHandler]:
 
 def main() -> None:
     """Start the LLM, then answer until SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     args, llm = _engine(sys.argv[1:])
-    host = _Host(args, llm)
-    server = http.server.ThreadingHTTPServer((args.host, args.port), _handler(host))
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, name="llmperf-http", daemon=True).start()
-    host.run()
+    try:
+        host = _Host(args, llm)
+        server = http.server.ThreadingHTTPServer((args.host, args.port), _handler(host))
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, name="llmperf-http", daemon=True).start()
+        host.run()
+    finally:
+        _stop(llm)
+
+
+def _stop(llm: Any) -> None:
+    """End the engine core and its workers at once, as vLLM's server does, and this process; else they linger for seconds."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    core = llm.llm_engine.engine_core
+    try:
+        core.shutdown(timeout=0)
+    except TypeError:  # older releases take no timeout
+        core.shutdown()
+    failed = sys.exc_info()[0] not in (None, SystemExit)
+    if failed:
+        traceback.print_exc()
+    os._exit(int(failed))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,113 @@
+"""What ends an engine with everything that it has started, whatever these processes have made of themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from multiprocessing import shared_memory
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from pytest_llmperf.measure.engines import supervisor
+from tests.processes import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# As a CUDA worker in its last seconds: the main thread has ended, others have not. The kernel then shows a zombie.
+HEADLESS = """
+import ctypes, os, pathlib, sys, threading, time
+
+def work():
+    pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
+    time.sleep(600)
+
+threading.Thread(target=work, daemon=True).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+ENGINE = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', *sys.argv[1:]]).wait()"
+
+
+def ended(command: list[str], note: Path, ready: Callable[[str], bool] = bool) -> dict[str, Any]:
+    """Run a command under the supervisor until its note says that it is ready, end it, and return what the supervisor told."""
+    child = subprocess.Popen(
+        [sys.executable, supervisor.__file__, "0.2", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert wait_until(lambda: note.is_file() and note.read_text() and ready(note.read_text()), 30)
+        told, _ = child.communicate(timeout=30)
+    finally:
+        child.kill()
+    last: dict[str, Any] = json.loads(told.splitlines()[-1])
+    return last
+
+
+def looks_dead(pid: str) -> bool:
+    """Return whether the kernel shows a zombie."""
+    return psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_process_whose_main_thread_has_ended_still_runs_and_is_killed(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    told = ended([sys.executable, "-c", ENGINE, HEADLESS, str(note)], note, looks_dead)
+    assert told["killed"] == [int(note.read_text())]
+    assert not psutil.pid_exists(int(note.read_text()))
+
+
+# vLLM's processes share memory in files, which Python's resource tracker removes when all who use them are gone.
+SHARING = """
+import pathlib, signal, sys, time
+from multiprocessing import shared_memory
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+memory = shared_memory.SharedMemory(create=True, size=4096)
+pathlib.Path(sys.argv[1]).write_text(memory.name)
+time.sleep(600)
+"""
+
+
+def test_memory_that_a_killed_engine_shared_is_given_back(tmp_path: Path) -> None:
+    note = tmp_path / "name"
+    told = ended([sys.executable, "-c", SHARING, str(note)], note)
+    assert len(told["killed"]) == 1  # the engine; the tracker has ended by itself
+    assert not Path("/dev/shm", note.read_text().lstrip("/")).exists()
+
+
+# What vLLM leaves: a file that nobody will remove. The other one was there before, and is mapped too.
+LEAVING = """
+import pathlib, sys, time
+from multiprocessing import resource_tracker, shared_memory
+
+resource_tracker.register = lambda *_: None
+kept = [shared_memory.SharedMemory(name=sys.argv[2])]
+kept += [shared_memory.SharedMemory(create=True, size=4096) for _ in range(2)]
+pathlib.Path(sys.argv[1]).write_text(" ".join(one.name for one in kept))
+time.sleep(600)
+"""
+
+
+def test_shared_memory_that_an_engine_leaves_is_removed_but_not_that_of_others(tmp_path: Path) -> None:
+    note = tmp_path / "names"
+    before = shared_memory.SharedMemory(create=True, size=4096)
+    old_s = time.time() - 60
+    os.utime(f"/dev/shm/{before.name.lstrip('/')}", (old_s, old_s))
+    opened: list[shared_memory.SharedMemory] = []
+
+    def open_the_last(names: str) -> bool:
+        opened.append(shared_memory.SharedMemory(name=names.split()[-1]))
+        return True
+
+    try:
+        ended([sys.executable, "-c", LEAVING, str(note), before.name], note, open_the_last)
+        older, own, used = note.read_text().split()
+        there = {name: Path("/dev/shm", name.lstrip("/")).exists() for name in (older, own, used)}
+        assert there == {older: True, own: False, used: True}
+    finally:
+        for one in (before, *opened):
+            one.close()
+            one.unlink()
