@@ -16,7 +16,7 @@ FLOOR = {2: 0.7, 4: 0.5}
 """
 
 
-@pytest.mark.llmperf(tp=[1, 2, 4], concurrency=64, min_gpus=2)
+@pytest.mark.llmperf(tp=[1, 2, 4], concurrency=64, min_gpus=2, gate={"ttft_p50_s": "20 %"})
 def test_scaling(llmperf_sweep, baseline):
     measured_scaling = llmperf_sweep(prompt_tokens=512, output_tokens=128, requests=256)
     assert measured_scaling == baseline

@@ -31,7 +31,8 @@ def test_every_gpu_holds_as_much(llmperf):
     assert measured.gpu_memory.is_equal(rel=0.02)
 
 
-@pytest.mark.llmperf(concurrency=[1, 16, 64, 256])
+# So many at once wait for each other: the time to the first token is mostly queueing, and differs more between launches.
+@pytest.mark.llmperf(concurrency=[1, 16, 64, 256], gate={"ttft_p50_s": "20 %"})
 def test_it_is_as_fast_as_its_baseline(llmperf, baseline):
     measured = llmperf()
     assert measured == baseline
@@ -40,6 +41,6 @@ def test_it_is_as_fast_as_its_baseline(llmperf, baseline):
 
 
 # `vllm.LLM` without a server: what the engine itself gives. Where the server gives far less, HTTP is the limit and not the GPU.
-@pytest.mark.llmperf(engine="offline", concurrency=[1, 16, 64, 256])
+@pytest.mark.llmperf(engine="offline", concurrency=[1, 16, 64, 256], gate={"ttft_p50_s": "20 %"})
 def test_the_engine_alone_is_as_fast_as_its_baseline(llmperf, baseline):
     assert llmperf() == baseline

@@ -31,21 +31,21 @@ def test_a_metric_that_does_not_gate_fails_nothing(run):
 
 def test_the_marker_adds_to_what_the_suite_says(run):
     run(SERVING, *RECORD)
-    ini = "[pytest]\nllmperf_gate = *=off,itl_p50_s=80%\n"
+    ini = "[pytest]\nllmperf_gate = *=off,tpot_p50_s=80%\n"
     result = run({"test_it.py": marked({"e2e_p50_s": "70 %"}), "pytest.ini": ini})
     rows = {row["metric"]: row for row in result.cases[0]["verdict"]["metrics"]}
-    assert gating(result).keys() == {"itl_p50_s", "e2e_p50_s"}
-    assert (rows["itl_p50_s"]["tolerance"], rows["e2e_p50_s"]["tolerance"]) == (0.8, 0.7)
+    assert gating(result).keys() == {"tpot_p50_s", "e2e_p50_s"}
+    assert (rows["tpot_p50_s"]["tolerance"], rows["e2e_p50_s"]["tolerance"]) == (0.8, 0.7)
 
 
 def test_the_command_line_stands_in_for_the_ini_file_and_the_marker_wins_over_both(run):
     run(SERVING, *RECORD)
     project = {"test_it.py": marked({"e2e_p50_s": "70 %"}), "pytest.ini": "[pytest]\nllmperf_gate = *=off\n"}
-    result = run(project, "--llmperf-gate=itl_p50_s=75%,e2e_p50_s=65%,ttft_p50_s=off")
+    result = run(project, "--llmperf-gate=tpot_p50_s=75%,e2e_p50_s=65%,ttft_p50_s=off")
     rows = {row["metric"]: row for row in result.cases[0]["verdict"]["metrics"]}
     assert "ttft_p50_s" not in gating(result)
     assert "output_tokens_per_s" in gating(result)
-    assert (rows["itl_p50_s"]["tolerance"], rows["e2e_p50_s"]["tolerance"]) == (0.75, 0.7)
+    assert (rows["tpot_p50_s"]["tolerance"], rows["e2e_p50_s"]["tolerance"]) == (0.75, 0.7)
 
 
 def test_a_percentile_of_too_few_requests_cannot_gate_and_says_how_many_it_takes(run):
@@ -87,7 +87,7 @@ def test_with_v_the_header_tells_what_the_baseline_can_find(run):
     result = run(SERVING, "-v", "--co")
     [line] = [line for line in result.stdout.splitlines() if "found 19 times in 20 within 8 launches" in line]
     assert line.startswith(f"llmperf: {CASE}: slow-down found")
-    assert all(name in line for name in ("output_tokens_per_s", "ttft_p50_s", "itl_p50_s", "e2e_p50_s"))
+    assert all(name in line for name in ("output_tokens_per_s", "ttft_p50_s", "tpot_p50_s", "e2e_p50_s"))
 
 
 def test_a_tolerance_that_the_noise_hides_is_announced_with_what_it_would_take(run, tmp_path):

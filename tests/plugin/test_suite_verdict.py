@@ -52,7 +52,7 @@ def test_a_red_suite_is_off_the_list_of_last_failures_when_it_passes_again(run):
 
 def test_a_single_comparison_is_no_suite_and_neither_is_an_interrupted_run(run):
     run(SERVING, *RECORD)
-    assert "suite as a whole" not in run(SERVING, "--llmperf-gate=*=off,itl_p50_s=60%").stdout
+    assert "suite as a whole" not in run(SERVING, "--llmperf-gate=*=off,tpot_p50_s=60%").stdout
     stopped = run({"test_it.py": SERVING + "    import pytest; pytest.exit('enough')\n", "conftest.py": RED})
     assert "suite as a whole" not in stopped.stdout
 

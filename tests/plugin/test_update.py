@@ -40,10 +40,10 @@ def test_launches_that_disagree_with_the_stored_ones_replace_them_though_nothing
     data = stored(tmp_path)
     for launch in data["launches"]:
         for one in launch["rounds"]:
-            one["metrics"]["itl_p50_s"] /= 10
+            one["metrics"]["tpot_p50_s"] /= 10
     (tmp_path / FILE).write_text(json.dumps(data))
     result = run(SERVING, *RECORD)
-    assert re.search(r"of another version: itl_p50_s: .* as much", result.stdout), result.stdout
+    assert re.search(r"of another version: tpot_p50_s: .* as much", result.stdout), result.stdout
     assert len(stored(tmp_path)["launches"]) == 2
 
 
@@ -88,7 +88,7 @@ def test_a_calibration_stores_the_parts_of_the_noise_and_proposes_tolerances(run
     assert noise["job_sd"] is not None  # three jobs tell
     assert noise["round_sd"] > 0
     assert 0 < noise["detectable"] <= noise["proposed_tolerance"] < noise["detectable"] + 0.01 + 1e-9
-    assert set(data["noise"]) == {"output_tokens_per_s", "ttft_p50_s", "itl_p50_s", "e2e_p50_s", "kv_cache_tokens",
+    assert set(data["noise"]) == {"output_tokens_per_s", "ttft_p50_s", "tpot_p50_s", "e2e_p50_s", "kv_cache_tokens",
         "gpu_memory_peak_bytes",
     }  # fmt: skip
 

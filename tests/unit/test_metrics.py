@@ -280,7 +280,7 @@ def test_every_latency_has_a_mean_and_three_percentiles() -> None:
 def test_these_metrics_can_fail_a_test() -> None:
     # Each gate splits the error rate of the whole suite: a new one is a decision.
     assert set(GATING) == {
-        "output_tokens_per_s", "ttft_p50_s", "itl_p50_s", "e2e_p50_s", "failed_requests", "preemptions", "kv_cache_tokens",
+        "output_tokens_per_s", "ttft_p50_s", "tpot_p50_s", "e2e_p50_s", "failed_requests", "preemptions", "kv_cache_tokens",
         "gpu_memory_peak_bytes", "gpu_memory_balance_ratio",
     }  # fmt: skip
 

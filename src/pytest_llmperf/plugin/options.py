@@ -50,7 +50,7 @@ OPTIONS: tuple[tuple[str, str | bool | None, str], ...] = (
     ("--llmperf-rounds", "5", "measured rounds per launch"),
     ("--llmperf-max-launches", "8", "engine starts that an undecided case may use"),
     ("--llmperf-tolerance", "5 %", "slow-down that must not pass"),
-    ("--llmperf-gate", None, "gating metrics: METRIC=TOLERANCE, =on or =off by comma, e.g. ttft_p90_s=8%,itl_p50_s=off"),
+    ("--llmperf-gate", None, "gating metrics: METRIC=TOLERANCE, =on or =off by comma, e.g. ttft_p90_s=8%,tpot_p50_s=off"),
     ("--llmperf-inconclusive", "warn", "warn or fail when the launches are used up without a decision"),
     (
         "--llmperf-require-gpus",

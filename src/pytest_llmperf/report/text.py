@@ -84,13 +84,13 @@ def metrics_table(outcome: Outcome) -> str:
 
 def summary_table(outcomes: Sequence[Outcome]) -> str:
     """Return one line per case: the figures that most readers want."""
-    shown = ("output_tokens_per_s", "ttft_p50_s", "itl_p50_s", "preemptions")
+    shown = ("output_tokens_per_s", "ttft_p50_s", "tpot_p50_s", "preemptions")
     rows = []
     for outcome in outcomes:
         verdicts = {row.metric: row for row in outcome.verdict.metrics}
         cells = [_cell(verdicts.get(name), name) for name in shown]
         rows.append((outcome.id, *cells, len(outcome.launches), outcome.status))
-    headers = ("case", "output tok/s", "TTFT p50", "ITL p50", "preempt.", "launches", "verdict")
+    headers = ("case", "output tok/s", "TTFT p50", "TPOT p50", "preempt.", "launches", "verdict")
     return tabulate(rows, headers=headers, disable_numparse=True)
 
 
