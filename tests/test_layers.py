@@ -16,7 +16,7 @@ PACKAGE = "pytest_llmperf"
 SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("plan", "requirements", "corpus", "traffic", "judge.stats"),
+    ("plan", "marker", "requirements", "corpus", "traffic", "judge.stats"),
     ("measure",),
     ("judge",),
     ("report",),

@@ -13,23 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_llmperf.corpus import File
+from pytest_llmperf.marker import Marker, grid, is_selected, parse_fraction, parse_marker
 from pytest_llmperf.plan import (
     AXES,
     Axes,
     EngineArgs,
     EngineSpec,
-    Marker,
     PlanError,
     check_url,
     command_line,
     degree,
     engine_spec,
-    grid,
-    is_selected,
     merge_engine_args,
     parse_engine_args,
-    parse_fraction,
-    parse_marker,
 )
 from pytest_llmperf.traffic import RequestClass, Workload, workload_from
 

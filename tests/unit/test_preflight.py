@@ -16,12 +16,11 @@ from pytest_llmperf.measure.preflight import (
     device_shortage,
     link_warning,
     model_shortage,
-    parameters,
     power_warning,
     shortage,
     smallest_tp,
-    weight_bytes,
 )
+from pytest_llmperf.measure.weights import parameters, weight_bytes
 from pytest_llmperf.plan import EngineSpec, bundled_model, model_config, parse_engine_args
 from pytest_llmperf.requirements import Needs
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.plan import Marker, PlanError, parse_marker
+from pytest_llmperf.marker import Marker, parse_marker
+from pytest_llmperf.plan import PlanError
 from pytest_llmperf.requirements import NEEDS, NO_NEEDS, Needs, parse_needs, parse_size
 
 GIB = 1 << 30

@@ -15,9 +15,9 @@ from pytest_llmperf.judge.gates import Tolerance, gates
 from pytest_llmperf.judge.selftest import Check, self_test
 from pytest_llmperf.judge.stats import Design
 from pytest_llmperf.judge.verdict import MetricVerdict, Status, Verdict
+from pytest_llmperf.marker import Gate
 from pytest_llmperf.measure import Launch, Round, metrics
 from pytest_llmperf.measure.metrics import BY_NAME, GATING, METRICS
-from pytest_llmperf.plan import Gate
 from pytest_llmperf.traffic import Workload
 
 if TYPE_CHECKING:

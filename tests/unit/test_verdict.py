@@ -17,9 +17,10 @@ from pytest_llmperf.judge.calibration import calibrated, noise_of
 from pytest_llmperf.judge.comparison import Comparison, prospects
 from pytest_llmperf.judge.gates import Tolerance, gates
 from pytest_llmperf.judge.verdict import Status, Verdict, judge, not_comparable, observed
+from pytest_llmperf.marker import parse_gate
 from pytest_llmperf.measure import Launch, Measurement, Round
 from pytest_llmperf.measure.metrics import BY_NAME, FORMULAS, GATING, METRICS
-from pytest_llmperf.plan import Case, EngineSpec, parse_gate
+from pytest_llmperf.plan import Case, EngineSpec
 from pytest_llmperf.traffic import Workload
 
 if TYPE_CHECKING:

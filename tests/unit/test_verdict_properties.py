@@ -19,9 +19,10 @@ from pytest_llmperf.judge.comparison import Comparison, prospects
 from pytest_llmperf.judge.gates import Tolerance, gates
 from pytest_llmperf.judge.noise import Belief
 from pytest_llmperf.judge.verdict import Status, Verdict, judge, observed
+from pytest_llmperf.marker import Gate
 from pytest_llmperf.measure import Launch, Measurement, Round
 from pytest_llmperf.measure.metrics import BY_NAME, METRICS
-from pytest_llmperf.plan import Case, EngineSpec, Gate
+from pytest_llmperf.plan import Case, EngineSpec
 from pytest_llmperf.traffic import Workload
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from pytest_llmperf.plan import PlanError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from pytest_llmperf.marker import Gate
     from pytest_llmperf.measure.metrics import Metric
-    from pytest_llmperf.plan import Gate
 
 
 @dataclass(frozen=True)

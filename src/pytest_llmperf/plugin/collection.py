@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf.plan import STARTED_KINDS, Axes, EngineSpec, Marker, PlanError, engine_spec, grid, is_selected, parse_marker
+from pytest_llmperf.marker import Marker, grid, is_selected, parse_marker
+from pytest_llmperf.plan import STARTED_KINDS, Axes, EngineSpec, PlanError, engine_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from pytest_llmperf.marker import Marker
     from pytest_llmperf.measure import Measurement
     from pytest_llmperf.measure.engines import Engine
-    from pytest_llmperf.plan import Axes, Case, EngineSpec, Marker
+    from pytest_llmperf.plan import Axes, Case, EngineSpec
     from pytest_llmperf.plugin.run import CaseState, Run
     from pytest_llmperf.testing import SimulatedEngine
 

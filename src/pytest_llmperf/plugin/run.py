@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from pytest_llmperf.judge.gates import Tolerance
     from pytest_llmperf.judge.noise import Belief
     from pytest_llmperf.judge.selftest import Check
+    from pytest_llmperf.marker import Marker
     from pytest_llmperf.measure import Launch
     from pytest_llmperf.measure.host import Host
-    from pytest_llmperf.plan import Marker
     from pytest_llmperf.plugin.collection import Planned
     from pytest_llmperf.plugin.settings import Settings
 

@@ -12,7 +12,7 @@ import pytest
 from pytest_llmperf.plugin.options import OPTIONS, ini_name
 
 if TYPE_CHECKING:
-    from pytest_llmperf.plan import Gate
+    from pytest_llmperf.marker import Gate
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ def _resolve(config: pytest.Config, flag: str, default: object) -> Any:
 
 
 def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tuple[Any, ...]]) -> Settings:
-    from pytest_llmperf.plan import ENGINE_KINDS, degree, parse_engine_args, parse_fraction, parse_gate
+    from pytest_llmperf.marker import parse_fraction, parse_gate
+    from pytest_llmperf.plan import ENGINE_KINDS, degree, parse_engine_args
 
     urls = _urls(raw["--llmperf-url"])
     kind = _choice(raw, "--llmperf-engine", ENGINE_KINDS) if raw["--llmperf-engine"] else "url" if urls else "server"
@@ -133,7 +134,7 @@ def _only_one(raw: dict[str, Any], *flags: str) -> None:
 
 
 def _axis(axis: str, text: str) -> tuple[Any, ...]:
-    from pytest_llmperf.plan import axis_value
+    from pytest_llmperf.marker import axis_value
 
     flag = f"--llmperf-{axis}"
     words = [word.strip() for word in text.split(",")]
