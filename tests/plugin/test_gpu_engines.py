@@ -171,6 +171,27 @@ def test_needs_both(llm_engine):
     assert f"quarantine: {left} Waited 0 s." in result.stdout
 
 
+@pytest.mark.parametrize(("options", "errors"), [((), {"test_x"}), (("-x",), {"test_a_sweep"})], ids=["all", "exitfirst"])
+def test_an_engine_that_is_kept_for_the_next_test_is_stopped_in_the_teardown_of_the_last_that_runs(run, options, errors):
+    source = f"""
+import pytest
+
+@pytest.mark.llmperf(tp=[1, 2])
+def test_a_sweep(llmperf_sweep, conditions):
+    llmperf_sweep({SHORT})
+    conditions({{"1": {{"used_bytes": 5 << 30}}}})
+    raise ValueError("not a limit that was missed: there is no second launch")
+
+@pytest.mark.llmperf(tp=2)
+def test_x(llm_engine):
+    pass
+"""
+    result = run({"conftest.py": AT_ONCE, "test_it.py": source}, "-v", *options, LLMPERF_SIMULATED_GPUS="2")
+    assert result.engine_starts == 2, result.stdout
+    assert set(re.findall(r"ERROR at teardown of (\w+)", result.stdout)) == errors
+    assert result.outcomes["failed"] == 1
+
+
 # ----------------------------------------------------------------------------------------------------------------- whose
 
 

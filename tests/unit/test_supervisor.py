@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import time
 from multiprocessing import shared_memory
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,36 +76,32 @@ def test_memory_that_a_killed_engine_shared_is_given_back(tmp_path: Path) -> Non
     assert not Path("/dev/shm", note.read_text().lstrip("/")).exists()
 
 
-# What vLLM leaves: a file that nobody will remove. The other one was there before, and is mapped too.
+# What vLLM leaves: files that nobody will remove. The first one was there before; the last one is a compile cache.
 LEAVING = """
-import pathlib, sys, time
+import mmap, os, pathlib, sys, time
 from multiprocessing import resource_tracker, shared_memory
 
 resource_tracker.register = lambda *_: None
 kept = [shared_memory.SharedMemory(name=sys.argv[2])]
 kept += [shared_memory.SharedMemory(create=True, size=4096) for _ in range(2)]
+pathlib.Path(sys.argv[3]).write_bytes(bytes(4096))
+cache = mmap.mmap(os.open(sys.argv[3], os.O_RDONLY), 4096, mmap.MAP_PRIVATE, mmap.PROT_READ)
 pathlib.Path(sys.argv[1]).write_text(" ".join(one.name for one in kept))
 time.sleep(600)
 """
 
 
-def test_shared_memory_that_an_engine_leaves_is_removed_but_not_that_of_others(tmp_path: Path) -> None:
+def test_shared_memory_that_an_engine_leaves_is_removed_but_nothing_else(tmp_path: Path) -> None:
     note = tmp_path / "names"
     before = shared_memory.SharedMemory(create=True, size=4096)
-    old_s = time.time() - 60
-    os.utime(f"/dev/shm/{before.name.lstrip('/')}", (old_s, old_s))
-    opened: list[shared_memory.SharedMemory] = []
-
-    def open_the_last(names: str) -> bool:
-        opened.append(shared_memory.SharedMemory(name=names.split()[-1]))
-        return True
-
+    cache = Path("/dev/shm", f"{before.name.lstrip('/')}-compiled.so")  # with the beginning of what may be removed
     try:
-        ended([sys.executable, "-c", LEAVING, str(note), before.name], note, open_the_last)
-        older, own, used = note.read_text().split()
-        there = {name: Path("/dev/shm", name.lstrip("/")).exists() for name in (older, own, used)}
-        assert there == {older: True, own: False, used: True}
+        ended([sys.executable, "-c", LEAVING, str(note), before.name, str(cache)], note)
+        older, *own = note.read_text().split()
+        assert Path("/dev/shm", older.lstrip("/")).exists()
+        assert [Path("/dev/shm", name.lstrip("/")).exists() for name in own] == [False, False]
+        assert cache.exists()
     finally:
-        for one in (before, *opened):
-            one.close()
-            one.unlink()
+        before.close()
+        before.unlink()
+        cache.unlink(missing_ok=True)

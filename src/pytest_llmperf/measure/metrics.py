@@ -85,7 +85,7 @@ def _latency_rows() -> list[Metric]:
         rows.append(
             Metric(f"{name}_mean_s", "s", "lower", "ratio", False, f"mean of {formula}", formulas.spread(times, formulas.mean))
         )
-        # ITL says what TPOT says, and two gates would only split alpha; TPOT does not depend on how many tokens one read brings.
+        # ITL says what TPOT says, and two gates would only split alpha; TPOT hardly depends on how many tokens one read brings.
         gating = name != "itl"
         p50 = formulas.spread(times, formulas.percentile(50))
         rows.append(Metric(f"{name}_p50_s", "s", "lower", "quantile", gating, f"p50 of {formula}", p50))

@@ -56,8 +56,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check the options, so that a wrong one fails at once, and register the marker."""
     config.addinivalue_line(
         "markers",
-        "llmperf(model=..., tp=..., pp=..., dp=..., concurrency=..., rate=..., engine_args=..., env=..., tolerance=..., gate=...,"
-        " min_gpus=..., min_gpu_memory=..., gpu=..., nvlink=...): the grid that a performance test allows, its engine arguments,"
+        "llmperf(model=..., tp=..., pp=..., dp=..., concurrency=..., rate=..., engine=..., engine_args=..., env=...,"
+        " tolerance=..., gate=..., min_gpus=..., min_gpu_memory=..., gpu=..., nvlink=...): the grid that a performance test"
+        " allows, its kind of engine and its arguments,"
         " which metrics gate it and how much worse may pass, and what the host must have for it to run",
     )
     if any_given(config):

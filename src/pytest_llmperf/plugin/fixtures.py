@@ -63,13 +63,21 @@ def llm_engine(
     from pytest_llmperf.plugin.collection import PLANNED
     from pytest_llmperf.plugin.session import skip_or_fail
 
-    spec = own_spec(request.node.stash[PLANNED].spec, llm_engine_args, llm_engine_url)
+    plan = request.node.stash[PLANNED]
+    spec = own_spec(plan.spec, llm_engine_args, llm_engine_url)
+    if plan.marker.kind == "offline" and spec.kind == "url":
+        pytest.skip(f"its marker says engine='offline', an engine without a server, and {spec.url} is a server")
     skip_or_fail(request.node, spec)
     return acquire_engine(request, llmperf_logs, spec)
 
 
-def acquire_engine(request: pytest.FixtureRequest, log_folder: Path, spec: EngineSpec) -> Engine:
-    """Return a running engine that this test has not been measured on; fails the test where it does not start."""
+def acquire_engine(
+    request: pytest.FixtureRequest, log_folder: Path, spec: EngineSpec, used: frozenset[int] | None = None
+) -> Engine:
+    """Return a running engine that is none of the `used` starts; fails the test where it does not start.
+
+    None: none of those that any case of this test was measured on.
+    """
     from pytest_llmperf.judge.verdict import Status, Verdict
     from pytest_llmperf.measure.engines import EngineError
     from pytest_llmperf.plugin.collection import PLANNED
@@ -77,7 +85,8 @@ def acquire_engine(request: pytest.FixtureRequest, log_folder: Path, spec: Engin
     from pytest_llmperf.plugin.session import POOL
 
     pool = request.config.stash[POOL]
-    used = frozenset[int]().union(*(state.starts for state in request.node.stash[STATES]))
+    if used is None:
+        used = frozenset[int]().union(*(state.starts for state in request.node.stash[STATES]))
     try:
         needs = request.node.stash[PLANNED].marker.needs
         return pool.acquire(spec, used=used, log_folder=log_folder, needs=needs)

@@ -131,8 +131,6 @@ def set_up(item: pytest.Item) -> None:
     plan = item.stash[PLANNED]
     if plan.error or RUN not in item.config.stash:
         pytest.fail(plan.error or "another test of this run has an unusable llmperf marker", pytrace=False)
-    if plan.marker.kind == "offline" and plan.spec.kind == "url":
-        pytest.skip("its marker says engine='offline', an engine without a server, and --llmperf-url names a server")
     if not _brings(item, "llm_engine_url") and not plan.axes.sweep:  # a sweep itself leaves out the degrees that do not fit
         _refuse(item, _known_shortage(item, item.config.stash[RUN].host))
 

@@ -87,7 +87,6 @@ class Sweep:
         from pytest_llmperf.judge.scaling import scaling_of
         from pytest_llmperf.plan import Case, PlanError
         from pytest_llmperf.plugin.collection import PLANNED
-        from pytest_llmperf.plugin.protocol import STATES
         from pytest_llmperf.traffic import workload_from
 
         self._calls += 1
@@ -96,33 +95,48 @@ class Sweep:
             wanted = workload_from(plan.axes, self._defaults, workload, folder=self._request.path.parent)
         except PlanError as error:
             pytest.fail(str(error), pytrace=False)
-        states = {
-            degree: self._measured(Case(plan.case_id + suffix(degree, self._calls), replace(self._spec, tp=degree), wanted))
-            for degree in self._order()
+        cases = {
+            degree: Case(plan.case_id + suffix(degree, self._calls), replace(self._spec, tp=degree), wanted)
+            for degree in self.degrees
         }
-        # Told in the order of the degrees, whatever came first.
-        told = self._request.node.stash[STATES]
-        places = sorted(told.index(state) for state in states.values())
-        for place, degree in zip(places, self.degrees, strict=True):
-            told[place] = states[degree]
+        try:
+            states = {degree: self._measured(cases[degree]) for degree in self._order(cases)}
+        finally:
+            self._tell_in_order([case.id for case in cases.values()])
         return scaling_of((states[degree].measurement for degree in self.degrees), unfit=self._unfit)
 
-    def _order(self) -> list[int]:
+    def _tell_in_order(self, ids: list[str]) -> None:
+        """Have the report name these cases in this order, whatever was measured first."""
+        from pytest_llmperf.plugin.protocol import STATES
+
+        told = self._request.node.stash[STATES]
+        places = [place for place, state in enumerate(told) if state.case.id in ids]
+        ordered = sorted((told[place] for place in places), key=lambda state: ids.index(state.case.id))
+        for place, state in zip(places, ordered, strict=True):
+            told[place] = state
+
+    def _order(self, cases: dict[int, Case]) -> list[int]:
         """Return the degrees as they are measured: that of the running engine, then downwards to the second smallest.
 
         Tests are grouped by engine, the small degrees mostly first: the engine that is left is likely to be the next one's.
         """
+        from pytest_llmperf.plugin.run import RUN
         from pytest_llmperf.plugin.session import POOL
 
-        running = self._request.config.stash[POOL].spec
-        specs = {degree: replace(self._spec, tp=degree) for degree in self.degrees}
-        first = next((degree for degree, spec in specs.items() if spec == running), self.degrees[0])
+        pool, known = self._request.config.stash[POOL], self._request.config.stash[RUN].states
+
+        def is_up(case: Case) -> bool:
+            """Return whether the running engine can serve the case, which it cannot twice."""
+            return case.engine == pool.spec and (case.id not in known or pool.starts not in known[case.id].starts)
+
+        first = next((degree for degree, case in cases.items() if is_up(case)), self.degrees[0])
         return [first, *(degree for degree in reversed(self.degrees) if degree != first)]
 
     def _measured(self, case: Case) -> CaseState:
         state = state_of(self._request, case)
         if not state.decided:
-            add_launch(self._request, acquire_engine(self._request, self._log_folder, case.engine), state)
+            engine = acquire_engine(self._request, self._log_folder, case.engine, state.starts)
+            add_launch(self._request, engine, state)
         return state
 
 

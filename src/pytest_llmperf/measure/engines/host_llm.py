@@ -229,15 +229,21 @@ def main() -> None:
 def _stop(llm: Any) -> None:
     """End the engine core and its workers at once, as vLLM's server does, and this process; else they linger for seconds."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    core = llm.llm_engine.engine_core
-    try:
-        core.shutdown(timeout=0)
-    except TypeError:  # older releases take no timeout
-        core.shutdown()
     failed = sys.exc_info()[0] not in (None, SystemExit)
     if failed:
         traceback.print_exc()
-    os._exit(int(failed))
+    try:
+        core = llm.llm_engine.engine_core
+        try:
+            core.shutdown(timeout=0)
+        except TypeError:  # older releases take no timeout
+            core.shutdown()
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(failed))
 
 
 if __name__ == "__main__":

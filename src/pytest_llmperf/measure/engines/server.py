@@ -40,7 +40,7 @@ _LAUNCHER = Path(__file__).with_name("launch_vllm.py")
 VLLM = ("server", "offline")
 """The kinds of engines that are vLLM, started by us."""
 _POLL_S = 0.1
-_LAST_BREATH_S = 2.0
+_LAST_BREATH_S = 5.0
 _PORT_ATTEMPTS = 3
 _TAIL_LINES = 25
 _MOST_CAUSES = 4

@@ -15,6 +15,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,12 +23,16 @@ from typing import TYPE_CHECKING
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_PDEATHSIG = 1
 _TRACKER_S = 3.0
 """How long a resource tracker has to remove what the others have left."""
+_SHARED = Path("/dev/shm")
+_OURS = ("psm_", "vllm_")
+"""How the names of Python's and of vLLM's shared memory begin."""
+_LOOK_S = 1.0
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -38,18 +43,18 @@ def main() -> int:
     _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the terminal's Ctrl-C is pytest's business; our end is the end of stdin
-    began_s = time.time()  # files have wall-clock times
+    shared = _Shared()
     engine = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True, preexec_fn=_die_with_supervisor
     )
     print(json.dumps({"pid": engine.pid}), flush=True)
     asked = _wait_for_end(engine)
-    shared = _mapped(_descendants(engine))
+    shared.look(_descendants(engine))
     if asked:
         engine.terminate()
         _wait(engine, grace_s)
     killed = _kill_all(engine)
-    _remove(shared, since_s=began_s)
+    shared.remove()
     print(json.dumps({"exit": engine.wait(), "asked": asked, "killed": killed}), flush=True)
     return 0
 
@@ -95,48 +100,80 @@ def _kill_all(engine: subprocess.Popen[bytes]) -> list[int]:
 
     Python's resource trackers, which remove what the others have shared in /dev/shm, end by themselves when these are gone.
     """
-    killed: list[int] = []
-    deadline = time.monotonic() + 10
-    patience = time.monotonic() + _TRACKER_S
-    while (living := _descendants(engine)) and time.monotonic() < deadline:
+    killed: dict[int, None] = {}
+    deadline, alone_s = time.monotonic() + 10, 0.0
+    while (living := _descendants(engine)) and (now_s := time.monotonic()) < deadline:
         others = [process for process in living if not _is_tracker(process)]
-        if others:
-            patience = time.monotonic() + _TRACKER_S
-        for process in others or (living if time.monotonic() > patience else ()):
-            if process.pid not in killed:
-                killed.append(process.pid)
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        alone_s = 0.0 if others else alone_s or now_s
+        for process in others or (living if now_s > alone_s + _TRACKER_S else ()):
+            _kill(process, killed)
         psutil.wait_procs(others or living, timeout=1 if others else 0.05)
-    return killed
+    for process in _descendants(engine):
+        _kill(process, killed)
+    return list(killed)
+
+
+def _kill(process: psutil.Process, killed: dict[int, None]) -> None:
+    killed[process.pid] = None
+    with contextlib.suppress(psutil.Error):
+        process.kill()
 
 
 def _is_tracker(process: psutil.Process) -> bool:
     try:
-        return "multiprocessing.resource_tracker" in " ".join(process.cmdline())
-    except psutil.Error:
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    except OSError:
         return False
 
 
-def _mapped(processes: Iterable[psutil.Process]) -> set[Path]:
-    """Return the files of shared memory that processes have mapped."""
-    found: set[Path] = set()
-    for process in processes:
-        with contextlib.suppress(OSError), Path(f"/proc/{process.pid}/maps").open() as file:
-            found.update(Path(line.split(maxsplit=5)[-1].strip()) for line in file if " /dev/shm/" in line)
-    return found
+# ------------------------------------------------------------------------------------------------ shared memory
 
 
-def _remove(shared: set[Path], *, since_s: float) -> None:
-    """Remove what the engine shared and has left: vLLM kills its processes, with those that would have cleaned up.
+class _Shared:
+    """The shared memory of an engine: what of it is left behind when vLLM kills those that would have cleaned up.
 
-    What was there before the engine, or is used by another process too, is not the engine's.
+    Only files that were not there before the engine, that its processes have mapped to write, that are this user's, and whose
+    names are those of Python's or vLLM's shared memory. To remove one takes its name away and nothing else: whoever uses it
+    goes on.
     """
-    left = {path for path in shared if path.exists()}
-    for path in left - (_mapped(psutil.process_iter()) if left else set()):
-        with contextlib.suppress(OSError):
-            if path.stat().st_mtime >= since_s:
-                path.unlink()
+
+    def __init__(self) -> None:
+        """Note what is there before the engine."""
+        self._before = {_identity(path) for path in _SHARED.glob("*")}
+        self._found: dict[Path, tuple[int, int] | None] = {}
+
+    def look(self, processes: Sequence[psutil.Process]) -> None:
+        """Note what these processes have mapped. Reading that may block on one that hangs in a driver: not for long."""
+        looking = threading.Thread(target=self._look, args=(processes,), daemon=True)
+        looking.start()
+        looking.join(_LOOK_S)
+
+    def _look(self, processes: Sequence[psutil.Process]) -> None:
+        for process in processes:
+            try:
+                lines = Path(f"/proc/{process.pid}/maps").read_bytes().splitlines()
+            except OSError:
+                continue
+            for words in (line.split(maxsplit=5) for line in lines):
+                path = Path(os.fsdecode(words[5])) if len(words) == 6 and words[1].startswith(b"rw-s") else None
+                if path is not None and path.parent == _SHARED and path.name.startswith(_OURS):
+                    self._found[path] = _identity(path)
+
+    def remove(self) -> None:
+        """Remove what is left of it."""
+        for path, found in list(self._found.items()):
+            with contextlib.suppress(OSError):
+                if found is not None and found not in self._before and found == _identity(path):
+                    path.unlink()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file of this user from one that takes its name later; None for no file, or somebody else's."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found.st_uid == os.geteuid() else None
 
 
 if __name__ == "__main__":
