@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -30,6 +31,8 @@ _PR_SET_PDEATHSIG = 1
 _TRACKER_S = 3.0
 """How long a resource tracker has to remove what the others have left."""
 _SHARED = Path("/dev/shm")
+_MAPPED = re.compile(rb" rw-s .* /dev/shm/([^/\n]+)$", re.MULTILINE)
+"""Files right in that folder that a process can write for others to read, as /proc/PID/maps has them."""
 _OURS = ("psm_", "vllm_")
 """How the names of Python's and of vLLM's shared memory begin."""
 _LOOK_S = 1.0
@@ -151,12 +154,12 @@ class _Shared:
     def _look(self, processes: Sequence[psutil.Process]) -> None:
         for process in processes:
             try:
-                lines = Path(f"/proc/{process.pid}/maps").read_bytes().splitlines()
+                maps = Path(f"/proc/{process.pid}/maps").read_bytes()
             except OSError:
                 continue
-            for words in (line.split(maxsplit=5) for line in lines):
-                path = Path(os.fsdecode(words[5])) if len(words) == 6 and words[1].startswith(b"rw-s") else None
-                if path is not None and path.parent == _SHARED and path.name.startswith(_OURS):
+            for name in _MAPPED.findall(maps):
+                path = _SHARED / os.fsdecode(name)
+                if path.name.startswith(_OURS):
                     self._found[path] = _identity(path)
 
     def remove(self) -> None:
