@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     RunExample = Callable[..., Result]
 
 EXAMPLE = (Path(__file__).parents[2] / "examples" / "test_tensor_parallel.py").read_text()
-SMALL = ("--llmperf-tp=1,2", "--llmperf-concurrency=1,16", "--llmperf-launches=2", "--llmperf-max-launches=2")
+SMALL = ("--llmperf-tp=1,2", "--llmperf-concurrency=16", "--llmperf-launches=2", "--llmperf-max-launches=2")
 FAST = "--sim-step-s 0.0004 --sim-sequence-s 1e-5 --sim-prefill-token-s 2e-6 --sim-communication-s 2e-5"
 
 
@@ -32,13 +32,13 @@ def example(run: RunExample) -> RunExample:
 
 def test_it_records_and_then_passes(example: RunExample) -> None:
     recorded = example("--update-baselines")
-    # Answers at two degrees and two concurrencies, memory at TP 2, and speed at all four, twice; the rest is not selected.
-    assert recorded.outcomes == {"passed": 14, "deselected": 20}, recorded.stdout
-    assert sorted(recorded.statuses.values()) == ["MEASURED"] * 2 + ["RECORDED"] * 8
+    # Answers at two degrees, memory at TP 2, and the speed of server and engine at both; the rest is not selected.
+    assert recorded.outcomes == {"passed": 7, "deselected": 27}, recorded.stdout
+    assert sorted(recorded.statuses.values()) == ["MEASURED"] * 2 + ["RECORDED"] * 4
     compared = example()
-    assert compared.outcomes == {"passed": 14, "deselected": 20}, compared.stdout
+    assert compared.outcomes == {"passed": 7, "deselected": 27}, compared.stdout
     assert set(compared.statuses.values()) <= {"MEASURED", "PASS", "IMPROVED", "INCONCLUSIVE"}
-    assert "8 compared" in compared.stdout
+    assert "4 compared" in compared.stdout
 
 
 def test_a_model_that_is_not_split_evenly_fails_with_the_gpu_that_stands_out(example: RunExample) -> None:

@@ -146,7 +146,7 @@ def test_gpus_that_others_use_are_invalid_with_who_uses_them_after_the_startup_t
     assert result.engine_starts == 0
 
 
-def test_memory_that_does_not_come_back_is_an_error_and_its_gpu_gets_no_other_engine(run):
+def test_memory_that_does_not_come_back_is_an_error_and_its_gpu_gets_no_other_engine(run, state):
     source = f"""
 import pytest
 
@@ -162,7 +162,8 @@ def test_next(llm_engine):
 def test_needs_both(llm_engine):
     pass
 """
-    result = run({"conftest.py": AT_ONCE, "test_it.py": source}, "-v", LLMPERF_SIMULATED_GPUS="2")
+    host = {"LLMPERF_SIMULATED_GPUS": "2", "LLMPERF_SIMULATED_STATE": str(state)}
+    result = run({"conftest.py": AT_ONCE, "test_it.py": source}, "-v", **host)
     assert result.outcomes == {"passed": 2, "error": 2}, result.stdout
     left = "GPU 0 still has 5.0 GiB more in use than before its engine, and the driver names no process that has it."
     assert "ERROR at teardown of test_leaks[tiny-tp1-c8]" in result.stdout
@@ -172,7 +173,7 @@ def test_needs_both(llm_engine):
 
 
 @pytest.mark.parametrize(("options", "errors"), [((), {"test_x"}), (("-x",), {"test_a_sweep"})], ids=["all", "exitfirst"])
-def test_an_engine_that_is_kept_for_the_next_test_is_stopped_in_the_teardown_of_the_last_that_runs(run, options, errors):
+def test_an_engine_that_is_kept_for_the_next_test_is_stopped_in_the_teardown_of_the_last_that_runs(run, state, options, errors):
     source = f"""
 import pytest
 
@@ -186,7 +187,8 @@ def test_a_sweep(llmperf_sweep, conditions):
 def test_x(llm_engine):
     pass
 """
-    result = run({"conftest.py": AT_ONCE, "test_it.py": source}, "-v", *options, LLMPERF_SIMULATED_GPUS="2")
+    host = {"LLMPERF_SIMULATED_GPUS": "2", "LLMPERF_SIMULATED_STATE": str(state)}
+    result = run({"conftest.py": AT_ONCE, "test_it.py": source}, "-v", *options, **host)
     assert result.engine_starts == 2, result.stdout
     assert set(re.findall(r"ERROR at teardown of (\w+)", result.stdout)) == errors
     assert result.outcomes["failed"] == 1
