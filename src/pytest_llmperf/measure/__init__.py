@@ -194,10 +194,9 @@ def _warnings(play: _Player, rounds: Sequence[_Played], disturbed: Sequence[str]
     yield from audit.warnings(play.workload, [one.round.metrics for one in rounds])
     if play.late:
         yield play.late
-    if play.engine.watch and (slow_links := link_warning(play.engine.spec, play.engine.watch.gpus)):
-        yield slow_links
-    if play.engine.watch and (throttled := power_warning(play.engine.watch.gpus)):
-        yield throttled
+    if play.engine.watch:
+        gpus = play.engine.watch.gpus
+        yield from filter(None, (link_warning(play.engine.spec, gpus), power_warning(gpus)))
     yield from dict.fromkeys(text for one in rounds if one.gpu_round for text in one.gpu_round.warnings)
     yield from (f"a round was measured again: {reason}" for reason in disturbed)
 

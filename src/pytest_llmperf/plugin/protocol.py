@@ -70,7 +70,7 @@ class Protocol:
             # Fixtures such as `tmp_path` look for the report of the call when they are torn down: it is made, and not told.
             for call in (calls[0], pytest.CallInfo.from_call(lambda: None, when="call")):
                 _report(item, call)
-        if item.session.shouldfail or item.session.shouldstop:  # no other item will run: what is up is stopped here
+        if final and (item.session.shouldfail or item.session.shouldstop):  # no other item will run: what is up is stopped here
             nextitem, last, self._waiting = None, True, []
         coming = self._waiting[0] if ends and self._waiting else nextitem
         # An item that runs next itself: with its parent as the next one, its own fixtures are torn down all the same.
