@@ -576,3 +576,24 @@ def test_a_verdict_once_made_stands_whatever_the_next_launches_bring(factor: flo
 def test_a_slower_engine_is_never_judged_better(factor: float, more: float) -> None:
     rank = [Status.IMPROVED, Status.PASS, Status.UNDECIDED, Status.INCONCLUSIVE, Status.REGRESSED]
     assert rank.index(judged(slower(factor * more)).status) >= rank.index(judged(slower(factor)).status)
+
+
+def test_a_row_shows_the_values_that_its_change_is_of_and_not_medians_that_later_or_stray_launches_moved() -> None:
+    decided_by_one, came_later = launch(USUAL), launch(slower(1.2))
+    verdict = judge(measurement(decided_by_one, came_later), stored(), design=DESIGN, beliefs=QUIET)
+    judged_by_levels = [row for row in verdict.metrics if row.levels]
+    assert judged_by_levels
+    for row in judged_by_levels:
+        assert row.status is Status.PASS
+        assert row.compared == pytest.approx((USUAL[row.metric], USUAL[row.metric]), rel=0.01)
+        assert row.measured != pytest.approx(USUAL[row.metric], rel=0.05)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(0.3, 3.0), st.integers(1, 3))
+def test_the_change_of_a_row_is_that_between_the_values_it_shows(factor: float, launches: int) -> None:
+    for row in judged(slower(factor), launches).metrics:
+        before, now = row.compared
+        if row.worse is not None and before and now:
+            worse = now / before - 1 if BY_NAME[row.metric].better == "lower" else 1 - now / before
+            assert row.worse == pytest.approx(worse, abs=1e-9)

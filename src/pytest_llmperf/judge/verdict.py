@@ -100,6 +100,18 @@ class MetricVerdict:
     levels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """Levels of the launches of baseline and run in log-percent, + worse; None for counts and exact metrics."""
 
+    @property
+    def compared(self) -> tuple[float | None, float | None]:
+        """Return what the change is of, baseline and run: means of the deciding launches' levels, medians where there are none.
+
+        They differ from the medians where launches do: a launch far off moves their mean.
+        """
+        if self.levels is None or self.worse is None:
+            return self.baseline, self.measured
+        sign = 1 if metrics.find(self.metric).better == "lower" else -1
+        before = math.exp(sign * statistics.fmean(self.levels[0]) / 100)
+        return before, before * (1 + sign * self.worse)
+
 
 @dataclass(frozen=True)
 class Verdict:

@@ -47,7 +47,8 @@ def metric_line(row: MetricVerdict) -> str:
     """Return the line of one metric: name, baseline, now and change; the rule where there are no numbers."""
     metric = find(row.metric)
     change_text = change(row) if row.status is not Status.NOT_COMPARABLE else row.rule
-    return f"{row.metric}: {quantity(row.baseline, metric)} -> {quantity(row.measured, metric)}, {change_text}"
+    before, now = row.compared
+    return f"{row.metric}: {quantity(before, metric)} -> {quantity(now, metric)}, {change_text}"
 
 
 def assertion(outcome: Outcome) -> list[str]:
@@ -69,7 +70,7 @@ def section(outcome: Outcome) -> str:
 def metrics_table(outcome: Outcome) -> str:
     """Return every metric of a case, observed ones too."""
     rows = [
-        (row.metric, quantity(row.baseline, find(row.metric)), quantity(row.measured, find(row.metric)),
+        (row.metric, *(quantity(one, find(row.metric)) for one in row.compared),
          change(row), bounds(row), "" if row.tolerance is None else percent(row.tolerance),
          "" if row.detectable is None else percent(row.detectable), row.status or "observed", row.rule)
         for row in outcome.verdict.metrics
@@ -97,9 +98,9 @@ def summary_table(outcomes: Sequence[Outcome]) -> str:
 def _cell(row: MetricVerdict | None, name: str) -> str:
     if row is None or row.measured is None:
         return "-"
-    value = quantity(row.measured, find(name)).removesuffix(find(name).unit).strip()
-    if find(name).unit == "s":
-        value = quantity(row.measured, find(name))
+    value = quantity(row.compared[1], find(name))
+    if find(name).unit != "s":
+        value = value.removesuffix(find(name).unit).strip()
     changed = "" if row.worse is None or abs(row.worse) < 0.0005 else f" ({change(row)})"
     return value + changed
 
