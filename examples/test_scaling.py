@@ -10,7 +10,7 @@ import pytest
 FLOOR = {2: 0.7, 4: 0.5}
 """The least efficiency, by TP degree, with room for other GPUs and days. What seven billion parameters in bf16 came to:
 
-- 0.74 to 0.76 at TP 2 with what is sent here (over HTTP, 64 at a time, 512 + 128 tokens): four launches, H200 with NVLink, vLLM 0.26.0.
+- 0.74 to 0.76 at TP 2 with what is sent here (over HTTP, 64 at a time, 512 + 128 tokens): four launches, two H200 with NVLink.
 - 0.82 at TP 2 and 0.64 at TP 4 with 256 requests at once in `LLM.generate`, which has no HTTP, on H200. At TP 4 what is sent here
   has not been measured.
 """

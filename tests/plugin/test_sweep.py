@@ -253,8 +253,35 @@ def test_launches_of_a_sweep_are_starts_of_their_own(run: Run) -> None:
     """No case is measured twice on one start, though tests share the starts."""
     result = run(BESIDE, *RECORD)
     assert set(result.statuses.values()) == {"RECORDED"}, result.stdout
-    assert result.engine_starts == 7  # TP 1, 4 and 2 twice; the test beside the sweep takes the second TP 2, and needs another
+    assert result.engine_starts == 6  # TP 1, 4 and 2 twice, on which the tests beside the sweep are measured too
     assert all(len(case["launches"]) == 2 for case in result.cases)
+
+
+OF_TWO_FILES = {
+    "test_a.py": """
+import pytest
+
+@pytest.fixture(scope="module", autouse=True)
+def is_set_up(request):
+    request.module.IS_UP = True
+    yield
+    request.module.IS_UP = False
+
+@pytest.mark.llmperf(tp=[1, 2])
+def test_a_sweep(llmperf_sweep, baseline):
+    assert IS_UP
+    assert llmperf_sweep(prompt_tokens=8, output_tokens=4, requests=8) == baseline
+""",
+}
+OF_TWO_FILES["test_b.py"] = OF_TWO_FILES["test_a.py"].replace("test_a_sweep", "test_each").replace("llmperf_sweep", "llmperf")
+
+
+def test_who_waits_for_another_start_does_so_until_the_engine_that_a_sweep_left_is_done_with(run: Run) -> None:
+    """TP 1 and 2 three times, though all wait for each other, also in a file whose fixtures were torn down meanwhile."""
+    result = run(OF_TWO_FILES, "--update-baselines", "--llmperf-launches=3")
+    assert result.outcomes == {"passed": 3}, result.stdout
+    assert all(len(case["launches"]) == 3 for case in result.cases)
+    assert result.engine_starts == 6
 
 
 def test_a_workload_that_cannot_be_is_an_error_in_words(run: Run) -> None:

@@ -2,7 +2,8 @@
 
 A test that is undecided raises `Undecided`. Its item waits until all items of its engine have had their turn; then those
 that wait run again, all on the engine's next start. So an engine starts `1 + (extra launches of its most undecided case)`
-times, and whatever watches reports sees each test once, when it is final.
+times, and whatever watches reports sees each test once, when it is final. Where a sweep has left the engine running that the
+next items want, they have their turn first, and whoever waits goes on waiting with those of them that are undecided.
 """
 
 from __future__ import annotations
@@ -38,9 +39,7 @@ class Protocol:
         """Run an item, and behind the last one of its engine also those that wait."""
         item.stash[STATES] = []
         last = _spec_of(nextitem) != item.stash[PLANNED].spec
-        # Under xdist a worker may report only the item that it was told to run, so an item cannot wait for others there.
-        ends = last or hasattr(item.config, "workerinput")
-        self._attempt(item, nextitem, ends=ends, last=last)
+        ends = self._attempt(item, nextitem, ends=last or _is_told(item), last=last)
         while self._waiting and ends:
             turn, self._waiting = self._waiting, []
             for position, one in enumerate(turn, 1):
@@ -49,13 +48,14 @@ class Protocol:
                     return
                 final_turn = position == len(turn)
                 following = nextitem if final_turn else turn[position]
-                self._attempt(one, following, ends=final_turn, last=last and final_turn)
+                ends = self._attempt(one, following, ends=final_turn, last=last and final_turn)
 
-    def _attempt(self, item: pytest.Item, nextitem: pytest.Item | None, *, ends: bool, last: bool) -> None:
+    def _attempt(self, item: pytest.Item, nextitem: pytest.Item | None, *, ends: bool, last: bool) -> bool:
         """Run setup, call and teardown, and report them if they are final; otherwise the item waits for another start.
 
         Where the turn `ends` here, the first item that waits runs next. The `last` item of an engine stops it in its
-        teardown, where trouble has a test to be reported on; unless it has started the very engine that the next item wants.
+        teardown, where trouble has a test to be reported on; unless it has started the very engine that the next item wants:
+        then the turn goes on with that one. Returns whether the turn has ended.
         """
         _renew(item)
         calls = [_call(item, "setup")]
@@ -72,11 +72,12 @@ class Protocol:
                 _report(item, call)
         if final and (item.session.shouldfail or item.session.shouldstop):  # no other item will run: what is up is stopped here
             nextitem, last, self._waiting = None, True, []
+        wanted = self._pool.spec is not None and self._pool.spec == _spec_of(nextitem)
+        ends = ends and (not wanted or _is_told(item))
         coming = self._waiting[0] if ends and self._waiting else nextitem
         # An item that runs next itself: with its parent as the next one, its own fixtures are torn down all the same.
         stand_in: Any = item.parent if coming is item else coming
         teardown = _call(item, "teardown", nextitem=stand_in)
-        wanted = self._pool.spec is not None and self._pool.spec == _spec_of(nextitem)
         if last and not wanted and not self._waiting and teardown.excinfo is None:
             teardown = _timed(item, "teardown", self._pool.close)
         if teardown.excinfo is not None and not final:
@@ -88,6 +89,7 @@ class Protocol:
         if final:
             _log(item, teardown, _report(item, teardown))
             item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return ends
 
     def _must_wait(self, item: pytest.Item, call: pytest.CallInfo[Any]) -> bool:
         if call.excinfo is None:
@@ -103,6 +105,11 @@ class Protocol:
         for state in states:
             state.decided = False
         return True
+
+
+def _is_told(item: pytest.Item) -> bool:
+    """Return whether an xdist worker was told to run the item: it may report no other one, so none can wait for others there."""
+    return hasattr(item.config, "workerinput")
 
 
 def _spec_of(item: pytest.Item | None) -> EngineSpec | None:
