@@ -165,7 +165,7 @@ def test_at_an_endpoint_the_option_selects_loads_too(run: Run, simulated_engine:
 
 
 def test_a_gate_of_a_class_is_one_that_the_self_test_can_ask(run: Run) -> None:
-    gated = MIXED.replace('"short/ttft_p50_s": "90 %"', '"short/ttft_p90_s": "10 %"').replace("requests=16", "requests=200")
+    gated = MIXED.replace('"short/ttft_p50_s": "90 %"', '"short/ttft_p90_s": "90 %"').replace("requests=16", "requests=200")
     run(gated, "--update-baselines", "--llmperf-launches=2")
     result = run(gated, "--llmperf-selftest")
     assert "none judged wrongly" in result.stdout, result.stdout
