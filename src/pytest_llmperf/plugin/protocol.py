@@ -39,7 +39,7 @@ class Protocol:
         """Run an item, and behind the last one of its engine also those that wait."""
         item.stash[STATES] = []
         last = _spec_of(nextitem) != item.stash[PLANNED].spec
-        ends = self._attempt(item, nextitem, ends=last or _is_told(item), last=last)
+        ends = self._attempt(item, nextitem, last=last)
         while self._waiting and ends:
             turn, self._waiting = self._waiting, []
             for position, one in enumerate(turn, 1):
@@ -48,12 +48,12 @@ class Protocol:
                     return
                 final_turn = position == len(turn)
                 following = nextitem if final_turn else turn[position]
-                ends = self._attempt(one, following, ends=final_turn, last=last and final_turn)
+                ends = self._attempt(one, following, last=last and final_turn)
 
-    def _attempt(self, item: pytest.Item, nextitem: pytest.Item | None, *, ends: bool, last: bool) -> bool:
+    def _attempt(self, item: pytest.Item, nextitem: pytest.Item | None, *, last: bool) -> bool:
         """Run setup, call and teardown, and report them if they are final; otherwise the item waits for another start.
 
-        Where the turn `ends` here, the first item that waits runs next. The `last` item of an engine stops it in its
+        The `last` item of an engine ends the turn, so that the first item that waits runs next, and stops the engine in its
         teardown, where trouble has a test to be reported on; unless it has started the very engine that the next item wants:
         then the turn goes on with that one. Returns whether the turn has ended.
         """
@@ -73,7 +73,8 @@ class Protocol:
         if final and (item.session.shouldfail or item.session.shouldstop):  # no other item will run: what is up is stopped here
             nextitem, last, self._waiting = None, True, []
         wanted = self._pool.spec is not None and self._pool.spec == _spec_of(nextitem)
-        ends = ends and (not wanted or _is_told(item))
+        # Under xdist a worker may report only the item that it was told to run, so an item cannot wait for others there.
+        ends = hasattr(item.config, "workerinput") or (last and not wanted)
         coming = self._waiting[0] if ends and self._waiting else nextitem
         # An item that runs next itself: with its parent as the next one, its own fixtures are torn down all the same.
         stand_in: Any = item.parent if coming is item else coming
@@ -105,11 +106,6 @@ class Protocol:
         for state in states:
             state.decided = False
         return True
-
-
-def _is_told(item: pytest.Item) -> bool:
-    """Return whether an xdist worker was told to run the item: it may report no other one, so none can wait for others there."""
-    return hasattr(item.config, "workerinput")
 
 
 def _spec_of(item: pytest.Item | None) -> EngineSpec | None:
