@@ -25,7 +25,7 @@ def _heed_ctrl_c() -> None:
 
 QUICK = ("--llmperf-engine=simulated", "--llmperf-rounds=2", "--llmperf-tolerance=60%", "-p", "no:benchmark")
 
-PACE = {"LLMPERF_SIMULATED_PACE": "3"}
+PACE = {"LLMPERF_SIMULATED_CLOCK": "virtual"}
 """Two workers of pytest-xdist on two cores delay an engine's steps by milliseconds, which are not to be taken for its speed."""
 
 SERVING = """

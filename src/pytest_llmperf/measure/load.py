@@ -29,7 +29,7 @@ from pytest_llmperf.measure.exchange import Connection, Exchange, Tls
 from pytest_llmperf.measure.response import RequestRecord, parse_response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _SO_TIMESTAMPNS = 35  # asm-generic/socket.h; Python's socket module does not name it
 _UNPACK = struct.Struct("qq").unpack  # struct timespec
@@ -422,23 +422,41 @@ class _Round:
         if not exchange.sent_ns:
             self.records[index] = _encode(RequestRecord(None, error=error))
             return
-        record = parse_response(
-            exchange.reads,
-            sent_ns=exchange.sent_ns,
-            wanted=plan.output_tokens[index],
-            error=error,
-            exact=plan.exact[index] if plan.exact else True,
-            stream=plan.stream,
+        record = to_record(
+            plan, index, exchange.reads, sent_ns=exchange.sent_ns, from_ns=exchange.from_ns, start_ns=self.start_ns, error=error
         )
-        is_first = not (plan.follows and plan.follows[index])
-        due_s = (self.start_ns + plan.due_ns[index]) / 1e9 if plan.due_ns and is_first else None
-        delay_s = (exchange.sent_ns - exchange.from_ns) / 1e9 if exchange.from_ns else None
-        record = replace(record, due_s=due_s, delay_s=delay_s)
         try:
             self.records[index] = _encode(record)
         except OverflowError:
             wrong = f"usage says {record.prompt_tokens} prompt tokens and {record.output_tokens} tokens"
             self.records[index] = _encode(replace(record, prompt_tokens=None, output_tokens=None, error=wrong))
+
+
+def to_record(
+    plan: RoundPlan,
+    index: int,
+    reads: Sequence[tuple[int, bytes]],
+    *,
+    sent_ns: int,
+    from_ns: int,
+    start_ns: int,
+    error: str | None,
+) -> RequestRecord:
+    """Return the record of a plan's request from the reads of its response.
+
+    `from_ns` is when it could be sent, 0 at a closed loop's beginning; `start_ns` is when the round began.
+    """
+    record = parse_response(
+        reads,
+        sent_ns=sent_ns,
+        wanted=plan.output_tokens[index],
+        error=error,
+        exact=plan.exact[index] if plan.exact else True,
+        stream=plan.stream,
+    )
+    is_first = not (plan.follows and plan.follows[index])
+    due_s = (start_ns + plan.due_ns[index]) / 1e9 if plan.due_ns and is_first else None
+    return replace(record, due_s=due_s, delay_s=(sent_ns - from_ns) / 1e9 if from_ns else None)
 
 
 def play(plan: RoundPlan, started: Callable[[], int]) -> bytes:

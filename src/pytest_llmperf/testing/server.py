@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import threading
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from pytest_llmperf.testing.clock import Clock
 from pytest_llmperf.testing.connection import Connection
 from pytest_llmperf.testing.realtime import Steps, event_loop
 from pytest_llmperf.testing.scheduler import Counters, Request
+from pytest_llmperf.testing.virtual import VIRTUAL_START_NS, Generation, VirtualPlan, VirtualRound, to_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +68,7 @@ class Server:
         self.port = options.port
         self._crash = crash
         self._generations = 0
+        self._virtual_ns = VIRTUAL_START_NS
         self._listener: asyncio.Server | None = None
 
     def bind(self) -> socket.socket:
@@ -107,6 +110,8 @@ class Server:
                 return self._generate(connection, request)
             except wire.RefusedError as refused:
                 return connection.finish(refused.response)
+        if route == ("POST", "/play"):
+            return connection.finish(self._play(request.body))
         connection.finish(self._plain(route))
         return None
 
@@ -127,41 +132,60 @@ class Server:
         return wire.json_response({"detail": "Not Found"}, 404)
 
     def _generate(self, connection: Connection, request: wire.HttpRequest) -> None:
+        generation = self._accept(request)
+        if generation is None:
+            return
+        asked, reply, sent = generation.request, generation.reply, 0
+
+        def emit() -> None:
+            nonlocal sent
+            if sent == generation.cut_at:
+                return connection.close()
+            sent += 1
+            last = sent == asked.output_tokens
+            if generation.stream:
+                (connection.finish if last else connection.write)(reply.token(sent - 1))
+            elif last:
+                connection.finish(reply.whole())
+            return None
+
+        self.steps.submit(asked, emit)
+        connection.began(lambda: self.steps.abort(asked.request_id))
+        if generation.stream:
+            connection.write(wire.EVENT_STREAM_HEAD)  # before the first token, as vLLM: it is no sign of progress
+
+    def _accept(self, request: wire.HttpRequest) -> Generation | None:
+        """Return what is generated, None for an engine that has crashed; raises RefusedError for what is answered otherwise."""
         options = self.options
         chat = request.path == "/v1/chat/completions"
         models = (options.model, *options.aliases)
         asked = wire.parse_generation(request.body, chat=chat, models=models, max_model_len=options.max_model_len)
         self._generations = number = self._generations + 1
         if options.crash_after is not None and number > options.crash_after:
-            return self._crash()
+            self._crash()
+            return None
         if options.fail_every and number % options.fail_every == 0:
             raise wire.RefusedError("EngineCore encountered an issue. See stack trace for the root cause.", status=500)
         if options.hang_after is not None and number > options.hang_after:
             self.steps.hang()
-        reply = wire.Reply(asked, number, options.model)
         cut_at = asked.output_tokens // 2 if options.cut_every and number % options.cut_every == 0 else None
-        sent = 0
-
-        def emit() -> None:
-            nonlocal sent
-            if sent == cut_at:
-                return connection.close()
-            sent += 1
-            last = sent == asked.output_tokens
-            if asked.stream:
-                (connection.finish if last else connection.write)(reply.token(sent - 1))
-            elif last:
-                connection.finish(reply.whole())
-            return None
-
+        generation = Generation(
+            Request(number, asked.prompt, asked.output_tokens), wire.Reply(asked, number, options.model), asked.stream, cut_at
+        )
         try:
-            self.steps.submit(Request(number, asked.prompt, asked.output_tokens), emit)
+            self.steps.scheduler.check(generation.request)
         except ValueError as error:
             raise wire.RefusedError(str(error), param="max_tokens") from None
-        connection.began(lambda: self.steps.abort(number))
-        if asked.stream:
-            connection.write(wire.EVENT_STREAM_HEAD)  # before the first token, as vLLM: it is no sign of progress
-        return None
+        return generation
+
+    def _play(self, body: bytes) -> bytes:
+        """Return a round that is played in virtual time: its plan comes as JSON, see `virtual.VirtualPlan`."""
+        if self.steps.busy:
+            return wire.json_response({"error": {"message": "a request is under way in real time"}}, 409)
+        played = VirtualRound(self.steps, self._accept, VirtualPlan.from_data(json.loads(body)))
+        start_ns = self._virtual_ns
+        self._virtual_ns = played.play(start_ns)
+        return wire.json_response(to_data(played, start_ns))
 
 
 async def serve(

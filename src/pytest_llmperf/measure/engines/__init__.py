@@ -5,6 +5,7 @@ Every engine is a process of its own or a URL. It is a context manager: what it 
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.host import Host
     from pytest_llmperf.measure.workload import Prompt
     from pytest_llmperf.plan import EngineSpec
+
+CLOCK = "LLMPERF_SIMULATED_CLOCK"
+"""The environment variable that is `virtual` where rounds of the simulated engine are to take no time."""
 
 
 class EngineError(RuntimeError):
@@ -160,4 +164,8 @@ def open_engine(
         from pytest_llmperf.measure.engines.offline import OfflineEngine
 
         return OfflineEngine(spec, host, settings, progress, watch)
+    if spec.kind == "simulated" and os.environ.get(CLOCK) == "virtual":
+        from pytest_llmperf.measure.engines.simulated import VirtualEngine
+
+        return VirtualEngine(spec, host, settings, progress, watch)
     return ServerEngine(spec, host, settings, progress, watch)
