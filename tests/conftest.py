@@ -23,7 +23,10 @@ def _heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-QUICK = ("--llmperf-engine=simulated", "--llmperf-rounds=2", "--llmperf-tolerance=60%", "-p", "no:benchmark")
+QUICK = (
+    "--llmperf-engine=simulated", "--llmperf-rounds=2", "--llmperf-tolerance=60%",
+    "-p", "no:benchmark", "-p", "no:hypothesispytest", "-p", "no:anyio",
+)  # fmt: skip
 
 PACE = {"LLMPERF_SIMULATED_CLOCK": "virtual"}
 """Two workers of pytest-xdist on two cores delay an engine's steps by milliseconds, which are not to be taken for its speed."""

@@ -228,7 +228,7 @@ class TorchSource:
 
 
 def find_torch(installer: Installer, python: Path, torch: Requirement, tools: Path) -> TorchSource:
-    """Return the smallest build of torch that can be reached: the CPU build that the tool sees, PyTorch's index, the package index.
+    """Return the smallest build of torch that is to be had: a CPU build from the tool's places, one from PyTorch's index, or any.
 
     PyTorch's index is asked by uv, which knows its address; where there is no uv, one is loaded for it.
     """
@@ -236,9 +236,9 @@ def find_torch(installer: Installer, python: Path, torch: Requirement, tools: Pa
     public = f"torch=={Version(exact).public}"
     if Version(exact).local and _resolves(installer, python, f"torch=={exact}"):
         return TorchSource(f"torch=={exact}", "CPU build", installer)
-    if uv := installer if isinstance(installer, Uv) else _borrowed_uv(installer, tools):
-        if _resolves(uv, python, public, cpu_index=True):
-            return TorchSource(public, "CPU build from PyTorch's index", uv, cpu_index=True)
+    uv = installer if isinstance(installer, Uv) else _borrowed_uv(installer, tools)
+    if uv and _resolves(uv, python, public, cpu_index=True):
+        return TorchSource(public, "CPU build from PyTorch's index", uv, cpu_index=True)
     if not _resolves(installer, python, public):
         raise InstallError(f"{public}: cannot be had here; give {installer.name} an index or a link folder that has it")
     what = "build of the package index, as no CPU build can be reached"
@@ -388,13 +388,9 @@ def _version(python: Path, package: str) -> str:
 
 def _check(python: Path, engine: str) -> str:
     """Return the version of the engine as it says itself, or raise InstallError where it cannot be imported."""
+    command = [str(python), "-c", _IMPORTS]
     done = subprocess.run(
-        [str(python), "-c", _IMPORTS],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_CHECK_TIMEOUT_S,
-        stdin=subprocess.DEVNULL,
+        command, capture_output=True, text=True, check=False, timeout=_CHECK_TIMEOUT_S, stdin=subprocess.DEVNULL
     )
     if done.returncode:
         raise InstallError(f"{engine} is installed, but cannot be imported by {python}:\n{_tail(done.stderr)}")
