@@ -1,63 +1,294 @@
 """The main job in three steps on real vLLM engines: record a baseline, pass against it, fail when the engine is slower.
 
     python examples/quickstart/demo.py
+    python examples/quickstart/demo.py --llmperf-python=.venv-engine/bin/python
     python examples/quickstart/demo.py examples/test_concurrent_requests.py examples/test_mixed_workload.py
 
-Of tests that are named, the first two steps. Exit code 0 when all came out as they should. Everything it writes goes into a
-temporary folder.
+A first warm-up says how fast it is here, and from that follow the sizes of all that comes. Of tests that are named, the first two
+steps. Exit code 0 when all came out as they should. What it writes goes into `.llmperf-demo`, a small project to play with.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-QUICKSTART = Path(__file__).parent
-ROOT = QUICKSTART.parents[1]
-# Two shared cores are a noisy place: one start differs from the next by 10 % and more. On a GPU leave the default of 5 %.
-COMMON = ("--llmperf-tolerance=80%", "--llmperf-rounds=3", "-p", "no:cacheprovider")
-STEPS = (
-    ("record a baseline", ("--update-baselines", "--llmperf-launches=3"), 0, {"RECORDED"}),
-    # A baseline of one run on shared cores can also say too little to tell (INCONCLUSIVE), which does not fail.
-    ("run again: nothing has changed, so it does not fail", (), 0, {"PASS", "IMPROVED", "INCONCLUSIVE"}),
-    (
-        "run with an engine that serves one request at a time: it fails",
-        ("--llmperf-engine-args=--max-num-seqs 1",),
-        1,
-        {"REGRESSED"},
-    ),
-)
+ROOT = Path(__file__).parents[2]
+TEST = Path(__file__).with_name("test_quickstart.py")
+FOLDER = ROOT / ".llmperf-demo"
+BUDGET_S = 540.0
+"""What the three steps may take on the slowest machine that they are made for."""
+ROUND_S = 1.2
+"""A round that takes about so long is long enough to be steady, and short against an engine's start."""
+CONCURRENCY = 8
+WAVES = 3
+"""The fewest waves that have a steady window."""
+PLAYED_ROUNDS = 3.5
+"""Rounds of a launch besides those that count: the warm-up, and those before two agree."""
+SECOND_DEGREE = 1.5
+"""How much longer a launch takes with two ranks on two cores."""
+WARM_UP = """def test_warm_up(llmperf):
+    llmperf(prompt_tokens=100, output_tokens=32, requests=16)
+"""
+CONFTEST = '''"""Sized by the demo's first warm-up on this machine: {speed:,.0f} tokens/s, {startup:.0f} s for an engine's start."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def llm_workload():
+    return {{"requests": {requests}, "output_tokens": {output_tokens}}}
+'''
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Which engine the demo runs on."""
+
+    options: tuple[str, ...]
+    python: str
+    why: str = ""
+    """Why it is not a real one; empty for a real one."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What can be measured in the time."""
+
+    degrees: tuple[int, ...]
+    requests: int
+    output_tokens: int
+    rounds: int
+    launches: int
+    """Engine starts that the baseline is recorded from."""
+    most: int
+    """Engine starts that a comparison may take."""
+    start_s: float
+    """Of one launch at TP 1, from the engine's start to its stop."""
+
+    def seconds(self, starts: int) -> float:
+        """Return how long so many engine starts at each degree take."""
+        return sum(starts * self.start_s * (SECOND_DEGREE if degree > 1 else 1.0) for degree in self.degrees)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of pytest, and how it should come out."""
+
+    name: str
+    what: str
+    options: tuple[str, ...]
+    starts: tuple[int, int]
+    """Engine starts at each degree, at least and at most."""
+    code: int
+    statuses: frozenset[str]
+    look: str
+    """What a reader should look at."""
+
+
+def find_engine(python: str) -> Engine:
+    """Return vLLM of an interpreter, or the simulated engine where it has none."""
+    from pytest_llmperf.measure.engines import EngineError
+    from pytest_llmperf.measure.engines.server import find_vllm
+
+    try:
+        find_vllm(python)
+    except EngineError as error:
+        return Engine(("--llmperf-engine=simulated",), sys.executable, str(error))
+    return Engine((f"--llmperf-python={Path(python).absolute()}",), python)
+
+
+def choose_sizes(speed: float, launch_s: float, cores: int, budget_s: float = BUDGET_S) -> Sizes:
+    """Return what fits the time, from tokens/s and from the seconds of a launch besides its rounds.
+
+    What makes the verdicts surer goes last: first shorter answers, then fewer rounds and launches, at last the second degree.
+    """
+    tokens = speed * ROUND_S
+    requests = max(CONCURRENCY * WAVES, min(2 * CONCURRENCY * WAVES, int(tokens / 50) // CONCURRENCY * CONCURRENCY))
+    output_tokens = max(8, min(50, int(tokens / requests)))
+    round_s = requests * output_tokens / speed
+    choices = [
+        ((1, 2)[:cores], 3, 3, 3),
+        ((1, 2)[:cores], 3, 2, 3),
+        ((1, 2)[:cores], 2, 2, 2),
+        ((1,), 3, 3, 3),
+        ((1,), 2, 2, 2),
+    ]
+    for degrees, rounds, launches, most in choices:
+        sizes = Sizes(degrees, requests, output_tokens, rounds, launches, most, launch_s + (PLAYED_ROUNDS + rounds) * round_s)
+        # The unchanged run seldom needs a second launch, the slower one always does.
+        if sizes.seconds(launches + most + 2) <= budget_s:
+            break
+    return sizes
+
+
+def steps(sizes: Sizes) -> list[Step]:
+    """Return the three steps."""
+    most = f"--llmperf-max-launches={sizes.most}"
+    return [
+        Step(
+            "record",
+            "record a baseline",
+            ("--update-baselines", f"--llmperf-launches={sizes.launches}"),
+            (sizes.launches, sizes.launches),
+            0,
+            frozenset({"RECORDED"}),
+            "the table of each case: what was measured, and how far apart the launches were; this is what goes into git",
+        ),
+        # A baseline of one run on shared cores can also say too little to tell (INCONCLUSIVE), which does not fail.
+        Step(
+            "unchanged",
+            "run again; nothing has changed, so it does not fail",
+            (most,),
+            (1, sizes.most),
+            0,
+            frozenset({"PASS", "IMPROVED", "INCONCLUSIVE"}),
+            "the column `verdict`, and the last line, which says how many cases were compared and how many were not",
+        ),
+        Step(
+            "slower",
+            "run with an engine that serves one request at a time: it fails",
+            (most, "--llmperf-engine-args=--max-num-seqs 1"),
+            (2, sizes.most),
+            1,
+            frozenset({"REGRESSED"}),
+            "the row ttft_p50_s: baseline, now, change with its bounds; and above the table what changed since the baseline",
+        ),
+    ]
+
+
+def run_pytest(folder: Path, report: Path, *options: str) -> tuple[int, list[dict[str, Any]]]:
+    """Run pytest in a folder; return its exit code and the cases of its JSON file."""
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--llmperf-json={report}", *options]
+    done = subprocess.run(command, cwd=folder, check=False)
+    cases: list[dict[str, Any]] = json.loads(report.read_text())["cases"] if report.exists() else []
+    return done.returncode, cases
+
+
+def tell(text: str) -> None:
+    """Print what the demo itself says, apart from pytest."""
+    print("\n".join(f"##### {line}" for line in text.splitlines()), flush=True)
+
+
+def minutes(seconds: float) -> str:
+    """Return a duration in words."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} minutes"
+
+
+def warm_up(engine: Engine) -> tuple[float, float, float]:
+    """Return tokens/s, seconds of a launch besides its rounds, and of the engine's start, from one launch at TP 1."""
+    (FOLDER / "warm_up.py").write_text(WARM_UP)
+    began_s = time.monotonic()
+    code, cases = run_pytest(FOLDER, FOLDER / "warm_up.json", "-q", "warm_up.py", "--llmperf-rounds=1", *engine.options)
+    wall_s = time.monotonic() - began_s
+    launches = [launch for case in cases for launch in case["launches"] if launch["rounds"]]
+    if code or not launches:
+        sys.exit(f"the first warm-up failed (exit code {code}); what is printed above says why")
+    [launch] = launches
+    speed = float(launch["rounds"][0]["metrics"]["output_tokens_per_s"])
+    return speed, wall_s - launch["played_s"], float(launch["metrics"]["startup_s"])
+
+
+def write_project(engine: Engine, sizes: Sizes, speed: float, startup_s: float) -> None:
+    """Write the demo's project: one test, its sizes, and the options as an ini file."""
+    options = dict(option.removeprefix("--").split("=", 1) for option in engine.options)
+    settings = {
+        **{name.replace("-", "_"): value for name, value in options.items()},
+        "llmperf_tp": ",".join(map(str, sizes.degrees)),
+        "llmperf_rounds": str(sizes.rounds),
+        # Two shared cores are a noisy place: one start differs from the next by 10 % and more. On a GPU leave the default of 5 %.
+        "llmperf_tolerance": "80%",
+    }
+    (FOLDER / "pytest.ini").write_text("\n".join(["[pytest]", *(f"{key} = {value}" for key, value in settings.items())]) + "\n")
+    text = CONFTEST.format(speed=speed, startup=startup_s, requests=sizes.requests, output_tokens=sizes.output_tokens)
+    (FOLDER / "conftest.py").write_text(text)
+    shutil.copy(TEST, FOLDER)
+
+
+def run_step(number: int, step: Step, sizes: Sizes, folder: Path, options: tuple[str, ...]) -> tuple[str, bool]:
+    """Run a step; return a line on what came of it, and whether that was right."""
+    low, high = (sizes.seconds(starts) for starts in step.starts)
+    how_long = f"about {minutes(low)}" if low == high else f"{minutes(low)} to {minutes(high)}"
+    print()
+    tell(f"Step {number}: {step.what} ({how_long})\npytest {' '.join(step.options)}")
+    began_s = time.monotonic()
+    code, cases = run_pytest(folder, FOLDER / f"{number}-{step.name}.json", *step.options, *options)
+    found = [case["status"] for case in cases]
+    # Tests that compare nothing are MEASURED.
+    right = code == step.code and len(found) >= len(sizes.degrees) and set(found) - {"MEASURED"} <= step.statuses
+    verdict = "as it should be" if right else f"NOT as it should be (expected {' or '.join(sorted(step.statuses))})"
+    line = f"{step.name:10} {', '.join(found) or 'nothing measured':24} {minutes(time.monotonic() - began_s):>12}   {verdict}"
+    tell(f"{line}\nLook at {step.look}.")
+    return line, right
+
+
+def last_words(lines: list[str], seconds: float) -> str:
+    """Return the demo's last lines: the verdicts, where the baseline lies, and what to try next."""
+    stored = sorted(str(path.relative_to(ROOT)) for path in (FOLDER / "baselines").rglob("*.json"))
+    python = os.path.relpath(Path(sys.executable), FOLDER)
+    pytest = f"{python} -m pytest" if not python.startswith("../../..") else f"{sys.executable} -m pytest"
+    return "\n".join(
+        [
+            f"Done in {minutes(seconds)}.",
+            *lines,
+            "The baseline lies in",
+            *(f"  {path}" for path in stored),
+            f"Try next, in {FOLDER.name}:",
+            f"  {pytest} --co -v                                     # starts nothing: how small a change can be found",
+            f'  {pytest} --llmperf-engine-args="--max-num-seqs 4"    # a change of your own, against the baseline',
+            f"  {pytest} --llmperf-selftest                          # do the gates fire? starts nothing",
+        ]
+    )
 
 
 def main() -> int:
     """Run the steps; return the exit code."""
-    degrees = "1,2" if len(os.sched_getaffinity(0)) > 1 else "1"
-    named = sys.argv[1:]
-    tests, steps = (named, STEPS[:2]) if named else (["examples/quickstart", f"--llmperf-tp={degrees}"], STEPS)
-    failures = 0
-    with tempfile.TemporaryDirectory(prefix="llmperf-demo-") as folder:
-        for number, (what, options, code, statuses) in enumerate(steps, 1):
-            command = ["pytest", *tests, *options]
-            print(f"\n##### Step {number}: {what}\n##### {' '.join(command)}\n", flush=True)
-            report = Path(folder) / "report.json"
-            extra = (*COMMON, f"--llmperf-baselines={folder}/baselines", f"--llmperf-json={report}")
-            began = time.monotonic()
-            done = subprocess.run([sys.executable, "-m", *command, *extra], cwd=ROOT, check=False)
-            cases = json.loads(report.read_text())["cases"] if report.exists() else []
-            found = [case["status"] for case in cases]
-            # Tests that compare nothing are MEASURED.
-            complete = len(found) >= len(tests) if named else len(found) == len(degrees.split(","))
-            right = done.returncode == code and complete and set(found) - {"MEASURED"} <= statuses
-            failures += not right
-            seconds = time.monotonic() - began
-            verdict = "as it should be" if right else f"NOT as it should be (expected {' or '.join(sorted(statuses))})"
-            print(f"\n##### Step {number}: {', '.join(found) or 'nothing measured'} in {seconds:.0f} s: {verdict}", flush=True)
-    return min(failures, 1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llmperf-python", default=sys.executable, help="interpreter that has vLLM (default: this one)")
+    parser.add_argument("tests", nargs="*", help="test files of this repository, instead of the demo's own")
+    args = parser.parse_args()
+    began_s = time.monotonic()
+    engine = find_engine(args.llmperf_python)
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir()
+    (FOLDER / "pytest.ini").write_text("[pytest]\n")
+    if engine.why:
+        tell(
+            f"{engine.why} So this runs on the simulated engine, whose verdicts are real and whose speed is made up;"
+            " `python -m pytest_llmperf engine install --into .venv-engine` installs a real one."
+        )
+    tell("First warm-up: one engine start, to see how fast it is here (up to 2 minutes)")
+    speed, launch_s, startup_s = warm_up(engine)
+    sizes = choose_sizes(speed, launch_s, len(os.sched_getaffinity(0)))
+    write_project(engine, sizes, speed, startup_s)
+    three = steps(sizes)
+    if args.tests:
+        three, folder = three[:2], ROOT
+        tests = tuple(str(Path(test).absolute()) for test in args.tests)
+        options = (*tests, *engine.options, "--llmperf-tolerance=80%", f"--llmperf-rounds={sizes.rounds}",
+                   f"--llmperf-baselines={FOLDER / 'baselines'}")  # fmt: skip
+    else:
+        folder, options = FOLDER, ()
+    size = f"{sizes.requests} requests of {sizes.output_tokens} tokens, {sizes.rounds} rounds a launch"
+    tell(
+        f"{speed:,.0f} tokens/s, {startup_s:.0f} s for an engine's start. So: TP {' and '.join(map(str, sizes.degrees))},"
+        f" {size if not args.tests else f'{sizes.rounds} rounds a launch'};"
+        f" about {minutes(sizes.seconds(sizes.launches + math.ceil(sizes.most / 2) + 2))} from here."
+    )
+    results = [run_step(number, step, sizes, folder, options) for number, step in enumerate(three, 1)]
+    print()
+    tell(last_words([line for line, _ in results], time.monotonic() - began_s))
+    return int(not all(right for _, right in results))
 
 
 if __name__ == "__main__":

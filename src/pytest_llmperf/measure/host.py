@@ -60,6 +60,10 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-") or "unknown"
 
 
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+"""As the kernel names them: two of x86-64, and that of Arm."""
+
+
 def describe_host(kind: str = "server") -> Host:
     """Return this machine; one without accelerators is a normal place to run.
 
@@ -105,6 +109,15 @@ def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.is_file() else None
     return found[1].strip() if found else platform.machine()
+
+
+def has_bfloat16(cpuinfo: str | None = None) -> bool:
+    """Return whether the CPU cores have instructions for bfloat16, from the text of /proc/cpuinfo; others emulate it."""
+    if cpuinfo is None:
+        path = Path("/proc/cpuinfo")
+        cpuinfo = path.read_text() if path.is_file() else ""
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.M)
+    return bool(flags and _BFLOAT16 & set(flags[1].split()))
 
 
 def _numbers(entry: str) -> list[str]:
