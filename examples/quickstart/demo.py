@@ -39,7 +39,7 @@ SECOND_DEGREE = 1.5
 WARM_UP = """def test_warm_up(llmperf):
     llmperf(prompt_tokens=100, output_tokens=32, requests=16)
 """
-CONFTEST = '''"""Sized by the demo's first warm-up on this machine: {speed:,.0f} tokens/s, {startup:.0f} s for an engine's start."""
+CONFTEST = '''"""Sized by the demo's first warm-up here: {speed:,.0f} tokens/s, {startup:.0f} s for an engine's start."""
 
 import pytest
 

@@ -74,8 +74,8 @@ def _require_vllm(python: str) -> None:
         find_vllm(python)
     except EngineError as error:
         raise pytest.UsageError(
-            f"--llmperf-python={python}: {error.what} Install vLLM there (pip install 'pytest-llmperf[cpu]' or"
-            " 'pytest-llmperf[cuda]'), name another interpreter, or use --llmperf-url"
+            f"--llmperf-python={python}: {error.what} Install vLLM there (python -m pytest_llmperf engine install),"
+            " name another interpreter, or use --llmperf-url"
         ) from None
 
 

