@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("judge",),
     ("report",),
     ("",),  # the package itself, which names what is public
-    ("plugin",),
+    ("plugin", "cli", "__main__"),
 )
 """From the lowest up. A module belongs to the longest name that it begins with."""
 
@@ -125,8 +125,15 @@ def test_the_simulated_engine_imports_nothing_of_the_package_but_itself(module: 
 @pytest.mark.parametrize("module", [module for module in CORE if module], ids=lambda module: module)
 def test_nothing_below_the_plugin_imports_the_package_itself(module: str) -> None:
     # `from pytest_llmperf import Case` would go over the public names, which stand above.
-    if not belongs(module, "plugin"):
+    if layer(module) < len(LAYERS) - 1:
         assert [one.line for one in imports(module, FILES[module].read_text()) if one.target == ""] == []
+
+
+def test_the_plugin_and_the_command_line_stand_side_by_side() -> None:
+    for module, other in (("plugin", "cli"), ("cli", "plugin")):
+        names = [name for name in FILES if belongs(name, module)]
+        assert names
+        assert [name for name in names for one in imports(name, FILES[name].read_text()) if belongs(one.target, other)] == []
 
 
 def test_the_statistics_import_nothing_of_the_package() -> None:
@@ -142,7 +149,7 @@ def test_no_module_has_a_name_that_says_nothing(module: str) -> None:
 
 def test_the_folders_are_those_of_the_design() -> None:
     folders = {path.name for path in SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders == {"measure", "judge", "report", "plugin", "testing", "models"}
+    assert folders == {"measure", "judge", "report", "plugin", "cli", "testing", "models"}
     assert not list((SOURCE / "models").rglob("*.py"))
 
 

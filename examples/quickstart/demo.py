@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -27,15 +26,17 @@ TEST = Path(__file__).with_name("test_quickstart.py")
 FOLDER = ROOT / ".llmperf-demo"
 BUDGET_S = 540.0
 """What the three steps may take on the slowest machine that they are made for."""
-ROUND_S = 1.2
+ROUND_S = 0.8
 """A round that takes about so long is long enough to be steady, and short against an engine's start."""
 CONCURRENCY = 8
 WAVES = 3
 """The fewest waves that have a steady window."""
-PLAYED_ROUNDS = 3.5
+PLAYED_ROUNDS = 2.5
 """Rounds of a launch besides those that count: the warm-up, and those before two agree."""
 SECOND_DEGREE = 1.5
 """How much longer a launch takes with two ranks on two cores."""
+ONE_AT_A_TIME = 6.0
+"""How much longer a round of eight at a time takes where the engine serves one at a time."""
 WARM_UP = """def test_warm_up(llmperf):
     llmperf(prompt_tokens=100, output_tokens=32, requests=16)
 """
@@ -72,12 +73,19 @@ class Sizes:
     """Engine starts that the baseline is recorded from."""
     most: int
     """Engine starts that a comparison may take."""
-    start_s: float
-    """Of one launch at TP 1, from the engine's start to its stop."""
+    launch_s: float
+    """Of one launch at TP 1, from the engine's start to its stop, besides its rounds."""
+    round_s: float
 
-    def seconds(self, starts: int) -> float:
-        """Return how long so many engine starts at each degree take."""
-        return sum(starts * self.start_s * (SECOND_DEGREE if degree > 1 else 1.0) for degree in self.degrees)
+    def seconds(self, starts: float, slower: float = 1.0) -> float:
+        """Return how long so many engine starts at each degree take, with rounds that are slower by this factor."""
+        one_s = self.launch_s + (PLAYED_ROUNDS + self.rounds) * self.round_s * slower
+        return sum(starts * one_s * (SECOND_DEGREE if degree > 1 else 1.0) for degree in self.degrees)
+
+    @property
+    def total_s(self) -> float:
+        """Return how long the three steps take: the unchanged run seldom needs a second launch, the slower one always does."""
+        return self.seconds(self.launches + 1.5) + self.seconds(2, ONE_AT_A_TIME)
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,8 @@ class Step:
     statuses: frozenset[str]
     look: str
     """What a reader should look at."""
+    slower: float = 1.0
+    """How much longer its rounds take."""
 
 
 def find_engine(python: str) -> Engine:
@@ -124,9 +134,8 @@ def choose_sizes(speed: float, launch_s: float, cores: int, budget_s: float = BU
         ((1,), 2, 2, 2),
     ]
     for degrees, rounds, launches, most in choices:
-        sizes = Sizes(degrees, requests, output_tokens, rounds, launches, most, launch_s + (PLAYED_ROUNDS + rounds) * round_s)
-        # The unchanged run seldom needs a second launch, the slower one always does.
-        if sizes.seconds(launches + most + 2) <= budget_s:
+        sizes = Sizes(degrees, requests, output_tokens, rounds, launches, most, launch_s, round_s)
+        if sizes.total_s <= budget_s:
             break
     return sizes
 
@@ -162,6 +171,7 @@ def steps(sizes: Sizes) -> list[Step]:
             1,
             frozenset({"REGRESSED"}),
             "the row ttft_p50_s: baseline, now, change with its bounds; and above the table what changed since the baseline",
+            ONE_AT_A_TIME,
         ),
     ]
 
@@ -217,7 +227,7 @@ def write_project(engine: Engine, sizes: Sizes, speed: float, startup_s: float) 
 
 def run_step(number: int, step: Step, sizes: Sizes, folder: Path, options: tuple[str, ...]) -> tuple[str, bool]:
     """Run a step; return a line on what came of it, and whether that was right."""
-    low, high = (sizes.seconds(starts) for starts in step.starts)
+    low, high = (sizes.seconds(starts, step.slower) for starts in step.starts)
     how_long = f"about {minutes(low)}" if low == high else f"{minutes(low)} to {minutes(high)}"
     print()
     tell(f"Step {number}: {step.what} ({how_long})\npytest {' '.join(step.options)}")
@@ -283,7 +293,7 @@ def main() -> int:
     tell(
         f"{speed:,.0f} tokens/s, {startup_s:.0f} s for an engine's start. So: TP {' and '.join(map(str, sizes.degrees))},"
         f" {size if not args.tests else f'{sizes.rounds} rounds a launch'};"
-        f" about {minutes(sizes.seconds(sizes.launches + math.ceil(sizes.most / 2) + 2))} from here."
+        f" about {minutes(sizes.total_s)} from here."
     )
     results = [run_step(number, step, sizes, folder, options) for number, step in enumerate(three, 1)]
     print()
