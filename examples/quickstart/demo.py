@@ -66,6 +66,8 @@ class Sizes:
     """What can be measured in the time."""
 
     degrees: tuple[int, ...]
+    slower: tuple[int, ...]
+    """The degrees at which the slower engine is run."""
     requests: int
     output_tokens: int
     rounds: int
@@ -77,15 +79,16 @@ class Sizes:
     """Of one launch at TP 1, from the engine's start to its stop, besides its rounds."""
     round_s: float
 
-    def seconds(self, starts: float, slower: float = 1.0) -> float:
-        """Return how long so many engine starts at each degree take, with rounds that are slower by this factor."""
-        one_s = self.launch_s + (PLAYED_ROUNDS + self.rounds) * self.round_s * slower
-        return sum(starts * one_s * (SECOND_DEGREE if degree > 1 else 1.0) for degree in self.degrees)
+    def seconds(self, starts: float, *, slower: bool = False) -> float:
+        """Return how long so many engine starts at each degree take."""
+        rounds_s = (PLAYED_ROUNDS + self.rounds) * self.round_s * (ONE_AT_A_TIME if slower else 1.0)
+        degrees = self.slower if slower else self.degrees
+        return sum(starts * (self.launch_s + rounds_s) * (SECOND_DEGREE if degree > 1 else 1.0) for degree in degrees)
 
     @property
     def total_s(self) -> float:
         """Return how long the three steps take: the unchanged run seldom needs a second launch, the slower one always does."""
-        return self.seconds(self.launches + 1.5) + self.seconds(2, ONE_AT_A_TIME)
+        return self.seconds(self.launches + 1.5) + self.seconds(2, slower=True)
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,8 @@ class Step:
     statuses: frozenset[str]
     look: str
     """What a reader should look at."""
-    slower: float = 1.0
-    """How much longer its rounds take."""
+    degrees: tuple[int, ...]
+    slower: bool = False
 
 
 def find_engine(python: str) -> Engine:
@@ -126,15 +129,10 @@ def choose_sizes(speed: float, launch_s: float, cores: int, budget_s: float = BU
     requests = max(CONCURRENCY * WAVES, min(2 * CONCURRENCY * WAVES, int(tokens / 50) // CONCURRENCY * CONCURRENCY))
     output_tokens = max(8, min(50, int(tokens / requests)))
     round_s = requests * output_tokens / speed
-    choices = [
-        ((1, 2)[:cores], 3, 3, 3),
-        ((1, 2)[:cores], 3, 2, 3),
-        ((1, 2)[:cores], 2, 2, 2),
-        ((1,), 3, 3, 3),
-        ((1,), 2, 2, 2),
-    ]
-    for degrees, rounds, launches, most in choices:
-        sizes = Sizes(degrees, requests, output_tokens, rounds, launches, most, launch_s, round_s)
+    both, one = (1, 2)[:cores], (1,)
+    choices = [(both, both, 3, 3, 3), (both, both, 2, 3, 3), (both, both, 2, 2, 2), (both, one, 2, 2, 2), (one, one, 2, 2, 2)]
+    for degrees, slower, rounds, launches, most in choices:
+        sizes = Sizes(degrees, slower, requests, output_tokens, rounds, launches, most, launch_s, round_s)
         if sizes.total_s <= budget_s:
             break
     return sizes
@@ -143,6 +141,7 @@ def choose_sizes(speed: float, launch_s: float, cores: int, budget_s: float = BU
 def steps(sizes: Sizes) -> list[Step]:
     """Return the three steps."""
     most = f"--llmperf-max-launches={sizes.most}"
+    only = () if sizes.slower == sizes.degrees else (f"--llmperf-tp={','.join(map(str, sizes.slower))}",)
     return [
         Step(
             "record",
@@ -152,6 +151,7 @@ def steps(sizes: Sizes) -> list[Step]:
             0,
             frozenset({"RECORDED"}),
             "the table of each case: what was measured, and how far apart the launches were; this is what goes into git",
+            sizes.degrees,
         ),
         # A baseline of one run on shared cores can also say too little to tell (INCONCLUSIVE), which does not fail.
         Step(
@@ -162,16 +162,18 @@ def steps(sizes: Sizes) -> list[Step]:
             0,
             frozenset({"PASS", "IMPROVED", "INCONCLUSIVE"}),
             "the column `verdict`, and the last line, which says how many cases were compared and how many were not",
+            sizes.degrees,
         ),
         Step(
             "slower",
             "run with an engine that serves one request at a time: it fails",
-            (most, "--llmperf-engine-args=--max-num-seqs 1"),
+            (most, "--llmperf-engine-args=--max-num-seqs 1", *only),
             (2, sizes.most),
             1,
             frozenset({"REGRESSED"}),
             "the row ttft_p50_s: baseline, now, change with its bounds; and above the table what changed since the baseline",
-            ONE_AT_A_TIME,
+            sizes.slower,
+            slower=True,
         ),
     ]
 
@@ -227,7 +229,7 @@ def write_project(engine: Engine, sizes: Sizes, speed: float, startup_s: float) 
 
 def run_step(number: int, step: Step, sizes: Sizes, folder: Path, options: tuple[str, ...]) -> tuple[str, bool]:
     """Run a step; return a line on what came of it, and whether that was right."""
-    low, high = (sizes.seconds(starts, step.slower) for starts in step.starts)
+    low, high = (sizes.seconds(starts, slower=step.slower) for starts in step.starts)
     how_long = f"about {minutes(low)}" if low == high else f"{minutes(low)} to {minutes(high)}"
     print()
     tell(f"Step {number}: {step.what} ({how_long})\npytest {' '.join(step.options)}")
@@ -235,7 +237,7 @@ def run_step(number: int, step: Step, sizes: Sizes, folder: Path, options: tuple
     code, cases = run_pytest(folder, FOLDER / f"{number}-{step.name}.json", *step.options, *options)
     found = [case["status"] for case in cases]
     # Tests that compare nothing are MEASURED.
-    right = code == step.code and len(found) >= len(sizes.degrees) and set(found) - {"MEASURED"} <= step.statuses
+    right = code == step.code and len(found) >= len(step.degrees) and set(found) - {"MEASURED"} <= step.statuses
     verdict = "as it should be" if right else f"NOT as it should be (expected {' or '.join(sorted(step.statuses))})"
     line = f"{step.name:10} {', '.join(found) or 'nothing measured':24} {minutes(time.monotonic() - began_s):>12}   {verdict}"
     tell(f"{line}\nLook at {step.look}.")

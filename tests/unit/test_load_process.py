@@ -13,6 +13,7 @@ import select
 import socket
 import ssl
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -93,11 +94,28 @@ def test_every_token_has_a_time_between_sending_and_end(client: LoadClient) -> N
         assert list(times) == sorted(times)  # type: ignore[type-var]
 
 
+@pytest.fixture
+def stamping() -> Iterator[None]:
+    """Have the kernel stamp already: it begins some time after the first socket asks for it, later where the machine is busy."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        receiver.setsockopt(socket.SOL_SOCKET, 35, 1)  # SO_TIMESTAMPNS
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(10)
+        deadline_s = time.monotonic() + 10
+        while True:
+            sender.sendto(b"stamped?", receiver.getsockname())
+            if receiver.recvmsg(64, 64)[1]:
+                break
+            assert time.monotonic() < deadline_s, "this kernel gives no receive stamps"
+        yield  # it goes on while a socket that asks for it is open
+
+
+@pytest.mark.usefixtures("stamping")
 def test_arrivals_are_stamped_by_the_kernel(client: LoadClient) -> None:
     with SimulatedEngine(Options(clock=FAST)) as engine:
         log = play(client, engine.url)
-    # The first packets after switching it on may carry none.
-    assert log.kernel_stamps > 4 * log.clock_stamps
+    assert log.kernel_stamps > 0
+    assert log.clock_stamps == 0
 
 
 def test_a_process_plays_one_round_after_another(client: LoadClient) -> None:
@@ -534,6 +552,7 @@ def tls_server(authority: trustme.CA, target: str) -> Iterator[str]:
     thread.join(10)
 
 
+@pytest.mark.usefixtures("stamping")
 def test_tls_is_spoken_and_still_stamped_by_the_kernel(
     authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -542,7 +561,8 @@ def test_tls_is_spoken_and_still_stamped_by_the_kernel(
     with SimulatedEngine(Options(clock=FAST)) as engine, tls_server(authority, engine.url) as url, LoadClient() as client:
         log = play(client, url)
     assert errors(log) == []
-    assert log.kernel_stamps > 4 * log.clock_stamps
+    assert log.kernel_stamps > 0
+    assert log.clock_stamps == 0
     for record in log.records:
         times = (record.sent_s, *record.token_times_s, record.end_s)
         assert list(times) == sorted(times)  # type: ignore[type-var]

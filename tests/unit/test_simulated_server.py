@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
+import selectors
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmperf.testing.clock import Clock
+from pytest_llmperf.testing.realtime import Steps
+from pytest_llmperf.testing.scheduler import Request
 from pytest_llmperf.testing.server import Options, SimulatedEngine
 
 if TYPE_CHECKING:
@@ -156,15 +160,53 @@ def test_the_prefix_cache_is_reset_over_http(port: int) -> None:
     assert hits == [0, 48, 0, 0]
 
 
-def test_tokens_leave_when_the_clock_says() -> None:
-    took_s = []
+def test_no_token_leaves_before_its_time() -> None:
     with SimulatedEngine(Options(clock=Clock(step_s=0.003, sequence_s=0, prefill_token_s=0))) as engine:
-        for _ in range(3):
-            start = time.monotonic()
-            call(engine.port, "/v1/completions", {**PROMPT, "max_tokens": 100, "stream": True})
-            took_s.append(time.monotonic() - start)
-    # Never early. Late by what a busy machine takes, at best little: a chain of sleeps would add up to 0.1 s and more.
-    assert 0.3 <= min(took_s) < 0.38
+        start = time.monotonic()
+        call(engine.port, "/v1/completions", {**PROMPT, "max_tokens": 100, "stream": True})
+        assert time.monotonic() - start >= 0.3
+
+
+class LateLoop(asyncio.SelectorEventLoop):
+    """An event loop in whose time everything that is waited for comes late by as much."""
+
+    LATE_S = 0.0005
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        loop = self
+
+        class Selector(selectors.SelectSelector):
+            def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+                if timeout:
+                    loop.now_s += timeout + LateLoop.LATE_S
+                return super().select(0)
+
+        super().__init__(Selector())
+
+    def time(self) -> float:
+        return self.now_s
+
+
+def test_a_late_loop_delays_each_token_and_never_those_after_it() -> None:
+    times: list[float] = []
+
+    async def play() -> None:
+        steps = Steps(Clock(step_s=0.003, sequence_s=0, prefill_token_s=0), round_gap_s=1.0)
+        done = asyncio.Event()
+
+        def emitted() -> None:
+            times.append(asyncio.get_running_loop().time())
+            if len(times) == 100:
+                done.set()
+
+        steps.submit(Request(1, (1, 2, 3), 100), emitted)
+        await done.wait()
+
+    with asyncio.Runner(loop_factory=LateLoop) as runner:
+        runner.run(play())
+    # A chain of sleeps would be 50 ms late in the end.
+    assert times == pytest.approx([0.003 * number + LateLoop.LATE_S for number in range(1, 101)], abs=2 * LateLoop.LATE_S)
 
 
 # ------------------------------------------------------------------------------------------------ injected failures
