@@ -89,7 +89,7 @@ class Steps:
     def _begin(self, start_s: float) -> None:
         if self.scheduler.idle:
             if not self._arrived:
-                self._timer, self._idle_since_s = None, start_s
+                self._timer = None
                 return
             start_s = max(start_s, self._arrived[0][0])
         # A request that came after this step's scheduled start has to wait for the next, even if the loop is late:
@@ -107,5 +107,7 @@ class Steps:
                 listener()
         for request_id in step.finished:
             self._listeners.pop(request_id, None)
+        if self.scheduler.idle:  # also where the next request has arrived already
+            self._idle_since_s = end_s
         if not self.hung:
             self._begin(end_s)

@@ -1,0 +1,146 @@
+"""Rounds of the simulated engine in virtual time: the clock model's own times, read as the load process reads answers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from pytest_llmperf.measure.client import ClientError, Endpoint, LoadClient, RoundLog
+from pytest_llmperf.measure.engines import EngineError
+from pytest_llmperf.measure.engines.simulated import VirtualEngine
+from pytest_llmperf.measure.workload import prompts
+from pytest_llmperf.plan import Axes
+from pytest_llmperf.testing import Clock, Options, SimulatedEngine
+from pytest_llmperf.testing.scheduler import Request, token_times_s
+from pytest_llmperf.traffic import Workload, workload_from
+
+# An hour of it could not be waited for.
+SLOW = Clock(step_s=2.0, sequence_s=0.1, prefill_token_s=0.01, prefix_cache=False)
+
+
+class Virtual(VirtualEngine):
+    """The engine as the plugin uses it, at a server that the test has."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.endpoint = Endpoint(url, "simulated")
+
+    def check(self) -> None:
+        raise EngineError("it is dead")
+
+
+def play(engine: SimulatedEngine, workload: Workload, number: int = 0) -> RoundLog:
+    drawn = prompts(workload, number, vocabulary=None, nonce="test")
+    how: dict[str, Any] = {"concurrency": workload.concurrency, "request_timeout_s": 60.0, "stall_timeout_s": 60.0}
+    return Virtual(engine.url).play(drawn, None, stream=workload.stream, **how)  # type: ignore[arg-type]
+
+
+def closed(**given: Any) -> Workload:
+    return Workload(**{"prompt_tokens": 6, "output_tokens": 8, "requests": 20, "concurrency": 8, **given})
+
+
+def test_its_times_are_those_of_the_clock_and_nobody_waits_for_them() -> None:
+    requests = [Request(number, (0,) * 6, 8) for number in range(20)]
+    expected = token_times_s(SLOW, requests, 8)
+    began_s = time.monotonic()
+    with SimulatedEngine(Options(clock=SLOW)) as engine:
+        log = play(engine, closed())
+    start_s = min(record.sent_s for record in log.records if record.sent_s is not None)
+    for record, (sent_s, *tokens) in zip(log.records, (expected[number] for number in range(20)), strict=True):
+        assert record.error is None
+        assert record.sent_s == pytest.approx(start_s + sent_s)
+        assert record.token_times_s == pytest.approx([start_s + instant for instant in tokens])
+    took_s = log.records[-1].token_times_s[-1] - start_s
+    assert took_s > 60
+    assert time.monotonic() - began_s < took_s
+
+
+def test_two_rounds_of_an_engine_are_alike_and_follow_each_other() -> None:
+    with SimulatedEngine(Options(clock=SLOW)) as engine:
+        first, second = play(engine, closed(), 0), play(engine, closed(), 1)
+        assert engine.counters.rounds == 2
+        assert engine.counters.generation_tokens == 2 * 20 * 8
+    ttft = [[one.token_times_s[0] - (one.sent_s or 0) for one in log.records] for log in (first, second)]
+    assert ttft[0] == pytest.approx(ttft[1])
+    assert max(one.end_s or 0 for one in first.records) <= min(one.sent_s or 0 for one in second.records)
+
+
+def test_it_counts_what_a_round_in_real_time_counts() -> None:
+    fast = replace(SLOW, step_s=1e-4, sequence_s=1e-6, prefill_token_s=1e-7)
+    drawn = prompts(closed(), 0, vocabulary=None, nonce="test")
+    # However late a busy machine sends a request, it is of this round.
+    with SimulatedEngine(Options(clock=fast, round_gap_s=60)) as engine, LoadClient() as client:
+        plan = Endpoint(engine.url, "simulated").plan(drawn, concurrency=8, request_timeout_s=60, stall_timeout_s=60)
+        real, counted = client.play(plan), engine.counters
+    with SimulatedEngine(Options(clock=fast)) as engine:
+        virtual = play(engine, closed())
+        assert replace(engine.counters, peak_blocks=0) == replace(counted, peak_blocks=0)
+    for one, other in zip(real.records, virtual.records, strict=True):
+        assert (one.prompt_tokens, one.output_tokens, one.error) == (other.prompt_tokens, other.output_tokens, other.error)
+
+
+def test_in_an_open_loop_requests_are_sent_when_they_are_due() -> None:
+    workload = closed(rate=(0.5,), arrivals="constant")
+    with SimulatedEngine(Options(clock=SLOW)) as engine:
+        log = play(engine, workload)
+    assert [one.error for one in log.records] == [None] * 20
+    due = [one.due_s for one in log.records]
+    assert [one.sent_s for one in log.records] == pytest.approx(due)
+    assert [one.delay_s for one in log.records] == pytest.approx([0.0] * 20)
+    assert due[-1] - due[0] == pytest.approx(2.0 * 19)  # type: ignore[operator]
+
+
+def test_a_conversations_next_request_waits_for_the_answer() -> None:
+    with SimulatedEngine(Options(clock=SLOW)) as engine:
+        log = play(engine, closed(requests=12, turns=3, concurrency=2))
+    for turn in range(0, 12, 3):
+        talk = log.records[turn : turn + 3]
+        for before, after in pairwise(talk):
+            assert after.sent_s == pytest.approx(before.end_s)
+
+
+@pytest.mark.parametrize("given", [{"api": "chat"}, {"stream": False}, {"extra_body": '{"temperature": 0.5}'}])
+def test_whatever_can_be_asked_is_answered(given: dict[str, Any]) -> None:
+    with SimulatedEngine(Options(clock=SLOW)) as engine:
+        log = play(engine, closed(**given))
+    assert [one.error for one in log.records] == [None] * 20
+    assert {one.output_tokens for one in log.records} == {8}
+
+
+def test_refused_and_cut_answers_are_failures_with_their_reason() -> None:
+    with SimulatedEngine(Options(clock=SLOW, fail_every=5, cut_every=7)) as engine:
+        errors = [one.error or "" for one in play(engine, closed()).records]
+        assert sum(error.startswith("HTTP 500") for error in errors) == 4
+        assert errors.count("the server closed the connection in the middle of the response") == 2
+        assert engine.counters.requests_aborted == 2
+
+
+def test_an_engine_that_hangs_has_stalled() -> None:
+    with SimulatedEngine(Options(clock=SLOW, hang_after=10)) as engine:
+        log = play(engine, closed())
+    assert log.stalled
+    assert log.records[-1].error == "never sent: the round had stalled"
+
+
+def test_an_engine_that_is_gone_is_an_engine_error_and_an_odd_answer_a_client_error() -> None:
+    with SimulatedEngine(Options(clock=SLOW)) as engine:
+        url = engine.url
+        assert [one.error for one in play(engine, closed()).records] == [None] * 20
+    how: dict[str, Any] = {"concurrency": 8, "request_timeout_s": 5.0, "stall_timeout_s": 5.0}
+    drawn = prompts(closed(), 0, vocabulary=None, nonce="test")
+    with pytest.raises(EngineError, match="it is dead"):
+        Virtual(url).play(drawn, None, **how)  # type: ignore[arg-type]
+    with SimulatedEngine(Options(clock=SLOW)) as engine, pytest.raises(ClientError, match="refused a round"):
+        Virtual(f"{engine.url}/nowhere").play(drawn, None, **how)  # type: ignore[arg-type]
+
+
+def test_classes_of_requests_are_played_too() -> None:
+    given = {"classes": {"short": {"share": 2}, "long": {"share": 1, "prompt_tokens": 200}}}
+    with SimulatedEngine(Options(clock=SLOW)) as engine:
+        log = play(engine, workload_from(Axes(), given))
+    assert {one.error for one in log.records} == {None}
+    assert {one.prompt_tokens for one in log.records} == {100, 200}
