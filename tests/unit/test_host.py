@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.measure.host import Host, core_groups, describe_host
+from pytest_llmperf.measure.host import Host, core_groups, describe_host, has_bfloat16
 from pytest_llmperf.plan import PlanError
 
 if TYPE_CHECKING:
@@ -262,3 +262,19 @@ def test_groups_of_cores_are_equal_in_size_apart_and_allowed(cores: set[int], da
     assert len(set(used)) == len(used) >= ranks
     assert set(used) <= cores
     assert len(used) < len(cores) or len(cores) == ranks
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "native"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu sse4_2 avx2 avx512f avx512_bf16 gfni\n", True),
+        ("flags\t\t: fpu avx512f amx_bf16 amx_tile\n", True),
+        ("processor\t: 0\nFeatures\t: fp asimd sve bf16 i8mm\n", True),
+        ("flags\t\t: fpu sse4_2 avx2 fma\n", False),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni\n", False),
+        ("Features\t: fp asimd sve svebf16x\n", False),
+        ("", False),
+    ],
+)
+def test_cores_that_emulate_bfloat16_are_known(cpuinfo: str, native: bool) -> None:
+    assert has_bfloat16(cpuinfo) is native

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from pytest_llmperf import EngineError, EngineSpec, open_engine
 from pytest_llmperf.plan import parse_engine_args
 from pytest_llmperf.testing import SimulatedEngine
 from tests.processes import wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def simulated(args: str = "") -> EngineSpec:
@@ -74,3 +79,19 @@ def test_a_url_engine_is_checked_and_left_running() -> None:
             assert engine.metrics_text()
         with open_engine(EngineSpec(kind="url", url=simulation.url + "/v1")) as again:
             assert again.generate([1, 2, 3], max_tokens=1).output_tokens == 1
+
+
+@pytest.mark.parametrize(("native", "args", "dtype"), [(True, "", None), (False, "", "float32"), (False, "--dtype half", "half")])
+def test_the_bundled_model_runs_in_float32_where_cores_emulate_bfloat16(
+    native: bool, args: str, dtype: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"  # has vLLM, and instead of starting it prints how it was asked to
+    python.write_text('#!/bin/sh\nif [ "$1" = -c ]; then echo \'{"vllm": "0.32.0"}\'; else echo "$@"; exit 1; fi\n')
+    python.chmod(0o755)
+    monkeypatch.setattr("pytest_llmperf.measure.engines.server.has_bfloat16", lambda: native)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    spec = EngineSpec(kind="server", python=str(python), args=parse_engine_args(args, origin="test"))
+    with pytest.raises(EngineError, match="ended with exit code 1") as caught, open_engine(spec):
+        pass
+    words = caught.value.tail.split()
+    assert (words[words.index("--dtype") + 1] if "--dtype" in words else None) == dtype
