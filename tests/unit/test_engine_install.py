@@ -146,11 +146,10 @@ def test_the_needs_of_a_cpu_build_are_without_torch_and_what_breaks_beside_it() 
 
 
 class Shop(Pip):
-    """An installer that has just these, and remembers what it was asked for."""
+    """An installer that has just these."""
 
     def __init__(self, name: str, *has: str, uv: Shop | None = None) -> None:
         self._name, self._has, self._uv = name, has, uv
-        self.asked: list[str] = []
 
     @property
     def name(self) -> str:
@@ -159,39 +158,43 @@ class Shop(Pip):
     def uv(self) -> Uv | None:
         return self._uv  # type: ignore[return-value]
 
-    def resolve(self, python: Path, requirements: Sequence[str], *, alone: bool = False, cpu_index: bool = False) -> list[Wheel]:
+    def pytorch_wheel(self, python: Path, requirement: str) -> str | None:
+        return f"https://pytorch/{requirement}" if "pytorch" in self._has else None
+
+    def resolve(self, python: Path, requirements: Sequence[str], *, alone: bool = False) -> list[Wheel]:
         [requirement] = requirements
-        wanted = f"pytorch:{requirement}" if cpu_index else requirement
-        self.asked.append(wanted)
-        if wanted not in self._has:
-            raise InstallError(f"{wanted} is not here")
+        if requirement not in self._has:
+            raise InstallError(f"{requirement} is not here")
         return [Wheel("torch", "2.13.0", "", 1)]
 
 
 @pytest.mark.parametrize(
     ("uv", "pip", "found"),
     [
-        (("torch==2.13.0+cpu",), ("torch==2.13.0+cpu",), ("uv", "torch==2.13.0+cpu", False)),
-        (("pytorch:torch==2.13.0",), ("torch==2.13.0+cpu",), ("uv", "torch==2.13.0", True)),
-        (("torch==2.13.0",), ("torch==2.13.0+cpu",), ("pip", "torch==2.13.0+cpu", False)),
-        (("torch==2.13.0",), ("torch==2.13.0",), ("uv", "torch==2.13.0", False)),
+        (("torch==2.13.0+cpu",), ("torch==2.13.0+cpu",), ("uv", "torch==2.13.0+cpu")),
+        (("pytorch",), ("torch==2.13.0+cpu",), ("uv", "torch @ https://pytorch/torch==2.13.0")),
+        (("torch==2.13.0",), ("torch==2.13.0+cpu",), ("pip", "torch==2.13.0+cpu")),
+        (("torch==2.13.0",), ("torch==2.13.0",), ("uv", "torch==2.13.0")),
     ],
 )
 def test_a_cpu_build_is_looked_for_everywhere_before_any_other(
-    uv: tuple[str, ...], pip: tuple[str, ...], found: tuple[str, str, bool]
+    uv: tuple[str, ...], pip: tuple[str, ...], found: tuple[str, str]
 ) -> None:
     fast = Shop("uv", *uv)
     fast._uv = fast
     source = find_torch([fast, Shop("pip", *pip)], fast, Path(sys.executable), Requirement("torch==2.13.0+cpu"))
-    assert (source.installer.name, source.requirement, source.cpu_index) == found
+    assert (source.installer.name, source.requirement) == found
 
 
 def test_pytorchs_index_is_asked_by_a_uv_that_is_borrowed_for_it() -> None:
-    borrowed = Shop("uv", "pytorch:torch==2.13.0")
-    pip = Shop("pip", "torch==2.13.0", uv=borrowed)
+    pip = Shop("pip", "torch==2.13.0", uv=Shop("uv", "pytorch"))
     source = find_torch([pip], pip, Path(sys.executable), Requirement("torch==2.13.0+cpu"))
-    assert (source.installer, source.cpu_index) == (borrowed, True)
-    assert pip.asked == ["torch==2.13.0+cpu"]
+    assert (source.installer, source.requirement) == (pip, "torch @ https://pytorch/torch==2.13.0")
+
+
+def test_what_is_asked_for_by_its_address_is_installed_from_there() -> None:
+    assert Wheel("torch", "2.13.0+cpu", "https://host/torch.whl", 1, direct=True).pin == "torch @ https://host/torch.whl"
+    assert Wheel("torch", "2.13.0+cpu", "https://host/torch.whl", 1).pin == "torch==2.13.0+cpu"
 
 
 def test_a_torch_that_nobody_has_is_an_error() -> None:

@@ -66,11 +66,13 @@ class Wheel:
     url: str
     size_bytes: int | None
     """None where nobody tells."""
+    direct: bool = False
+    """It is asked for by its address, and may be in no index that the tool is told of."""
 
     @property
     def pin(self) -> str:
         """Return the requirement that only this release meets."""
-        return f"{self.name}=={self.version}"
+        return f"{self.name} @ {self.url}" if self.direct else f"{self.name}=={self.version}"
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,13 @@ class Installer(Protocol):
     def create(self, folder: Path) -> None:
         """Make a virtual environment."""
 
-    def resolve(self, python: Path, requirements: Sequence[str], *, alone: bool = False, cpu_index: bool = False) -> list[Wheel]:
+    def resolve(self, python: Path, requirements: Sequence[str], *, alone: bool = False) -> list[Wheel]:
         """Return what would be installed for these requirements, `alone` without their dependencies.
 
-        With `cpu_index` torch comes from PyTorch's own index of CPU builds. Raises InstallError where they cannot be met.
+        Raises InstallError where they cannot be met.
         """
 
-    def install(self, python: Path, wheels: Sequence[Wheel], *, cpu_index: bool = False) -> None:
+    def install(self, python: Path, wheels: Sequence[Wheel]) -> None:
         """Install just these; raises InstallError."""
 
 
@@ -176,13 +178,13 @@ def _fill(wanted: Requirement, python: Path, installers: Sequence[Installer], te
         installer.install(python, alone)
         needs, torch = cpu_needs(_run([str(python), "-c", _REQUIRES, engine.name]).splitlines())
         source = find_torch(installers, installer, python, torch)
-        build = f", {source.what}"
-        wheels = source.installer.resolve(python, [*needs, source.requirement], cpu_index=source.cpu_index)
+        build = f", {source.what}" if source.what else ""
+        wheels = source.installer.resolve(python, [*needs, source.requirement])
         tell(f"left out: {', '.join(_LEFT_OUT)}, of which the package index has builds for CUDA only, which break transformers")
     there = _versions(python)
     missing = [wheel for wheel in wheels if there.get(canonicalize_name(wheel.name)) != wheel.version]
     _announce(engine.pin + build, missing, python, tell)
-    source.installer.install(python, missing, cpu_index=source.cpu_index)
+    source.installer.install(python, missing)
     return engine.pin, sum(wheel.size_bytes or 0 for wheel in {*alone, *missing})
 
 
@@ -241,7 +243,6 @@ class TorchSource:
     requirement: str
     installer: Installer
     what: str = ""
-    cpu_index: bool = False
 
 
 def find_torch(installers: Sequence[Installer], first: Installer, python: Path, torch: Requirement) -> TorchSource:
@@ -250,29 +251,22 @@ def find_torch(installers: Sequence[Installer], first: Installer, python: Path, 
     PyTorch's index is asked by uv, which knows its address; where there is no uv, one is loaded for it. Raises InstallError
     where there is none at all.
     """
-    exact = next(iter(torch.specifier)).version
-    public = f"torch=={Version(exact).public}"
-    local = f"torch=={exact}"
-    candidates: list[Callable[[], TorchSource | None]] = []
+    local = str(torch)
+    public = f"torch=={Version(next(iter(torch.specifier)).version).public}"
     for installer in installers:
-        candidates.append(lambda tool=installer: TorchSource(local, tool, "with torch's CPU build"))  # type: ignore[misc]
-        candidates.append(lambda tool=installer: _from_pytorch(tool, public))  # type: ignore[misc]
-    candidates.append(lambda: TorchSource(public, first, "with the package index's torch, as no CPU build of it can be reached"))
-    for candidate in candidates:
-        source = candidate()
-        if source and _resolves(source, python):
-            return source
+        if _resolves(installer, python, local):
+            return TorchSource(local, installer, "with torch's CPU build" if local != public else "")
+        uv = installer.uv()
+        if uv and (url := uv.pytorch_wheel(python, public)):
+            return TorchSource(f"torch @ {url}", installer, "with torch's CPU build from PyTorch's index")
+    if _resolves(first, python, public):
+        return TorchSource(public, first, "with the package index's torch, as no CPU build of it can be reached")
     raise InstallError(f"{public}: cannot be had here; give {first.name} an index or a link folder that has it")
 
 
-def _from_pytorch(installer: Installer, public: str) -> TorchSource | None:
-    uv = installer.uv()
-    return TorchSource(public, uv, "with torch's CPU build from PyTorch's index", cpu_index=True) if uv else None
-
-
-def _resolves(source: TorchSource, python: Path) -> bool:
+def _resolves(installer: Installer, python: Path, requirement: str) -> bool:
     try:
-        return bool(source.installer.resolve(python, [source.requirement], alone=True, cpu_index=source.cpu_index))
+        return bool(installer.resolve(python, [requirement], alone=True))
     except InstallError:
         return False
 
@@ -283,7 +277,8 @@ class Uv:
     def __init__(self, command: str) -> None:
         """Note which uv."""
         self._command = command
-        self._links = [] if "UV_FIND_LINKS" in os.environ else os.environ.get("PIP_FIND_LINKS", "").split()
+        links = [] if "UV_FIND_LINKS" in os.environ else os.environ.get("PIP_FIND_LINKS", "").split()
+        self._links = [word for link in links for word in ("--find-links", link)]
 
     @property
     def name(self) -> str:
@@ -298,35 +293,44 @@ class Uv:
         """Make a virtual environment."""
         _run([self._command, "venv", "--quiet", "--python", sys.executable, str(folder)])
 
-    def _options(self, *, cpu_index: bool) -> list[str]:
-        links = [word for link in self._links for word in ("--find-links", link)]
-        return [*links, *(["--torch-backend=cpu"] if cpu_index else [])]
+    def pytorch_wheel(self, python: Path, requirement: str) -> str | None:
+        """Return the address of a CPU build in PyTorch's index, None where that cannot be reached or has none."""
+        # Not with what else is needed: of other packages too (triton) uv would then see that index only.
+        try:
+            # A closed network answers at once or never.
+            [wheel] = self._compile(
+                python, [requirement], "--no-deps", "--torch-backend=cpu", UV_HTTP_TIMEOUT="20", UV_HTTP_RETRIES="1"
+            )
+        except InstallError:
+            return None
+        return wheel.url
 
-    def resolve(self, python: Path, requirements: Sequence[str], *, alone: bool = False, cpu_index: bool = False) -> list[Wheel]:
+    def resolve(self, python: Path, requirements: Sequence[str], *, alone: bool = False) -> list[Wheel]:
         """Return what would be installed."""
+        return self._compile(python, requirements, *(["--no-deps"] if alone else []))
+
+    def _compile(self, python: Path, requirements: Sequence[str], *options: str, **env: str) -> list[Wheel]:
         with tempfile.TemporaryDirectory(prefix="llmperf-lock-") as folder:
             lock = Path(folder) / "pylock.toml"
-            command = [self._command, "pip", "compile", "--quiet", "--format", "pylock.toml", "--python", str(python),
-                       "-o", str(lock), *(["--no-deps"] if alone else []), *self._options(cpu_index=cpu_index), "-"]  # fmt: skip
-            # A closed network answers at once or never.
-            patience = {"UV_HTTP_TIMEOUT": "20", "UV_HTTP_RETRIES": "1"} if cpu_index and alone else {}
-            _run(command, text="\n".join(requirements), env=patience)
+            command = [self._command, "pip", "compile", "--quiet", "--format", "pylock.toml", "--python", str(python)]
+            _run([*command, "-o", str(lock), *self._links, *options, "-"], text="\n".join(requirements), env=env)
             return [_locked(package, lock.parent) for package in tomllib.loads(lock.read_text())["packages"]]
 
-    def install(self, python: Path, wheels: Sequence[Wheel], *, cpu_index: bool = False) -> None:
+    def install(self, python: Path, wheels: Sequence[Wheel]) -> None:
         """Install just these."""
-        pins = [wheel.pin for wheel in wheels]
-        command = [self._command, "pip", "install", "--python", str(python), "--no-deps", *self._options(cpu_index=cpu_index)]
-        _run([*command, *([] if sys.stderr.isatty() else ["--quiet"]), *pins], shown=True)
+        quiet = [] if sys.stderr.isatty() else ["--quiet"]
+        command = [self._command, "pip", "install", "--python", str(python), "--no-deps", *self._links, *quiet]
+        _run([*command, *(wheel.pin for wheel in wheels)], shown=True)
 
 
 def _locked(package: dict[str, object], folder: Path) -> Wheel:
-    files = package.get("wheels") or [package.get("archive") or package.get("sdist") or {}]
+    archive = package.get("archive")
+    files = [archive] if archive else package.get("wheels") or [package.get("sdist") or {}]
     assert isinstance(files, list)
     file = files[0]
     url = str(file.get("url") or file.get("path", ""))
     size = file.get("size") or _file_size((folder / url).resolve().as_uri() if url and "://" not in url else url)
-    return Wheel(str(package["name"]), str(package["version"]), url, size)
+    return Wheel(str(package["name"]), str(package["version"]), url, size, direct=bool(archive))
 
 
 class Pip:
@@ -361,8 +365,8 @@ class Pip:
         """Make a virtual environment."""
         _run([sys.executable, "-m", "venv", str(folder)])
 
-    def resolve(self, python: Path, requirements: Sequence[str], *, alone: bool = False, cpu_index: bool = False) -> list[Wheel]:
-        """Return what would be installed; `cpu_index` is uv's."""
+    def resolve(self, python: Path, requirements: Sequence[str], *, alone: bool = False) -> list[Wheel]:
+        """Return what would be installed."""
         with tempfile.TemporaryDirectory(prefix="llmperf-report-") as folder:
             report, asked = Path(folder) / "report.json", Path(folder) / "asked.txt"
             asked.write_text("\n".join(requirements))
@@ -373,15 +377,15 @@ class Pip:
         with ThreadPoolExecutor(8, "llmperf-sizes") as pool:
             sizes = list(pool.map(_file_size, urls))
         return [
-            Wheel(one["metadata"]["name"], one["metadata"]["version"], url, size)
+            Wheel(one["metadata"]["name"], one["metadata"]["version"], url, size, direct=one["is_direct"])
             for one, url, size in zip(found, urls, sizes, strict=True)
         ]
 
-    def install(self, python: Path, wheels: Sequence[Wheel], *, cpu_index: bool = False) -> None:
-        """Install just these; `cpu_index` is uv's."""
-        pins = [wheel.pin for wheel in wheels]
+    def install(self, python: Path, wheels: Sequence[Wheel]) -> None:
+        """Install just these."""
         quiet = [] if sys.stderr.isatty() else ["--quiet"]
-        _run([*self._command, "--python", str(python), "install", "--no-deps", *quiet, *pins], shown=True)
+        command = [*self._command, "--python", str(python), "install", "--no-deps", *quiet]
+        _run([*command, *(wheel.pin for wheel in wheels)], shown=True)
 
 
 def _file_size(url: str) -> int | None:
