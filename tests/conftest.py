@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,8 +29,8 @@ QUICK = (
     "-p", "no:benchmark", "-p", "no:hypothesispytest", "-p", "no:anyio",
 )  # fmt: skip
 
-PACE = {"LLMPERF_SIMULATED_CLOCK": "virtual"}
-"""Two workers of pytest-xdist on two cores delay an engine's steps by milliseconds, which are not to be taken for its speed."""
+ENVIRONMENT = {"LLMPERF_SIMULATED_CLOCK": "virtual", "PYTHONDONTWRITEBYTECODE": ""}
+"""On a virtual clock nothing depends on how busy this machine is; and what is compiled once serves all runs."""
 
 SERVING = """
 def test_serving(llmperf, baseline):
@@ -49,7 +50,7 @@ def run(tmp_path: Path) -> Callable[..., Result]:
 
     def run_project(source: str | dict[str, str], *args: str, quick: bool = True, **env: str) -> Result:
         files = {"test_it.py": source} if isinstance(source, str) else source
-        return Example(files, QUICK if quick else (), PACE | env).run(tmp_path, *args)
+        return Example(files, QUICK if quick else (), ENVIRONMENT | env).run(tmp_path, *args)
 
     return run_project
 
@@ -58,8 +59,8 @@ def run(tmp_path: Path) -> Callable[..., Result]:
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Start a run in the background and wait until its engine is measured."""
 
-    def start_run(*engine_args: str, kind: str = "simulated", source: str = LONG, timeout_s: float = 60.0):
-        project = Example({"test_it.py": source}, (f"--llmperf-engine={kind}",))
+    def start_run(*engine_args: str, kind: str = "simulated", source: str = LONG, python: str = sys.executable, timeout_s=60.0):
+        project = Example({"test_it.py": source}, (f"--llmperf-engine={kind}", f"--llmperf-python={python}"))
         project.write(tmp_path)
         command = project.command(tmp_path, "-v", f"--llmperf-engine-args={' '.join(engine_args)}")
         environment = {**os.environ, "LLMPERF_TEST_MARK": str(tmp_path), "PYTHONUNBUFFERED": "1"}

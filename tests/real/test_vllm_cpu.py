@@ -13,13 +13,14 @@ import pytest
 from pytest_llmperf.testing import Example
 from tests.conftest import LONG
 from tests.processes import marked, wait_until
+from tests.real.conftest import ENGINE, PYTHON
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 TIMEOUT_S = 420
 # Two shared cores are noisy; what is tested here is that real engines are driven and judged, not how small a change is seen.
-NOISY = ("--llmperf-tolerance=80%", "--llmperf-rounds=2", "--llmperf-max-launches=4")
+NOISY = (*ENGINE, "--llmperf-tolerance=80%", "--llmperf-rounds=2", "--llmperf-max-launches=4")
 SERVING = """
 def test_serving(llmperf, baseline):
     measured = llmperf(prompt_tokens=100, output_tokens=16, requests=24)
@@ -65,7 +66,7 @@ def test_ranks(llm_engine, llmperf):
 
 
 def test_too_many_ranks_skip_with_the_numbers_and_fail_under_require_gpus(tmp_path: Path):
-    project = Example({"test_it.py": SERVING}, ())
+    project = Example({"test_it.py": SERVING}, ENGINE)
     cores = len(os.sched_getaffinity(0))
     skipped = project.run(tmp_path, f"--llmperf-tp={cores + 62}", "-rs")
     assert skipped.outcomes == {"skipped": 1}
@@ -111,7 +112,7 @@ def test_preemptions(llmperf, baseline):
 
 
 def test_no_engine_process_is_left_15_s_after_sigkill_of_pytest(start, tmp_path: Path):
-    child = start(kind="server", source=LONG.replace("output_tokens=2000", "output_tokens=1900"), timeout_s=120)
+    child = start(kind="server", python=PYTHON, source=LONG.replace("output_tokens=2000", "output_tokens=1900"), timeout_s=120)
     assert len(marked(tmp_path)) >= 4  # supervisor, API server, engine core, load process
     child.kill()
     child.wait()
