@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
     RunExample = Callable[..., Result]
 
-AS_IT_IS = (Path(__file__).parents[2] / "examples" / "test_tensor_parallel.py").read_text()
-# On busy cores the simulated TTFT p50 was 12 ms in one run and 16 ms in the next: too much for the example's gate.
-EXAMPLE = AS_IT_IS.replace('gate={"ttft_p50_s": "20 %"}', 'gate={"ttft_p50_s": "off"}')
-assert EXAMPLE != AS_IT_IS
+EXAMPLE = (Path(__file__).parents[2] / "examples" / "test_tensor_parallel.py").read_text()
 SMALL = ("--llmperf-tp=1,2", "--llmperf-concurrency=16", "--llmperf-launches=2", "--llmperf-max-launches=2")
 FAST = "--sim-step-s 0.0004 --sim-sequence-s 1e-5 --sim-prefill-token-s 2e-6 --sim-communication-s 2e-5"
 
@@ -27,8 +24,7 @@ def example(run: RunExample) -> RunExample:
     """Run the example with small settings on a quick engine; `engine` adds to the engine's arguments."""
 
     def run_example(*args: str, engine: str = "", **env: str) -> Result:
-        quick = {"LLMPERF_SIMULATED_PACE": "1"} | env
-        return run({"test_tensor_parallel.py": EXAMPLE}, *SMALL, f"--llmperf-engine-args={FAST} {engine}", *args, **quick)
+        return run({"test_tensor_parallel.py": EXAMPLE}, *SMALL, f"--llmperf-engine-args={FAST} {engine}", *args, **env)
 
     return run_example
 
@@ -40,7 +36,7 @@ def test_it_records_and_then_passes(example: RunExample) -> None:
     assert sorted(recorded.statuses.values()) == ["MEASURED"] + ["RECORDED"] * 4
     compared = example()
     assert compared.outcomes == {"passed": 7, "deselected": 22}, compared.stdout
-    assert set(compared.statuses.values()) <= {"MEASURED", "PASS", "IMPROVED", "INCONCLUSIVE"}
+    assert sorted(compared.statuses.values()) == ["MEASURED"] + ["PASS"] * 4, compared.stdout
     assert "4 compared" in compared.stdout
 
 

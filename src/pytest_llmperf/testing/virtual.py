@@ -70,6 +70,8 @@ class Generation:
     stream: bool
     cut_at: int | None = None
     """The connection is closed in the place of the token of this index."""
+    sent: int = 0
+    """Tokens that have left."""
 
 
 class VirtualRound:
@@ -85,8 +87,6 @@ class VirtualRound:
         self._plan = plan
         self._talks = deque(map(deque, plan.conversations()))
         self._open: dict[int, tuple[int, Generation, deque[int]]] = {}
-        self._sent: dict[int, int] = {}
-        """Tokens sent, by request id."""
         self._added = False
 
     def play(self, start_ns: int) -> int:
@@ -149,8 +149,8 @@ class VirtualRound:
     def _emit(self, request_id: int, now_ns: int) -> None:
         index, generation, talk = self._open[request_id]
         exchange = self.exchanges[index]
-        sent = self._sent.get(request_id, 0)
-        self._sent[request_id] = sent + 1
+        sent = generation.sent
+        generation.sent += 1
         last = sent + 1 == generation.request.output_tokens
         if sent == generation.cut_at:
             self._scheduler.abort(request_id)

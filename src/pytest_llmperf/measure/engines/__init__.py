@@ -164,7 +164,10 @@ def open_engine(
         from pytest_llmperf.measure.engines.offline import OfflineEngine
 
         return OfflineEngine(spec, host, settings, progress, watch)
-    if spec.kind == "simulated" and os.environ.get(CLOCK) == "virtual":
+    clock = os.environ.get(CLOCK) or "real"
+    if clock not in ("real", "virtual"):
+        raise EngineError(f"{CLOCK}={clock}: must be real or virtual")
+    if spec.kind == "simulated" and clock == "virtual":
         from pytest_llmperf.measure.engines.simulated import VirtualEngine
 
         return VirtualEngine(spec, host, settings, progress, watch)

@@ -37,7 +37,8 @@ def _send(request: urllib.request.Request, timeout_s: float) -> tuple[int, str]:
         with _NO_PROXY.open(request, timeout=timeout_s) as response:
             return response.status, response.read().decode(errors="replace")
     except urllib.error.HTTPError as error:
-        return error.code, error.read().decode(errors="replace")
+        with error:
+            return error.code, error.read().decode(errors="replace")
     except http.client.HTTPException as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
 

@@ -8,6 +8,7 @@ has them for CUDA only, they do not load beside a CPU build, and transformers, w
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -47,7 +48,7 @@ _CUDA_ON_DISK = 1.5
 _CHECK_TIMEOUT_S = 900.0
 _HEAD_TIMEOUT_S = 10.0
 _TAIL = 15
-_IMPORTS = "import vllm, transformers; from vllm import LLM, SamplingParams; print(vllm.__version__)"
+_IMPORTS = "import vllm, transformers; from vllm import LLM, SamplingParams"
 _REQUIRES = "import importlib.metadata as m, sys; print('\\n'.join(m.requires(sys.argv[1]) or ()))"
 
 _LIST = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
@@ -144,21 +145,21 @@ def install_engine(wanted: Requirement, folder: Path | None, tell: Callable[[str
         else:
             python = environment_python(folder).absolute()
         new = not python.exists()
-        if new and folder is not None and folder.exists() and any(folder.iterdir()):
+        if new and folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InstallError(f"--into {folder}: exists, and is no virtual environment; name another folder")
-        present = None if new else _present(python, wanted)
+        engine = None if new else _sound(python, wanted)
         loaded_bytes = 0
-        if present is None:
+        if engine is None:
             tools = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmperf-tools-"))
             installers = find_installers(Path(tools))
             if new and folder is not None:
                 stack.push(lambda kind, *_: shutil.rmtree(folder, ignore_errors=True) if kind else None)
                 installers[0].create(folder)
-            present, loaded_bytes = _fill(wanted, python, installers, tell)
+            engine, loaded_bytes = _fill(wanted, python, installers, tell)
+            _check(python, engine)
         else:
-            tell(f"{present} is there already: {python}")
-        _check(python, present)
-        return Installed(python, present, _version(python, "torch"), loaded_bytes, time.monotonic() - began_s)
+            tell(f"{engine} is there already: {python}")
+        return Installed(python, engine, _version(python, "torch"), loaded_bytes, time.monotonic() - began_s)
 
 
 def find_installers(tools: Path) -> list[Installer]:
@@ -175,8 +176,9 @@ def _fill(wanted: Requirement, python: Path, installers: Sequence[Installer], te
         source, build = TorchSource(engine.pin, installer), ""
         wheels = installer.resolve(python, [engine.pin])
     else:
+        _announce(f"{engine.pin}, without what it needs", alone, python, tell)
         installer.install(python, alone)
-        needs, torch = cpu_needs(_run([str(python), "-c", _REQUIRES, engine.name]).splitlines())
+        needs, torch = cpu_needs(_run([str(python), "-P", "-c", _REQUIRES, engine.name]).splitlines())
         source = find_torch(installers, installer, python, torch)
         build = f", {source.what}" if source.what else ""
         wheels = source.installer.resolve(python, [*needs, source.requirement])
@@ -184,7 +186,8 @@ def _fill(wanted: Requirement, python: Path, installers: Sequence[Installer], te
     there = _versions(python)
     missing = [wheel for wheel in wheels if there.get(canonicalize_name(wheel.name)) != wheel.version]
     _announce(engine.pin + build, missing, python, tell)
-    source.installer.install(python, missing)
+    if missing:
+        source.installer.install(python, missing)
     return engine.pin, sum(wheel.size_bytes or 0 for wheel in {*alone, *missing})
 
 
@@ -252,7 +255,13 @@ def find_torch(installers: Sequence[Installer], first: Installer, python: Path, 
     where there is none at all.
     """
     local = str(torch)
-    public = f"torch=={Version(next(iter(torch.specifier)).version).public}"
+    try:
+        [exact] = torch.specifier
+        if exact.operator != "==":
+            raise ValueError
+        public = f"torch=={Version(exact.version).public}"
+    except ValueError:
+        raise InstallError(f"{local}: this engine does not say which release of torch it needs; name another one") from None
     for installer in installers:
         if _resolves(installer, python, local):
             return TorchSource(local, installer, "with torch's CPU build" if local != public else "")
@@ -370,7 +379,7 @@ class Pip:
         with tempfile.TemporaryDirectory(prefix="llmperf-report-") as folder:
             report, asked = Path(folder) / "report.json", Path(folder) / "asked.txt"
             asked.write_text("\n".join(requirements))
-            options = ["--quiet", "--dry-run", "--report", str(report), *(["--no-deps"] if alone else [])]
+            options = ["--quiet", "--dry-run", "--ignore-installed", "--report", str(report), *(["--no-deps"] if alone else [])]
             _run([*self._command, "--python", str(python), "install", *options, "-r", str(asked)])
             found = json.loads(report.read_text())["install"]
         urls = [one["download_info"]["url"] for one in found]
@@ -397,38 +406,48 @@ def _file_size(url: str) -> int | None:
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_HEAD_TIMEOUT_S) as answer:
             return int(answer.headers["Content-Length"])
-    except (OSError, ValueError, TypeError):
+    except (OSError, http.client.HTTPException, ValueError, TypeError):
         return None
 
 
-def _present(python: Path, wanted: Requirement) -> str | None:
-    """Return the engine in an environment as a requirement, None where it is not there or another release is asked for."""
+def _sound(python: Path, wanted: Requirement) -> str | None:
+    """Return the engine in an environment as a requirement; None where it is not there, another one, or cannot be imported."""
     with contextlib.suppress(InstallError):
         version = _version(python, wanted.name)
-        if wanted.specifier.contains(version, prereleases=True) and _version(python, "torch"):
+        if wanted.specifier.contains(version, prereleases=True):
+            _check(python, f"{wanted.name}=={version}")
             return f"{wanted.name}=={version}"
     return None
 
 
 def _versions(python: Path) -> dict[str, str]:
     """Return what is installed, by canonical name."""
-    found: dict[str, str] = json.loads(_run([str(python), "-c", _LIST]))
+    found: dict[str, str] = json.loads(_run([str(python), "-P", "-c", _LIST]))
     return {canonicalize_name(name): version for name, version in found.items()}
 
 
 def _version(python: Path, package: str) -> str:
-    return _run([str(python), "-c", "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))", package]).strip()
+    return _run([str(python), "-P", "-c", "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))", package]).strip()
 
 
-def _check(python: Path, engine: str) -> str:
-    """Return the version of the engine as it says itself, or raise InstallError where it cannot be imported."""
-    command = [str(python), "-c", _IMPORTS]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=_CHECK_TIMEOUT_S, stdin=subprocess.DEVNULL
-    )
+def _check(python: Path, engine: str) -> None:
+    """Raise InstallError where an engine cannot be imported."""
+    try:
+        done = subprocess.run(
+            [str(python), "-P", "-c", _IMPORTS],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_CHECK_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        raise InstallError(f"{engine} is installed, but {python} did not import it within {_CHECK_TIMEOUT_S:g} s") from None
     if done.returncode:
-        raise InstallError(f"{engine} is installed, but cannot be imported by {python}:\n{_tail(done.stderr)}")
-    return done.stdout.split()[-1]
+        raise InstallError(
+            f"{engine} is installed, but cannot be imported by {python}; name another release, or a new folder: --into FOLDER\n"
+            f"{_tail(done.stderr)}"
+        )
 
 
 def _tail(text: str) -> str:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.client import LoadClient, RoundPlan
     from pytest_llmperf.measure.workload import Prompt
 
+_ROUND_TIMEOUT_S = 600.0
+"""For the computing of a round, however long that takes in virtual time."""
+
 
 class _Exchange(msgspec.Struct):
     sent_ns: int
@@ -52,7 +55,7 @@ class VirtualEngine(ServerEngine):
             "follows": plan.follows,
         }
         try:
-            status, answer = api.post(f"{self.url}/play", body, timeout_s=plan.request_timeout_s)
+            status, answer = api.post(f"{self.url}/play", body, timeout_s=_ROUND_TIMEOUT_S)
         except OSError as error:
             self.check()
             raise ClientError(f"the simulated engine gave no answer to a round ({error})") from error
