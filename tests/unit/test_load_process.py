@@ -97,13 +97,16 @@ def test_every_token_has_a_time_between_sending_and_end(client: LoadClient) -> N
 @pytest.fixture
 def stamping() -> Iterator[None]:
     """Have the kernel stamp already: it begins some time after the first socket asks for it, later where the machine is busy."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    with contextlib.ExitStack() as stack:
+        # Over TCP: of a datagram without a stamp the kernel says when it is read.
+        listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        sender = stack.enter_context(socket.create_connection(listening.getsockname()))
+        receiver = stack.enter_context(listening.accept()[0])
         receiver.setsockopt(socket.SOL_SOCKET, 35, 1)  # SO_TIMESTAMPNS
-        receiver.bind(("127.0.0.1", 0))
         receiver.settimeout(10)
         deadline_s = time.monotonic() + 10
         while True:
-            sender.sendto(b"stamped?", receiver.getsockname())
+            sender.sendall(b"stamped?")
             if receiver.recvmsg(64, 64)[1]:
                 break
             assert time.monotonic() < deadline_s, "this kernel gives no receive stamps"

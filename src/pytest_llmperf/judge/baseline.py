@@ -140,7 +140,8 @@ def load(path: Path) -> Baseline | None:
         )
     except BaselineError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    # msgspec's errors are ValueErrors in its newer releases only.
+    except (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BaselineError(f"{path}: not a baseline ({type(error).__name__}: {error}); {remedy}") from error
 
 
