@@ -58,7 +58,6 @@ class Engine:
     """Which engine the demo runs on."""
 
     options: tuple[str, ...]
-    python: str
     why: str = ""
     """Why it is not a real one; empty for a real one."""
 
@@ -118,8 +117,8 @@ def find_engine(python: str) -> Engine:
     try:
         find_vllm(python)
     except EngineError as error:
-        return Engine(("--llmperf-engine=simulated",), sys.executable, str(error))
-    return Engine((f"--llmperf-python={Path(shutil.which(python) or python).absolute()}",), python)
+        return Engine(("--llmperf-engine=simulated",), str(error))
+    return Engine((f"--llmperf-python={Path(shutil.which(python) or python).absolute()}",))
 
 
 def choose_sizes(speed: float, launch_s: float, cores: int, budget_s: float = BUDGET_S) -> Sizes:
