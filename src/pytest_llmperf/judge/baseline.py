@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 VERSION = 2
 """Format of the files. History: 1, the first; 2, the job of each launch, and the noise."""
 _READABLE = (1, 2)
+_UNUSABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, msgspec.MsgspecError, SystemError)
+"""What a damaged file raises. Before msgspec 0.20 its errors are no ValueErrors, and before 0.22 a number of 400 digits is a
+SystemError."""
 MOST_LAUNCHES = 40
 """More launches than this bring nothing (their mean is known far better than the run's); the oldest go."""
 
@@ -140,8 +143,7 @@ def load(path: Path) -> Baseline | None:
         )
     except BaselineError:
         raise
-    # msgspec's errors are ValueErrors in its newer releases only.
-    except (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except _UNUSABLE as error:
         raise BaselineError(f"{path}: not a baseline ({type(error).__name__}: {error}); {remedy}") from error
 
 
