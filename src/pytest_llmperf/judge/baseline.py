@@ -33,7 +33,7 @@ VERSION = 2
 """Format of the files. History: 1, the first; 2, the job of each launch, and the noise."""
 _READABLE = (1, 2)
 _UNUSABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, msgspec.MsgspecError, SystemError)
-"""What a damaged file raises. Before msgspec 0.20 its errors are no ValueErrors, and before 0.22 a number of 400 digits is a
+"""What a damaged file raises. Before msgspec 0.21 its errors are no ValueErrors, and before 0.22 a number of 400 digits is a
 SystemError."""
 MOST_LAUNCHES = 40
 """More launches than this bring nothing (their mean is known far better than the run's); the oldest go."""
