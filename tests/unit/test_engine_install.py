@@ -13,8 +13,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from pytest_llmperf import cli
-from pytest_llmperf.measure.engines import install
-from pytest_llmperf.measure.engines.install import InstallError, Pip, Uv, Wheel, cpu_needs, find_torch, parse_engine
+from pytest_llmperf.measure.engines import install, packages
+from pytest_llmperf.measure.engines.install import cpu_needs, find_torch, parse_engine
+from pytest_llmperf.measure.engines.packages import InstallError, Pip, Uv, Wheel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -167,7 +168,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, capsys: py
 )
 def test_what_uv_locks_is_read(package: dict[str, object], wheel: Wheel, tmp_path: Path) -> None:
     (tmp_path / "near.whl").write_text("1234")
-    assert install._locked(package, tmp_path) == wheel
+    assert packages._locked(package, tmp_path) == wheel
 
 
 @pytest.mark.parametrize("torch", ["torch", "torch>=2.10", "torch==2.13.*", "torch==2.13.0,!=2.14"])

@@ -1,7 +1,9 @@
 """`python -m pytest_llmperf`: what is done without pytest.
 
-python -m pytest_llmperf engine install --into .venv-engine
-python -m pytest_llmperf engine install --into /opt/vllm vllm==0.26.0
+    python -m pytest_llmperf engine install --into .venv-engine
+    python -m pytest_llmperf engine install --into /opt/vllm vllm==0.26.0
+
+What it does stands below; here are arguments, output and exit codes.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure.engines.install import CPU_ENGINE, CUDA_ENGINE, InstallError, install_engine, parse_engine
+from pytest_llmperf.measure.engines.install import CPU_ENGINE, CUDA_ENGINE, install_engine, parse_engine
+from pytest_llmperf.measure.engines.packages import InstallError
 from pytest_llmperf.plan import PlanError
 
 if TYPE_CHECKING:
