@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,16 @@ def choose_sizes(speed: float, launch_s: float, cores: int, budget_s: float = BU
         if sizes.total_s <= budget_s:
             break
     return sizes
+
+
+def shorten(sizes: Sizes, pace: float, left_s: float, *, compared: bool) -> Sizes:
+    """Return what of it still fits where steps take `pace` times as long as was expected; `compared` says that step 2 is over."""
+    choices = (sizes, replace(sizes, most=2), replace(sizes, most=2, slower=(1,)))
+    for shorter in choices:
+        needed_s = shorter.seconds(2, slower=True) + (0.0 if compared else shorter.seconds(shorter.most))
+        if pace * needed_s <= left_s:
+            break
+    return shorter
 
 
 def steps(sizes: Sizes) -> list[Step]:
@@ -303,8 +313,12 @@ def main() -> int:
     args = parser.parse_args()
     began_s = time.monotonic()
     engine, sizes = prepare(args.llmperf_python)
-    results = []
-    for number, step in enumerate(steps(sizes)[: 2 if args.tests else None], 1):
+    results, pace = [], 1.0
+    for number in range(1, 3 if args.tests else 4):
+        step_began_s = time.monotonic()
+        if number > 1:
+            sizes = shorten(sizes, pace, BUDGET_S - (step_began_s - began_s), compared=number > 2)
+        step = steps(sizes)[number - 1]
         if args.tests:
             tests = [str(Path(test).absolute()) for test in args.tests]
             options = (*tests, *engine.options, "--llmperf-tolerance=80%", f"--llmperf-rounds={sizes.rounds}",
@@ -312,6 +326,8 @@ def main() -> int:
             results.append(run_step(number, step, "", len(tests), ROOT, options))
         else:
             results.append(run_step(number, step, duration(step, sizes), len(step.degrees), FOLDER, ()))
+        if number == 1:  # neighbours come and go, and the warm-up was short
+            pace = max(1.0, (time.monotonic() - step_began_s) / sizes.seconds(sizes.launches))
     print()
     tell(last_words([line for line, _ in results], time.monotonic() - began_s, own=not args.tests))
     return int(not all(right for _, right in results))

@@ -41,6 +41,15 @@ def test_the_second_degree_goes_last_and_one_core_has_none() -> None:
     assert demo.choose_sizes(2_000, 14, cores=1).degrees == (1,)
 
 
+def test_a_machine_that_becomes_slower_is_asked_for_less() -> None:
+    sizes = demo.choose_sizes(1_549, 19, cores=2)
+    assert (sizes.most, sizes.slower) == (3, (1, 2))
+    assert demo.shorten(sizes, 1.0, 500, compared=False) == sizes
+    late = demo.shorten(sizes, 1.35, 345, compared=False)
+    assert (late.most, late.slower, late.degrees) == (2, (1,), (1, 2))
+    assert demo.shorten(sizes, 1.35, 345, compared=True).slower == (1, 2)
+
+
 @pytest.mark.parametrize("speed", [50, 330, 603, 2_000, 50_000])
 def test_every_round_has_a_steady_window(speed: float) -> None:
     sizes = demo.choose_sizes(speed, 20, cores=2)
