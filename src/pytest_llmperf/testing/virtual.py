@@ -28,23 +28,19 @@ class VirtualPlan:
 
     requests: tuple[bytes, ...]
     """Whole HTTP requests, as they would go over the wire."""
+    conversations: tuple[tuple[int, ...], ...]
+    """Indices of requests, of which each but the first waits for the answer of the one before."""
     concurrency: int
     """Conversations that are under way at once in a closed loop."""
     due_ns: tuple[int, ...] = ()
     """When each request is sent, from the round's beginning; empty in a closed loop."""
-    follows: tuple[bool, ...] = ()
-    """Which requests wait for the answer of the one before; empty: none."""
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> VirtualPlan:
         """Return the plan in a decoded JSON body; raises KeyError for a missing field."""
         requests = tuple(text.encode("latin-1") for text in data["requests"])
-        return cls(requests, int(data["concurrency"]), tuple(data["due_ns"]), tuple(data["follows"]))
-
-    def conversations(self) -> list[range]:
-        """Return the requests of each conversation."""
-        starts = [index for index in range(len(self.requests)) if not (self.follows and self.follows[index])]
-        return [range(start, end) for start, end in zip(starts, [*starts[1:], len(self.requests)], strict=True)]
+        conversations = tuple(map(tuple, data["conversations"]))
+        return cls(requests, conversations, int(data["concurrency"]), tuple(data["due_ns"]))
 
 
 @dataclass
@@ -85,7 +81,7 @@ class VirtualRound:
         self._scheduler = steps.scheduler
         self._accept = accept
         self._plan = plan
-        self._talks = deque(map(deque, plan.conversations()))
+        self._talks = deque(map(deque, plan.conversations))
         self._open: dict[int, tuple[int, Generation, deque[int]]] = {}
         self._added = False
 

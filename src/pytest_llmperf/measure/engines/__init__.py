@@ -164,11 +164,10 @@ def open_engine(
         from pytest_llmperf.measure.engines.offline import OfflineEngine
 
         return OfflineEngine(spec, host, settings, progress, watch)
-    clock = os.environ.get(CLOCK) or "real"
-    if clock not in ("real", "virtual"):
-        raise EngineError(f"{CLOCK}={clock}: must be real or virtual")
-    if spec.kind == "simulated" and clock == "virtual":
+    if spec.kind == "simulated" and (clock := os.environ.get(CLOCK, "")) not in ("", "real"):
         from pytest_llmperf.measure.engines.simulated import VirtualEngine
 
+        if clock != "virtual":
+            raise EngineError(f"{CLOCK}={clock}: must be real or virtual")
         return VirtualEngine(spec, host, settings, progress, watch)
     return ServerEngine(spec, host, settings, progress, watch)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from pytest_llmperf.measure.engines.packages import Installer, InstallError, Wheel, find_installers, last_lines, run
+from pytest_llmperf.measure.engines.packages import Installer, InstallError, Wheel, find_installers, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,10 +37,10 @@ _ON_DISK = 3.9
 _CUDA = ("nvidia-", "nvidia_", "cuda-", "cuda_")
 _CUDA_ON_DISK = 1.5
 """The same for CUDA's own libraries, which compress less."""
-_CHECK_TIMEOUT_S = 900.0
+_ASK_TIMEOUT_S = 900.0
+"""The first import of vLLM takes a minute and more from a slow disk."""
 _IMPORTS = "import vllm, transformers; from vllm import LLM, SamplingParams"
 _REQUIRES = "import importlib.metadata as m, sys; print('\\n'.join(m.requires(sys.argv[1]) or ()))"
-
 _LIST = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
 
 
@@ -72,11 +71,6 @@ def parse_engine(text: str) -> Requirement:
     return wanted
 
 
-def environment_python(folder: Path) -> Path:
-    """Return the interpreter of a virtual environment, whether it is there or not."""
-    return folder / "bin" / "python"
-
-
 def install_engine(wanted: Requirement, folder: Path | None, tell: Callable[[str], None] = print) -> Installed:
     """Install an engine into a virtual environment (made where it is not there), or None: into this interpreter's.
 
@@ -89,7 +83,7 @@ def install_engine(wanted: Requirement, folder: Path | None, tell: Callable[[str
                 raise InstallError(f"{sys.executable} is not in a virtual environment; name a folder for one: --into FOLDER")
             python = Path(sys.executable)
         else:
-            python = environment_python(folder).absolute()
+            python = (folder / "bin" / "python").absolute()
         new = not python.exists()
         if new and folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InstallError(f"--into {folder}: exists, and is no virtual environment; name another folder")
@@ -105,7 +99,7 @@ def install_engine(wanted: Requirement, folder: Path | None, tell: Callable[[str
             _check(python, engine)
         else:
             tell(f"{engine} is there already: {python}")
-        return Installed(python, engine, _version(python, "torch"), loaded_bytes, time.monotonic() - began_s)
+        return Installed(python, engine, _versions(python)["torch"], loaded_bytes, time.monotonic() - began_s)
 
 
 def _fill(wanted: Requirement, python: Path, installers: Sequence[Installer], tell: Callable[[str], None]) -> tuple[str, int]:
@@ -118,7 +112,7 @@ def _fill(wanted: Requirement, python: Path, installers: Sequence[Installer], te
     else:
         _announce(f"{engine.pin}, without what it needs", alone, python, tell)
         installer.install(python, alone)
-        needs, torch = cpu_needs(run([str(python), "-P", "-c", _REQUIRES, engine.name]).splitlines())
+        needs, torch = cpu_needs(_ask(python, _REQUIRES, engine.name).splitlines())
         source = find_torch(installers, installer, python, torch)
         build = f", {source.what}" if source.what else ""
         wheels = source.installer.resolve(python, [*needs, source.requirement])
@@ -223,8 +217,8 @@ def _resolves(installer: Installer, python: Path, requirement: str) -> bool:
 def _sound(python: Path, wanted: Requirement) -> str | None:
     """Return the engine in an environment as a requirement; None where it is not there, another one, or cannot be imported."""
     with contextlib.suppress(InstallError):
-        version = _version(python, wanted.name)
-        if wanted.specifier.contains(version, prereleases=True):
+        version = _versions(python).get(canonicalize_name(wanted.name))
+        if version and wanted.specifier.contains(version, prereleases=True):
             _check(python, f"{wanted.name}=={version}")
             return f"{wanted.name}=={version}"
     return None
@@ -232,29 +226,19 @@ def _sound(python: Path, wanted: Requirement) -> str | None:
 
 def _versions(python: Path) -> dict[str, str]:
     """Return what is installed, by canonical name."""
-    found: dict[str, str] = json.loads(run([str(python), "-P", "-c", _LIST]))
+    found: dict[str, str] = json.loads(_ask(python, _LIST))
     return {canonicalize_name(name): version for name, version in found.items()}
-
-
-def _version(python: Path, package: str) -> str:
-    return run([str(python), "-P", "-c", "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))", package]).strip()
 
 
 def _check(python: Path, engine: str) -> None:
     """Raise InstallError where an engine cannot be imported."""
     try:
-        done = subprocess.run(
-            [str(python), "-P", "-c", _IMPORTS],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_CHECK_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
-        raise InstallError(f"{engine} is installed, but {python} did not import it within {_CHECK_TIMEOUT_S:g} s") from None
-    if done.returncode:
-        raise InstallError(
-            f"{engine} is installed, but cannot be imported by {python}; name another release, or a new folder: --into FOLDER\n"
-            f"{last_lines(done.stderr)}"
-        )
+        _ask(python, _IMPORTS)
+    except InstallError as error:
+        what = f"{engine} is installed, but cannot be imported by {python}"
+        raise InstallError(f"{what}; name another release, or a new folder: --into FOLDER\n{error}") from None
+
+
+def _ask(python: Path, code: str, *arguments: str) -> str:
+    """Return what an interpreter prints for a line of code, away from the modules of this folder."""
+    return run([str(python), "-P", "-c", code, *arguments], timeout_s=_ASK_TIMEOUT_S)

@@ -212,12 +212,14 @@ def _file_size(url: str) -> int | None:
         return None
 
 
-def last_lines(text: str) -> str:
-    """Return the lines of a command's output that say why it failed."""
-    return "\n".join(text.strip().splitlines()[-_TAIL:])
-
-
-def run(command: Sequence[str], *, text: str | None = None, env: Mapping[str, str] | None = None, shown: bool = False) -> str:
+def run(
+    command: Sequence[str],
+    *,
+    text: str | None = None,
+    env: Mapping[str, str] | None = None,
+    shown: bool = False,
+    timeout_s: float | None = None,
+) -> str:
     """Return what a command prints, or raise InstallError with its last lines; `shown` lets a terminal see its progress."""
     terminal = shown and sys.stderr.isatty()
     try:
@@ -230,10 +232,13 @@ def run(command: Sequence[str], *, text: str | None = None, env: Mapping[str, st
             text=True,
             env={**os.environ, **(env or {})},
             check=False,
+            timeout=timeout_s,
         )
     except OSError as error:
         raise InstallError(f"{command[0]} cannot be run ({error})") from error
+    except subprocess.TimeoutExpired:
+        raise InstallError(f"{command[0]} has not ended within {timeout_s:g} s") from None
     if done.returncode:
-        what = " ".join(command[:6])
-        raise InstallError(f"{what} ... ended with exit code {done.returncode}:\n{last_lines(done.stderr or done.stdout or '')}")
+        tail = "\n".join((done.stderr or done.stdout or "").strip().splitlines()[-_TAIL:])
+        raise InstallError(f"{' '.join(command[:6])} ... ended with exit code {done.returncode}:\n{tail}")
     return done.stdout or ""

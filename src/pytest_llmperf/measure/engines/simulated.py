@@ -52,7 +52,7 @@ class VirtualEngine(ServerEngine):
             "requests": [request.decode("latin-1") for request in plan.requests],
             "concurrency": plan.concurrency,
             "due_ns": plan.due_ns,
-            "follows": plan.follows,
+            "conversations": [list(indices) for indices in plan.conversations()],
         }
         try:
             status, answer = api.post(f"{self.url}/play", body, timeout_s=_ROUND_TIMEOUT_S)
@@ -63,7 +63,7 @@ class VirtualEngine(ServerEngine):
             raise ClientError(f"the simulated engine refused a round: {answer[:500]}")
         played = msgspec.json.decode(answer, type=_Played)
         records = tuple(_record(plan, index, one, played.start_ns) for index, one in enumerate(played.exchanges))
-        return RoundLog(records, stalled=played.stalled, kernel_stamps=sum(len(one.reads) for one in played.exchanges))
+        return RoundLog(records, stalled=played.stalled)
 
 
 def _record(plan: RoundPlan, index: int, exchange: _Exchange, start_ns: int) -> RequestRecord:
