@@ -29,15 +29,19 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from pytest_llmperf.measure import metrics
-from pytest_llmperf.measure.client import Endpoint, LoadClient
+from pytest_llmperf.measure.client.endpoint import Endpoint
+from pytest_llmperf.measure.client.processes import LoadClient
+from pytest_llmperf.measure.client.prompts import prompts
 from pytest_llmperf.measure.formulas import LaunchSample, RoundSample
+from pytest_llmperf.measure.host.model import bundled_model
 from pytest_llmperf.measure.telemetry import Capacity, Telemetry
-from pytest_llmperf.measure.workload import prompts
-from pytest_llmperf.plan import Axes, bundled_model
-from pytest_llmperf.traffic import Workload, workload_from
+from pytest_llmperf.plan.arguments import workload_from
+from pytest_llmperf.plan.axes import Axes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from pytest_llmperf.plan.workload import Workload
 
 HERE = Path(__file__).parent
 PORT = 18480
@@ -137,7 +141,7 @@ def ours(url: str, scenario: Scenario) -> dict[str, float]:
             concurrency=workload.concurrency, request_timeout_s=300, stall_timeout_s=60,
         )  # fmt: skip
         children = [psutil.Process(one.pid) for one in psutil.Process().children()]
-        children = [one for one in children if "pytest_llmperf.measure.load" in " ".join(one.cmdline())]
+        children = [one for one in children if "pytest_llmperf.measure.client.load" in " ".join(one.cmdline())]
         for child in children:
             child.cpu_affinity([CLIENT_CORE])
         log = client.play(plan)

@@ -19,14 +19,19 @@ from typing import TYPE_CHECKING
 
 from load_client import VLLM_BENCH
 
-from pytest_llmperf.measure import Measurement, RoundSettings, measure_launch
-from pytest_llmperf.measure.client import LoadClient
-from pytest_llmperf.measure.engines import open_engine
-from pytest_llmperf.plan import Axes, Case, EngineSpec, bundled_model, parse_engine_args
-from pytest_llmperf.traffic import Workload, workload_from
+from pytest_llmperf.measure.client.processes import LoadClient
+from pytest_llmperf.measure.engines.opening import open_engine
+from pytest_llmperf.measure.host.model import bundled_model
+from pytest_llmperf.measure.launch import RoundSettings, measure_launch
+from pytest_llmperf.measure.measurement import Measurement
+from pytest_llmperf.plan.arguments import workload_from
+from pytest_llmperf.plan.axes import Axes
+from pytest_llmperf.plan.case import Case
+from pytest_llmperf.plan.engine import EngineSpec, parse_engine_args
 
 if TYPE_CHECKING:
-    from pytest_llmperf.measure.engines import Engine
+    from pytest_llmperf.measure.engines.engine import Engine
+    from pytest_llmperf.plan.workload import Workload
 
 SHOWN = ("output_tokens_per_s", "ttft_p50_s", "tpot_p50_s", "client_cpu_cores")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pytest_llmperf.judge import prior, stats
+from pytest_llmperf.judge.maths import prior, stats
 
 
 class Factory:

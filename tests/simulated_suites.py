@@ -41,9 +41,10 @@ import pytest
 from scipy.special import betaincinv
 
 from pytest_llmperf.judge import baseline as store
-from pytest_llmperf.measure.client import Endpoint, RoundLog
-from pytest_llmperf.measure.engines import Completion, EngineError
-from pytest_llmperf.measure.response import RequestRecord
+from pytest_llmperf.measure.client.endpoint import Endpoint
+from pytest_llmperf.measure.client.messages import RoundLog
+from pytest_llmperf.measure.client.response import RequestRecord
+from pytest_llmperf.measure.engines.engine import Completion, EngineError
 from pytest_llmperf.testing import wire
 from pytest_llmperf.testing.clock import Clock
 from pytest_llmperf.testing.scheduler import Request, Scheduler, token_times_s
@@ -51,9 +52,10 @@ from pytest_llmperf.testing.scheduler import Request, Scheduler, token_times_s
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_llmperf.measure.client import LoadClient, RoundPlan
-    from pytest_llmperf.measure.workload import Prompt
-    from pytest_llmperf.plan import EngineSpec
+    from pytest_llmperf.measure.client.messages import RoundPlan
+    from pytest_llmperf.measure.client.processes import LoadClient
+    from pytest_llmperf.measure.client.prompts import Prompt
+    from pytest_llmperf.plan.engine import EngineSpec
 
 _SUITES_PER_SEED = 1_000_000
 _SHOWN = 3
@@ -139,7 +141,6 @@ class VirtualEngine:
     gpus: tuple[int, ...] = ()
     watch = None
     log_path = None
-    prefix_cache_off = False
 
     def __init__(self, spec: EngineSpec, clock: Clock) -> None:
         """Start it, which draws the noise of this launch."""
@@ -275,8 +276,8 @@ def run_pytest(file: Path, machine: Machine, *arguments: str) -> tuple[int, dict
     failures, output = _Failures(), io.StringIO()
     fixed = (*_PYTEST, "--llmperf-engine=simulated", "-c", str(file.with_name("pytest.ini")), str(file))
     with (
-        mock.patch("pytest_llmperf.plugin.pool.open_engine", machine.open_engine),
-        mock.patch("pytest_llmperf.measure.client.LoadClient", return_value=machine),
+        mock.patch("pytest_llmperf.run.pool.open_engine", machine.open_engine),
+        mock.patch("pytest_llmperf.run.pool.LoadClient", return_value=machine),
         mock.patch.dict(os.environ),
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output),

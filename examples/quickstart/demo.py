@@ -111,8 +111,8 @@ class Step:
 
 def find_engine(python: str) -> Engine:
     """Return vLLM of an interpreter, or the simulated engine where it has none."""
-    from pytest_llmperf.measure.engines import EngineError
-    from pytest_llmperf.measure.engines.server import find_vllm
+    from pytest_llmperf.measure.engines.engine import EngineError
+    from pytest_llmperf.measure.engines.vllm import find_vllm
 
     try:
         find_vllm(python)

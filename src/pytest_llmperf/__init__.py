@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from pytest_llmperf.judge.scaling import Scaling as Scaling
     from pytest_llmperf.judge.scaling import advise as advise
     from pytest_llmperf.judge.scaling import scaling_of as scaling_of
-    from pytest_llmperf.measure import Launch as Launch
-    from pytest_llmperf.measure import Measurement as Measurement
-    from pytest_llmperf.measure.engines import Engine as Engine
-    from pytest_llmperf.measure.engines import EngineError as EngineError
-    from pytest_llmperf.measure.engines import open_engine as open_engine
-    from pytest_llmperf.plan import Case as Case
-    from pytest_llmperf.plan import EngineSpec as EngineSpec
-    from pytest_llmperf.traffic import Workload as Workload
+    from pytest_llmperf.measure.engines.engine import Engine as Engine
+    from pytest_llmperf.measure.engines.engine import EngineError as EngineError
+    from pytest_llmperf.measure.engines.opening import open_engine as open_engine
+    from pytest_llmperf.measure.measurement import Launch as Launch
+    from pytest_llmperf.measure.measurement import Measurement as Measurement
+    from pytest_llmperf.plan.case import Case as Case
+    from pytest_llmperf.plan.engine import EngineSpec as EngineSpec
+    from pytest_llmperf.plan.workload import Workload as Workload
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Case": "plan",
-    "EngineSpec": "plan",
-    "Workload": "traffic",
-    "Launch": "measure",
-    "Measurement": "measure",
-    "Engine": "measure.engines",
-    "EngineError": "measure.engines",
-    "open_engine": "measure.engines",
+    "Case": "plan.case",
+    "EngineSpec": "plan.engine",
+    "Workload": "plan.workload",
+    "Launch": "measure.measurement",
+    "Measurement": "measure.measurement",
+    "Engine": "measure.engines.engine",
+    "EngineError": "measure.engines.engine",
+    "open_engine": "measure.engines.opening",
     "Advice": "judge.scaling",
     "Scaling": "judge.scaling",
     "advise": "judge.scaling",

@@ -12,8 +12,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from pytest_llmperf.measure.accelerators import Gpu
-from pytest_llmperf.measure.leases import Locks, host_turn, lease
+from pytest_llmperf.measure.gpus.device import Gpu
+from pytest_llmperf.measure.gpus.leases import Locks, host_turn, lease
 from pytest_llmperf.testing import Example, nvml
 from tests.conftest import SERVING
 from tests.processes import marked, wait_until
@@ -25,12 +25,12 @@ SHORT = "prompt_tokens=16, output_tokens=6, requests=8"
 # What waits for a GPU to get well, or for memory to come back, does not wait here.
 AT_ONCE = """
 import pytest
-from pytest_llmperf import measure
-from pytest_llmperf.measure import tenancy
-from pytest_llmperf.plugin import pool
+from pytest_llmperf.measure import launch
+from pytest_llmperf.measure.gpus import tenancy
+from pytest_llmperf.run import pool
 from pytest_llmperf.testing import gpus, nvml
 
-measure._CALM_S = tenancy._RELEASE_S = pool._PATIENCE_S = 0.0
+launch._CALM_S = tenancy._RELEASE_S = pool._PATIENCE_S = 0.0
 
 @pytest.fixture
 def conditions():
@@ -339,10 +339,10 @@ import os
 import time
 from pathlib import Path
 
-from pytest_llmperf import measure
-from pytest_llmperf.measure.gpus import RoundWatch
+from pytest_llmperf.measure import launch
+from pytest_llmperf.measure.gpus.watch import RoundWatch
 
-measure._CALM_S = 0.0  # a stranger would be INVALID at once
+launch._CALM_S = 0.0  # a stranger would be INVALID at once
 HERE, ME = Path(__file__).parent, os.environ.get("PYTEST_XDIST_WORKER")
 enter, rounds = RoundWatch.__enter__, []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge.verdict import MetricVerdict, Status, Verdict
-from pytest_llmperf.report import Outcome
+from pytest_llmperf.report.outcome import Outcome
 from pytest_llmperf.report.scaling import scaling_lines, scalings
 
 if TYPE_CHECKING:

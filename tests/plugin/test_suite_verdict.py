@@ -10,7 +10,8 @@ RECORD = ("--update-baselines", "--llmperf-launches=2")
 CASE = "test_it.py::test_serving[tiny-tp1-c8]"
 # Everything 2 % slower cannot be arranged in real time; what is told of it can.
 RED = """
-from pytest_llmperf.judge import stats, suite
+from pytest_llmperf.judge import suite
+from pytest_llmperf.judge.maths import stats
 
 def judge_suite(cases, host):
     assert list(cases) and host == "simulated"
@@ -60,10 +61,10 @@ def test_a_single_comparison_is_no_suite_and_neither_is_an_interrupted_run(run):
 
 def test_a_gpu_that_is_lost_at_the_end_of_the_run_does_not_take_the_summary_with_it(run):
     lost = """
-from pytest_llmperf.plan import PlanError
+from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plugin import session
 
-def describe_host(kind):
+def describe_host(**_):
     raise PlanError("GPU 7 does not answer")
 
 def pytest_configure(config):

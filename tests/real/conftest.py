@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from pytest_llmperf.measure.engines import EngineError
-from pytest_llmperf.measure.engines.server import find_vllm
+from pytest_llmperf.measure.engines.engine import EngineError
+from pytest_llmperf.measure.engines.vllm import find_vllm
 
 PYTHON = os.environ.get("LLMPERF_REAL_PYTHON", sys.executable)
 """The interpreter that has vLLM."""

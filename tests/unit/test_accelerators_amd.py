@@ -22,8 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.measure.accelerators import POWER_CAP, THERMAL, Accelerators, Gpu, Reading, Totals
-from pytest_llmperf.measure.accelerators.amd import (
+from pytest_llmperf.measure.gpus.amd import (
     Amd,
     AmdSmiError,
     CommandFailedError,
@@ -34,6 +33,7 @@ from pytest_llmperf.measure.accelerators.amd import (
     parse_versions,
     run_command,
 )
+from pytest_llmperf.measure.gpus.device import POWER_CAP, THERMAL, Accelerators, Gpu, Reading, Totals
 
 DATA = Path(__file__).parent / "data"
 FIRST = Gpu(

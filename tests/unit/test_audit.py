@@ -6,12 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_llmperf.measure import Launch, Measurement, Round, audit
-from pytest_llmperf.measure.client import RoundLog
-from pytest_llmperf.measure.response import RequestRecord
+from pytest_llmperf.measure import audit
+from pytest_llmperf.measure.client.messages import RoundLog
+from pytest_llmperf.measure.client.response import RequestRecord
+from pytest_llmperf.measure.measurement import Launch, Measurement, Round
 from pytest_llmperf.measure.telemetry import Telemetry
-from pytest_llmperf.plan import Axes, Case, EngineSpec
-from pytest_llmperf.traffic import Workload, workload_from
+from pytest_llmperf.plan.arguments import workload_from
+from pytest_llmperf.plan.axes import Axes
+from pytest_llmperf.plan.case import Case
+from pytest_llmperf.plan.engine import EngineSpec
+from pytest_llmperf.plan.workload import Workload
 
 GOOD = RequestRecord(1.0, (1.1, 1.2), 1.2, prompt_tokens=4, output_tokens=2, delay_s=0.0001)
 SOUND = RoundLog((GOOD,) * 4, cpu_s=0.1, busy_s=1.0)

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.baseline import Baseline, BaselineError, Provenance
-from pytest_llmperf.measure import Launch, Round
-from pytest_llmperf.plan import Case, EngineSpec, parse_engine_args
-from pytest_llmperf.traffic import Workload
+from pytest_llmperf.measure.measurement import Launch, Round
+from pytest_llmperf.plan.case import Case
+from pytest_llmperf.plan.engine import EngineSpec, parse_engine_args
+from pytest_llmperf.plan.workload import Workload
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.measure import response
-from pytest_llmperf.measure.response import RequestRecord, parse_response
+from pytest_llmperf.measure.client import response
+from pytest_llmperf.measure.client.response import RequestRecord, parse_response
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llmperf.corpus import Arrival, parse_file, read_dataset, read_lengths, read_trace
-from pytest_llmperf.plan import PlanError
+from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.datasets import Arrival, parse_file, read_dataset, read_lengths, read_trace
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from pytest_llmperf.judge.baseline import Provenance, engine_facts
 from pytest_llmperf.judge.diagnosis import advice, changes, likely_cause
 from pytest_llmperf.judge.verdict import MetricVerdict, Status, Verdict
-from pytest_llmperf.measure.engines.server import named_errors
+from pytest_llmperf.measure.engines.child import named_errors
 from pytest_llmperf.measure.metrics import GATING
-from pytest_llmperf.plan import Case, EngineSpec, parse_engine_args
+from pytest_llmperf.plan.case import Case
+from pytest_llmperf.plan.engine import EngineSpec, parse_engine_args
+from pytest_llmperf.plan.workload import Workload
 from pytest_llmperf.testing.__main__ import OUT_OF_MEMORY
-from pytest_llmperf.traffic import Workload
 
 # ------------------------------------------------------------------------------------------------ logs
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_llmperf.judge.gates import Tolerance, comparisons, gates
-from pytest_llmperf.marker import Gate, parse_gate
 from pytest_llmperf.measure.metrics import BY_NAME, GATING
-from pytest_llmperf.plan import PlanError
+from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.gates import Gate, parse_gate
 
 ORIGIN = "--llmperf-gate"
 

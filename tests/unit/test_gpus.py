@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.measure import gpus as module
-from pytest_llmperf.measure.accelerators import AcceleratorError, Gpu, Reading, Totals
-from pytest_llmperf.measure.gpus import GpuRound, GpuWatch, in_words
-from pytest_llmperf.measure.memory import GpuMemory, RankMemory, rank_memory
+from pytest_llmperf.measure.gpus import watch as module
+from pytest_llmperf.measure.gpus.device import AcceleratorError, Gpu, Reading, Totals
+from pytest_llmperf.measure.gpus.memory import GpuMemory, RankMemory, rank_memory
+from pytest_llmperf.measure.gpus.watch import GpuRound, GpuWatch, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.measure.host import Host, core_groups, describe_host, has_bfloat16
-from pytest_llmperf.plan import PlanError
+from pytest_llmperf.measure.host.machine import Host, core_groups, describe_host, has_bfloat16
+from pytest_llmperf.plan.checks import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,7 +176,7 @@ def test_the_simulated_kind_has_simulated_gpus_whatever_the_machine_has(
     monkeypatch.delenv("LLMPERF_SIMULATED_GPUS", raising=False)
     if number is not None:
         monkeypatch.setenv("LLMPERF_SIMULATED_GPUS", number)
-    assert describe_host("simulated").gpus == ("Simulated",) * expected
+    assert describe_host(simulated=True).gpus == ("Simulated",) * expected
     assert nvml.calls == []
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmperf.measure import RoundSettings, audit, measure_launch
-from pytest_llmperf.measure.client import LoadClient
-from pytest_llmperf.measure.engines import open_engine
-from pytest_llmperf.plan import Axes, EngineSpec
+from pytest_llmperf.measure import audit
+from pytest_llmperf.measure.client.processes import LoadClient
+from pytest_llmperf.measure.engines.opening import open_engine
+from pytest_llmperf.measure.launch import RoundSettings, measure_launch
+from pytest_llmperf.plan.arguments import workload_from
+from pytest_llmperf.plan.axes import Axes
+from pytest_llmperf.plan.engine import EngineSpec
 from pytest_llmperf.testing import Clock, Options, SimulatedEngine
-from pytest_llmperf.traffic import workload_from
 
 CLOCK = Clock(step_s=2e-3, sequence_s=0.0, prefill_token_s=0.0)
 SETTINGS = RoundSettings(nonce="case", rounds=2)
@@ -19,7 +21,7 @@ SETTINGS = RoundSettings(nonce="case", rounds=2)
 def test_another_process_helps_where_the_warm_up_kept_one_busy(
     busy: float, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit, "_BUSY", busy)
+    monkeypatch.setattr(audit, "BUSY", busy)
     monkeypatch.setattr(audit, "MOST_PROCESSES", 3)
     workload = workload_from(Axes(), {"prompt_tokens": 8, "output_tokens": 5, "requests": 12, "concurrency": 4})
     with SimulatedEngine(Options(clock=CLOCK)) as served, LoadClient() as client:

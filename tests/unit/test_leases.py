@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.measure import leases
-from pytest_llmperf.measure.accelerators import Gpu
-from pytest_llmperf.measure.leases import LeaseError, Locks, choices, host_turn, lease, lock_folder
+from pytest_llmperf.measure.gpus import leases
+from pytest_llmperf.measure.gpus.device import Gpu
+from pytest_llmperf.measure.gpus.leases import LeaseError, Locks, choices, host_turn, lease, lock_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +29,8 @@ DEADLINE_S = 20.0
 HOLDER = """
 import json, sys
 from pathlib import Path
-from pytest_llmperf.measure.accelerators import Gpu
-from pytest_llmperf.measure.leases import Locks, host_turn, lease
+from pytest_llmperf.measure.gpus.device import Gpu
+from pytest_llmperf.measure.gpus.leases import Locks, host_turn, lease
 
 what, folder, gpus, count = json.loads(sys.argv[1])
 locks = Locks(Path(folder), lambda text: print(text, flush=True))

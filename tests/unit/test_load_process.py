@@ -21,17 +21,20 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
-from pytest_llmperf.measure.client import ClientError, Endpoint, LoadClient, RoundLog
-from pytest_llmperf.measure.workload import Prompt, arrivals, prompts
-from pytest_llmperf.plan import Axes
+from pytest_llmperf.measure.client.endpoint import Endpoint
+from pytest_llmperf.measure.client.messages import ClientError, RoundLog
+from pytest_llmperf.measure.client.processes import LoadClient
+from pytest_llmperf.measure.client.prompts import Prompt, arrivals, prompts
+from pytest_llmperf.plan.arguments import workload_from
+from pytest_llmperf.plan.axes import Axes
+from pytest_llmperf.plan.workload import Workload
 from pytest_llmperf.testing import Clock, Options, SimulatedEngine
-from pytest_llmperf.traffic import Workload, workload_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from pytest_llmperf.measure.response import RequestRecord
+    from pytest_llmperf.measure.client.response import RequestRecord
 
 FAST = Clock(step_s=1e-3, sequence_s=0.0, prefill_token_s=0.0)
 ONE_BLOCK = Workload(prompt_tokens=6, output_tokens=8, requests=64, concurrency=8)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.formulas import LaunchSample, RoundSample
 from pytest_llmperf.measure.metrics import (
     BY_NAME,
@@ -23,10 +24,10 @@ from pytest_llmperf.measure.metrics import (
     launch_metrics,
     round_metrics,
 )
-from pytest_llmperf.measure.response import RequestRecord
 from pytest_llmperf.measure.telemetry import Capacity, Telemetry
-from pytest_llmperf.plan import Axes
-from pytest_llmperf.traffic import Workload, workload_from
+from pytest_llmperf.plan.arguments import workload_from
+from pytest_llmperf.plan.axes import Axes
+from pytest_llmperf.plan.workload import Workload
 
 LATENCIES = ("ttft", "itl", "tpot", "e2e")
 STATISTICS = ("mean", "p50", "p90", "p99")

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.judge import noise, stats
+from pytest_llmperf.judge import noise
 from pytest_llmperf.judge.baseline import Baseline, Provenance
+from pytest_llmperf.judge.maths import stats
 from pytest_llmperf.judge.noise import Belief
-from pytest_llmperf.measure import Launch, Round
+from pytest_llmperf.measure.measurement import Launch, Round
 from pytest_llmperf.measure.metrics import BY_NAME, GATING
-from pytest_llmperf.traffic import Workload
+from pytest_llmperf.plan.workload import Workload
 
 TTFT, TAIL, KV = "ttft_p50_s", "ttft_p90_s", "kv_cache_tokens"
 ROUNDS = 5

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf.measure.accelerators import AcceleratorError, Gpu, Reading, Totals, nvidia, open_accelerators
-from pytest_llmperf.measure.accelerators.nvidia import Nvidia, find
+from pytest_llmperf.measure.gpus import nvidia
+from pytest_llmperf.measure.gpus.device import AcceleratorError, Gpu, Reading, Totals
+from pytest_llmperf.measure.gpus.nvidia import Nvidia, find
+from pytest_llmperf.measure.gpus.vendors import open_accelerators
 from pytest_llmperf.testing import gpus as simulated
 from pytest_llmperf.testing import nvml as stand_in
 
@@ -477,7 +479,7 @@ def test_the_stand_in_has_every_function_that_is_asked_but_those_of_mig_and_of_o
 
 
 def test_simulated_gpus_are_all_linked(state):
-    found = open_accelerators("simulated")
+    found = open_accelerators(simulated=True)
     assert found.devices() == (
         Gpu(0, "GPU-51000000-0000-0000-0000-000000000000", "Simulated", 150_754_820_096, (1,), 18, 1980.0, 700.0, 700.0),
         Gpu(1, "GPU-51000000-0000-0000-0000-000000000001", "Simulated", 150_754_820_096, (0,), 18, 1980.0, 700.0, 700.0),
@@ -487,17 +489,17 @@ def test_simulated_gpus_are_all_linked(state):
 def test_simulated_gpus_can_be_on_different_islands_and_without_links(state, monkeypatch):
     monkeypatch.setenv(simulated.NUMBER, "4")
     simulated.set_conditions({"2": {"island": 1}, "3": {"links": 0}})
-    found = [(one.peers, one.links) for one in open_accelerators("simulated").devices()]
+    found = [(one.peers, one.links) for one in open_accelerators(simulated=True).devices()]
     assert found == [((1,), 18), ((0,), 18), ((), 18), ((), 0)]
 
 
 def test_no_simulated_gpus_are_no_accelerators(state, monkeypatch):
     monkeypatch.setenv(simulated.NUMBER, "0")
-    assert open_accelerators("simulated") is None
+    assert open_accelerators(simulated=True) is None
 
 
 def test_simulated_gpus_are_idle_until_a_process_occupies_them(state):
-    found = open_accelerators("simulated")
+    found = open_accelerators(simulated=True)
     one, other = found.devices()
     simulated.occupy({1: 16 * GIB})
     assert [replace(now, at_s=0.0) for now in found.read([one, other], processes=True)] == [
@@ -508,7 +510,7 @@ def test_simulated_gpus_are_idle_until_a_process_occupies_them(state):
 
 def test_a_condition_is_read_from_its_gpu(state):
     simulated.set_conditions({"*": {"temperature_c": 91}, "1": {"reasons": 0x40, "times": 1, "xid": 79}})
-    found = open_accelerators("simulated")
+    found = open_accelerators(simulated=True)
     both = found.devices()
     readings = [found.read(both, processes=False) for _ in range(2)]
     assert [[one.limits for one in now] for now in readings] == [[(), ("thermal slow-down",)], [(), ()]]

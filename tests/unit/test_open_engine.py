@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llmperf import EngineError, EngineSpec, open_engine
-from pytest_llmperf.plan import parse_engine_args
+from pytest_llmperf.plan.engine import parse_engine_args
 from pytest_llmperf.testing import SimulatedEngine
 from tests.processes import wait_until
 
@@ -88,7 +88,7 @@ def test_the_bundled_model_runs_in_float32_where_cores_emulate_bfloat16(
     python = tmp_path / "python"  # has vLLM, and instead of starting it prints how it was asked to
     python.write_text('#!/bin/sh\nif [ "$1" = -c ]; then echo \'{"vllm": "0.32.0"}\'; else echo "$@"; exit 1; fi\n')
     python.chmod(0o755)
-    monkeypatch.setattr("pytest_llmperf.measure.engines.server.has_bfloat16", lambda: native)
+    monkeypatch.setattr("pytest_llmperf.measure.engines.vllm.has_bfloat16", lambda: native)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     spec = EngineSpec(kind="server", python=str(python), args=parse_engine_args(args, origin="test"))
     with pytest.raises(EngineError, match="ended with exit code 1") as caught, open_engine(spec):

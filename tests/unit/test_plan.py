@@ -12,22 +12,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.corpus import File
-from pytest_llmperf.marker import Marker, grid, is_selected, parse_fraction, parse_marker
-from pytest_llmperf.plan import (
-    AXES,
-    Axes,
+from pytest_llmperf.plan.arguments import workload_from
+from pytest_llmperf.plan.axes import AXES, Axes, grid, is_selected
+from pytest_llmperf.plan.checks import PlanError, degree, parse_fraction
+from pytest_llmperf.plan.datasets import File
+from pytest_llmperf.plan.engine import (
     EngineArgs,
     EngineSpec,
-    PlanError,
     check_url,
     command_line,
-    degree,
     engine_spec,
     merge_engine_args,
     parse_engine_args,
 )
-from pytest_llmperf.traffic import RequestClass, Workload, workload_from
+from pytest_llmperf.plan.marker import parse_marker
+from pytest_llmperf.plan.workload import RequestClass, Workload
 
 # ------------------------------------------------------------------------------------------------ degrees
 
@@ -312,21 +311,21 @@ def test_an_unknown_workload_argument_is_named_with_those_that_exist() -> None:
 
 
 def test_a_grid_is_the_product_of_what_the_marker_allows() -> None:
-    points = grid(Marker({"tp": (1, 2), "concurrency": (4, 8)}), {})
+    points = grid({"tp": (1, 2), "concurrency": (4, 8)}, {})
     assert [(one.tp, one.concurrency) for one in points] == [(1, 4), (1, 8), (2, 4), (2, 8)]
 
 
 def test_an_axis_that_the_marker_leaves_open_has_the_selected_values() -> None:
-    assert [one.tp for one in grid(Marker(), {"tp": (2, 4)})] == [2, 4]
+    assert [one.tp for one in grid({}, {"tp": (2, 4)})] == [2, 4]
 
 
 def test_a_selection_does_not_add_to_what_the_marker_allows() -> None:
-    points = grid(Marker({"tp": (1, 2)}), {"tp": (2, 4)})
+    points = grid({"tp": (1, 2)}, {"tp": (2, 4)})
     assert [(one.tp, is_selected(one, {"tp": (2, 4)})) for one in points] == [(1, False), (2, True)]
 
 
 def test_without_a_marker_or_a_selection_there_is_one_default_point() -> None:
-    assert grid(Marker(), {}) == [Axes()]
+    assert grid({}, {}) == [Axes()]
 
 
 axis_values = st.dictionaries(
@@ -339,7 +338,7 @@ axis_values = st.dictionaries(
 def test_every_selected_point_is_allowed_and_selected(
     allowed: dict[str, tuple[int, ...]], selected: dict[str, tuple[int, ...]]
 ) -> None:
-    points = grid(Marker(dict(allowed)), selected)
+    points = grid(dict(allowed), selected)
     chosen = {one for one in points if is_selected(one, selected)}
     expected = 1
     for name in allowed.keys() | selected.keys():
@@ -493,4 +492,4 @@ def test_a_url_is_taken_or_refused_but_never_breaks(text: str) -> None:
 def test_a_rate_and_a_concurrency_are_two_forms_of_one_axis(
     allowed: dict[str, tuple[Any, ...]], selected: dict[str, tuple[Any, ...]], ids: list[str]
 ) -> None:
-    assert [one.id for one in grid(Marker(allowed), selected) if is_selected(one, selected)] == ids
+    assert [one.id for one in grid(allowed, selected) if is_selected(one, selected)] == ids

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.judge.power import launches_needed, minimum_detectable_effect
-from pytest_llmperf.judge.stats import PRIORS, Design, Drift, Prior, UnusableSampleError, decide
+from pytest_llmperf.judge.maths.power import launches_needed, minimum_detectable_effect
+from pytest_llmperf.judge.maths.stats import PRIORS, Design, Drift, Prior, UnusableSampleError, decide
 
 PRIOR = PRIORS["ratio"]
 LEVELS = st.lists(st.floats(-30, 30), min_size=1, max_size=20)

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.measure.accelerators import Gpu
-from pytest_llmperf.measure.host import Host
-from pytest_llmperf.measure.preflight import (
+from pytest_llmperf.measure.gpus.device import Gpu
+from pytest_llmperf.measure.host.machine import Host
+from pytest_llmperf.measure.host.model import bundled_model, model_config
+from pytest_llmperf.measure.host.preflight import (
     device_shortage,
     link_warning,
     model_shortage,
@@ -20,9 +21,9 @@ from pytest_llmperf.measure.preflight import (
     shortage,
     smallest_tp,
 )
-from pytest_llmperf.measure.weights import parameters, weight_bytes
-from pytest_llmperf.plan import EngineSpec, bundled_model, model_config, parse_engine_args
-from pytest_llmperf.requirements import Needs
+from pytest_llmperf.measure.host.weights import parameters, weight_bytes
+from pytest_llmperf.plan.engine import EngineSpec, parse_engine_args
+from pytest_llmperf.plan.needs import Needs
 
 if TYPE_CHECKING:
     from pathlib import Path

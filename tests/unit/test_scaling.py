@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.judge.diagnosis import scaling_advice
 from pytest_llmperf.judge.scaling import Scaling, advise, scaling_from, scaling_of
-from pytest_llmperf.measure import Launch, Measurement, Round
-from pytest_llmperf.plan import Case, EngineSpec
-from pytest_llmperf.traffic import Workload
+from pytest_llmperf.measure.measurement import Launch, Measurement, Round
+from pytest_llmperf.plan.case import Case
+from pytest_llmperf.plan.engine import EngineSpec
+from pytest_llmperf.plan.workload import Workload
 
 KNOWN = {1: 8242.0, 2: 13554.0, 4: 21100.0}
 """Output tokens per second at 1, 2 and 4 GPUs."""

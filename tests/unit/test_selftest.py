@@ -12,13 +12,14 @@ import pytest
 from pytest_llmperf.judge import noise, selftest
 from pytest_llmperf.judge.baseline import Baseline, Provenance
 from pytest_llmperf.judge.gates import Tolerance, gates
+from pytest_llmperf.judge.maths.stats import Design
 from pytest_llmperf.judge.selftest import Check, self_test
-from pytest_llmperf.judge.stats import Design
 from pytest_llmperf.judge.verdict import MetricVerdict, Status, Verdict
-from pytest_llmperf.marker import Gate
-from pytest_llmperf.measure import Launch, Round, metrics
+from pytest_llmperf.measure import metrics
+from pytest_llmperf.measure.measurement import Launch, Round
 from pytest_llmperf.measure.metrics import BY_NAME, GATING, METRICS
-from pytest_llmperf.traffic import Workload
+from pytest_llmperf.plan.gates import Gate
+from pytest_llmperf.plan.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_llmperf.measure.workload import prompts
-from pytest_llmperf.plan import EngineSpec
+from pytest_llmperf.measure.client.prompts import prompts
+from pytest_llmperf.plan.engine import EngineSpec
+from pytest_llmperf.plan.workload import Workload
 from pytest_llmperf.testing import Clock
 from pytest_llmperf.testing.scheduler import Request, token_times_s
-from pytest_llmperf.traffic import Workload
 from tests.simulated_suites import Design, Machine, SuiteResult, run_suites, table, upper_bound
 
 SMALL = Design(tests=4, engines=2, launches=3, seed=1)

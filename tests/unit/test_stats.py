@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import digamma, polygamma
 
-from pytest_llmperf.judge.counts import Counts, decide_count, decide_exact, is_exact
-from pytest_llmperf.judge.prior import fit_prior, fit_priors, independence
-from pytest_llmperf.judge.stats import (
+from pytest_llmperf.judge.maths.counts import Counts, decide_count, decide_exact, is_exact
+from pytest_llmperf.judge.maths.prior import fit_prior, fit_priors, independence
+from pytest_llmperf.judge.maths.stats import (
     HOPELESS,
     PRIORS,
     Decision,
@@ -440,7 +440,7 @@ def test_few_decisions_are_missed_by_not_asking_where_no_launch_is_thought_to_te
         return [settle(before, now, design, prior, drift) for before, now in runs]
 
     stopped = judged(0.0) + judged(3.0) + judged(6.0)
-    monkeypatch.setattr("pytest_llmperf.judge.stats._hopeless", lambda *_, **__: False)
+    monkeypatch.setattr("pytest_llmperf.judge.maths.stats._hopeless", lambda *_, **__: False)
     rng = np.random.default_rng(5)
     pressed = judged(0.0) + judged(3.0) + judged(6.0)
     early = [(one, other) for one, other in zip(stopped, pressed, strict=True) if one.rule == HOPELESS]

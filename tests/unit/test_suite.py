@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.judge.stats import Decision, Design, Drift, Prior, UnusableSampleError, decide
+from pytest_llmperf.judge.maths.stats import Decision, Design, Drift, Prior, UnusableSampleError, decide
 from pytest_llmperf.judge.suite import LEAST, EngineLevels, decide_suite, judge_suite
 from pytest_llmperf.judge.verdict import MetricVerdict, Status, Verdict
 

@@ -13,18 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_llmperf.measure import telemetry
-from pytest_llmperf.measure.telemetry import (
-    Capacity,
-    Counters,
-    Recorder,
-    Telemetry,
-    parse_metrics,
-    read_capacity,
-    read_counters,
-)
+from pytest_llmperf.measure.telemetry import Capacity, Counters, Recorder, Telemetry, parse_metrics, read_capacity, read_counters
 
 if TYPE_CHECKING:
-    from pytest_llmperf.measure.engines import Engine
+    from pytest_llmperf.measure.engines.engine import Engine
 
 REAL = (Path(__file__).parent / "data" / "vllm_metrics.txt").read_text()
 

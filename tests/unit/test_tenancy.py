@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llmperf.measure import gpus, leases, tenancy
-from pytest_llmperf.measure.accelerators import AcceleratorError
-from pytest_llmperf.measure.engines import EngineError
-from pytest_llmperf.measure.gpus import GpuWatch
-from pytest_llmperf.measure.host import describe_host
-from pytest_llmperf.measure.tenancy import Tenancy
+from pytest_llmperf.measure.engines.engine import EngineError
+from pytest_llmperf.measure.gpus import leases, tenancy
+from pytest_llmperf.measure.gpus import watch as gpus
+from pytest_llmperf.measure.gpus.device import AcceleratorError
+from pytest_llmperf.measure.gpus.tenancy import Tenancy
+from pytest_llmperf.measure.gpus.watch import GpuWatch
+from pytest_llmperf.measure.host.machine import describe_host
 from pytest_llmperf.testing import gpus as simulated
 from pytest_llmperf.testing import nvml
 
@@ -51,7 +52,7 @@ def run() -> Iterator[Callable[..., Tenancy]]:
     with ExitStack() as stack:
 
         def begin(*, alone: bool = False, waiting: Callable[[str], None] = waits) -> Tenancy:
-            found = Tenancy(describe_host("simulated"), alone=alone, patience_s=0.0, waiting=waiting)
+            found = Tenancy(describe_host(simulated=True), alone=alone, patience_s=0.0, waiting=waiting)
             stack.callback(found.close)
             return found
 
@@ -60,7 +61,7 @@ def run() -> Iterator[Callable[..., Tenancy]]:
 
 def turn(of: Tenancy, ranks: int = 1) -> tuple[int, ...] | None:
     """The GPUs that an engine of so many ranks gets now; it ends at once."""
-    with of.turn("simulated", ranks) as watch:
+    with of.turn(ranks, simulated=True) as watch:
         return None if watch is None else indices(watch)
 
 
@@ -87,13 +88,13 @@ def test_a_host_without_gpus_has_turns_too_and_nothing_to_watch(run, monkeypatch
 
 
 def test_two_runs_that_do_not_mind_neighbours_have_different_gpus_at_the_same_time(run):
-    with run().turn("simulated", 1) as one, run().turn("simulated", 1) as other:
+    with run().turn(1, simulated=True) as one, run().turn(1, simulated=True) as other:
         assert (indices(one), indices(other)) == ((0,), (1,))
 
 
 def test_a_run_that_wants_the_host_alone_waits_for_the_engines_of_others(run):
     with (
-        run().turn("simulated", 1),
+        run().turn(1, simulated=True),
         pytest.raises(Waits, match=r"^waiting for another run's engine to end \(process \d+ has it\)$"),
     ):
         turn(run(alone=True))
@@ -101,7 +102,7 @@ def test_a_run_that_wants_the_host_alone_waits_for_the_engines_of_others(run):
 
 def test_the_engine_of_a_run_that_wants_the_host_alone_is_waited_for(run):
     with (
-        run(alone=True).turn("simulated", 1),
+        run(alone=True).turn(1, simulated=True),
         pytest.raises(Waits, match=r"^waiting for another run's engine to end \(process \d+ has it\)$"),
     ):
         turn(run())
@@ -110,14 +111,14 @@ def test_the_engine_of_a_run_that_wants_the_host_alone_is_waited_for(run):
 def test_on_a_host_without_gpus_engines_take_turns_whatever_they_mind(run, monkeypatch):
     monkeypatch.setenv(simulated.NUMBER, "0")
     with (
-        run().turn("simulated", 1),
+        run().turn(1, simulated=True),
         pytest.raises(Waits, match=r"^waiting for another run's engine to end \(process \d+ has it\)$"),
     ):
         turn(run())
 
 
 def test_gpus_that_other_runs_have_are_waited_for(run):
-    with run().turn("simulated", 2), pytest.raises(Waits, match=r"^waiting for GPUs that other engines have$"):
+    with run().turn(2, simulated=True), pytest.raises(Waits, match=r"^waiting for GPUs that other engines have$"):
         turn(run())
 
 
@@ -163,7 +164,7 @@ def test_the_drivers_own_memory_is_no_use(run):
 def leaky(run) -> Tenancy:
     """A run of which an engine on GPU 0 has left memory behind."""
     found: Tenancy = run()
-    with pytest.raises(EngineError) as error, found.turn("simulated", 1):
+    with pytest.raises(EngineError) as error, found.turn(1, simulated=True):
         leak(0, 4)
     assert str(error.value) == (
         "GPU 0 still has 4.0 GiB more in use than before its engine, and the driver names no process that has it."
@@ -202,7 +203,7 @@ def test_what_the_engine_failed_of_is_not_hidden_by_memory_that_did_not_come_bac
         leak(0, 4)
         raise EngineError("The engine ended")
 
-    with pytest.raises(EngineError, match=r"^The engine ended$"), found.turn("simulated", 1):
+    with pytest.raises(EngineError, match=r"^The engine ended$"), found.turn(1, simulated=True):
         end()
     assert turn(found) == (1,)
 
@@ -250,14 +251,14 @@ def test_a_gpu_that_went_away_since_the_run_began_is_named(run, monkeypatch):
 
 def test_an_engine_gets_some_of_the_gpus_that_are_asked_for(run):
     found = run()
-    with found.turn("simulated", 1, describe_host("simulated").devices[1:]) as watch:
+    with found.turn(1, describe_host(simulated=True).devices[1:], simulated=True) as watch:
         assert indices(watch) == (1,)
 
 
 def test_a_gpu_that_was_waited_for_in_vain_is_not_waited_for_again_until_one_was_free(run):
     leak(0, 20)
     told: list[str] = []
-    found = Tenancy(describe_host("simulated"), alone=False, patience_s=0.01, waiting=told.append)
+    found = Tenancy(describe_host(simulated=True), alone=False, patience_s=0.01, waiting=told.append)
     try:
         for patience in ("0.01", "0"):
             with pytest.raises(EngineError, match=rf"Waited {patience} s"):

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf.plan import Axes, PlanError
-from pytest_llmperf.traffic import Lengths, Workload, parse_lengths, workload_from
+from pytest_llmperf.plan.arguments import workload_from
+from pytest_llmperf.plan.axes import Axes
+from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.lengths import Lengths, parse_lengths
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pytest_llmperf.plan.workload import Workload
 
 
 def workload(folder: Path | None = None, **arguments: Any) -> Workload:

@@ -11,17 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.judge import noise, stats
+from pytest_llmperf.judge import noise
 from pytest_llmperf.judge.baseline import Baseline, Provenance
 from pytest_llmperf.judge.calibration import calibrated, noise_of
 from pytest_llmperf.judge.comparison import Comparison, prospects
 from pytest_llmperf.judge.gates import Tolerance, gates
+from pytest_llmperf.judge.maths import stats
 from pytest_llmperf.judge.verdict import Status, Verdict, judge, not_comparable, observed
-from pytest_llmperf.marker import parse_gate
-from pytest_llmperf.measure import Launch, Measurement, Round
+from pytest_llmperf.measure.measurement import Launch, Measurement, Round
 from pytest_llmperf.measure.metrics import BY_NAME, FORMULAS, GATING, METRICS
-from pytest_llmperf.plan import Case, EngineSpec
-from pytest_llmperf.traffic import Workload
+from pytest_llmperf.plan.case import Case
+from pytest_llmperf.plan.engine import EngineSpec
+from pytest_llmperf.plan.gates import parse_gate
+from pytest_llmperf.plan.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,20 +9,23 @@ from typing import Any
 
 import pytest
 
-from pytest_llmperf.measure.client import ClientError, Endpoint, LoadClient, RoundLog
-from pytest_llmperf.measure.engines import EngineError
-from pytest_llmperf.measure.engines.simulated import VirtualEngine
-from pytest_llmperf.measure.workload import prompts
-from pytest_llmperf.plan import Axes
+from pytest_llmperf.measure.client.endpoint import Endpoint
+from pytest_llmperf.measure.client.messages import ClientError, RoundLog
+from pytest_llmperf.measure.client.processes import LoadClient
+from pytest_llmperf.measure.client.prompts import prompts
+from pytest_llmperf.measure.engines.engine import EngineError
+from pytest_llmperf.measure.engines.simulated import play_virtually
+from pytest_llmperf.plan.arguments import workload_from
+from pytest_llmperf.plan.axes import Axes
+from pytest_llmperf.plan.workload import Workload
 from pytest_llmperf.testing import Clock, Options, SimulatedEngine
 from pytest_llmperf.testing.scheduler import Request, token_times_s
-from pytest_llmperf.traffic import Workload, workload_from
 
 # An hour of it could not be waited for.
 SLOW = Clock(step_s=2.0, sequence_s=0.1, prefill_token_s=0.01, prefix_cache=False)
 
 
-class Virtual(VirtualEngine):
+class Served:
     """The engine as the plugin uses it, at a server that the test has."""
 
     def __init__(self, url: str) -> None:
@@ -36,7 +39,7 @@ class Virtual(VirtualEngine):
 def play(engine: SimulatedEngine, workload: Workload, number: int = 0) -> RoundLog:
     drawn = prompts(workload, number, vocabulary=None, nonce="test")
     how: dict[str, Any] = {"concurrency": workload.concurrency, "request_timeout_s": 60.0, "stall_timeout_s": 60.0}
-    return Virtual(engine.url).play(drawn, None, stream=workload.stream, **how)  # type: ignore[arg-type]
+    return play_virtually(Served(engine.url), drawn, None, stream=workload.stream, **how)  # type: ignore[arg-type]
 
 
 def closed(**given: Any) -> Workload:
@@ -133,9 +136,9 @@ def test_an_engine_that_is_gone_is_an_engine_error_and_an_odd_answer_a_client_er
     how: dict[str, Any] = {"concurrency": 8, "request_timeout_s": 5.0, "stall_timeout_s": 5.0}
     drawn = prompts(closed(), 0, vocabulary=None, nonce="test")
     with pytest.raises(EngineError, match="it is dead"):
-        Virtual(url).play(drawn, None, **how)  # type: ignore[arg-type]
+        play_virtually(Served(url), drawn, None, **how)  # type: ignore[arg-type]
     with SimulatedEngine(Options(clock=SLOW)) as engine, pytest.raises(ClientError, match="refused a round"):
-        Virtual(f"{engine.url}/nowhere").play(drawn, None, **how)  # type: ignore[arg-type]
+        play_virtually(Served(f"{engine.url}/nowhere"), drawn, None, **how)  # type: ignore[arg-type]
 
 
 def test_classes_of_requests_are_played_too() -> None:

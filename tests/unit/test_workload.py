@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.measure.workload import WARM_UP, Prompt, arrivals, prompts
-from pytest_llmperf.plan import Axes
-from pytest_llmperf.traffic import Workload, workload_from
+from pytest_llmperf.measure.client.prompts import WARM_UP, Prompt, arrivals, prompts
+from pytest_llmperf.plan.arguments import workload_from
+from pytest_llmperf.plan.axes import Axes
+from pytest_llmperf.plan.workload import Workload
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +55,7 @@ def test_a_round_is_the_same_in_every_launch(workload: Workload, number: int, vo
 def test_a_round_is_the_same_in_another_process() -> None:
     # Text hashes differ between processes; a seed must not be made of them.
     code = (
-        "from pytest_llmperf.measure.workload import prompts; from pytest_llmperf.traffic import Workload\n"
+        "from pytest_llmperf.measure.client.prompts import prompts; from pytest_llmperf.plan.workload import Workload\n"
         "print(prompts(Workload(), 3, vocabulary=1024, nonce='case')[0].token_ids)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

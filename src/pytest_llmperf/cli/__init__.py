@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure.engines.install import CPU_ENGINE, CUDA_ENGINE, install_engine, parse_engine
 from pytest_llmperf.measure.engines.packages import InstallError
-from pytest_llmperf.plan import PlanError
+from pytest_llmperf.plan.checks import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,9 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _default_engine() -> str:
-    from pytest_llmperf.measure.host import describe_host
+    from pytest_llmperf.measure.host.machine import describe_host
 
-    return CUDA_ENGINE if describe_host("server").cuda else CPU_ENGINE
+    return CUDA_ENGINE if describe_host().cuda else CPU_ENGINE
 
 
 def _install(engine: str, folder: Path | None) -> int:

@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from pytest_llmperf.measure import Launch, Round, metrics
-from pytest_llmperf.measure.memory import RankMemory
-from pytest_llmperf.plan import command_line
+from pytest_llmperf.measure import metrics
+from pytest_llmperf.measure.gpus.memory import RankMemory
+from pytest_llmperf.measure.measurement import Launch, Round
+from pytest_llmperf.plan.engine import command_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_llmperf.plan import Case
+    from pytest_llmperf.plan.case import Case
 
 VERSION = 2
 """Format of the files. History: 1, the first; 2, the job of each launch, and the noise."""

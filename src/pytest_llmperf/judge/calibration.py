@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.judge.baseline import Baseline
     from pytest_llmperf.judge.gates import Tolerance
-    from pytest_llmperf.judge.stats import Design
+    from pytest_llmperf.judge.maths.stats import Design
     from pytest_llmperf.judge.verdict import MetricVerdict
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.judge import counts, noise, power, stats
+from pytest_llmperf.judge import noise
+from pytest_llmperf.judge.maths import counts, power, stats
 from pytest_llmperf.judge.noise import Belief
 from pytest_llmperf.measure import metrics
 

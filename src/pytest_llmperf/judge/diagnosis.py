@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.judge.verdict import Status
-from pytest_llmperf.plan import parse_engine_args
+from pytest_llmperf.plan.engine import parse_engine_args
 
 if TYPE_CHECKING:
     from pytest_llmperf.judge.baseline import Provenance

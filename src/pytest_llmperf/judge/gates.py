@@ -7,13 +7,13 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure.metrics import BY_NAME, CLASS_SEPARATOR, METRICS, find, names_of
-from pytest_llmperf.plan import PlanError
+from pytest_llmperf.plan.checks import PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from pytest_llmperf.marker import Gate
     from pytest_llmperf.measure.metrics import Metric
+    from pytest_llmperf.plan.gates import Gate
 
 
 @dataclass(frozen=True)

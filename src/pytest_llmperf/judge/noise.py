@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pytest_llmperf.judge import stats
-from pytest_llmperf.judge.prior import fit_priors, independence
+from pytest_llmperf.judge.maths import stats
+from pytest_llmperf.judge.maths.prior import fit_priors, independence
 from pytest_llmperf.measure import metrics
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pytest_llmperf.judge.baseline import Baseline
-    from pytest_llmperf.measure import Launch
+    from pytest_llmperf.measure.measurement import Launch
     from pytest_llmperf.measure.metrics import Metric
 
 RATIOS = ("ratio", "quantile", "tail")

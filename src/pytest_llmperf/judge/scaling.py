@@ -17,7 +17,7 @@ from pytest_llmperf.measure import metrics
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from pytest_llmperf.measure import Measurement
+    from pytest_llmperf.measure.measurement import Measurement
 
 THROUGHPUT = "output_tokens_per_s"
 TIE = 0.02

@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.judge.verdict import Status, judge
-from pytest_llmperf.measure import Measurement, Round
+from pytest_llmperf.measure.measurement import Measurement, Round
 from pytest_llmperf.measure.metrics import find
-from pytest_llmperf.plan import Case, EngineSpec
-from pytest_llmperf.traffic import Lengths, RequestClass, Workload, parse_lengths
+from pytest_llmperf.plan.case import Case
+from pytest_llmperf.plan.engine import EngineSpec
+from pytest_llmperf.plan.lengths import Lengths, parse_lengths
+from pytest_llmperf.plan.workload import RequestClass, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from pytest_llmperf.judge.baseline import Baseline
     from pytest_llmperf.judge.gates import Tolerance
+    from pytest_llmperf.judge.maths.stats import Design
     from pytest_llmperf.judge.noise import Belief
-    from pytest_llmperf.judge.stats import Design
-    from pytest_llmperf.measure import Launch
+    from pytest_llmperf.measure.measurement import Launch
     from pytest_llmperf.measure.metrics import Metric
 
 _SHARES = (0.05, 0.10, 0.20)

@@ -10,8 +10,8 @@ import numpy as np
 from scipy.special import stdtr
 
 from pytest_llmperf.judge import noise
-from pytest_llmperf.judge.prior import fit_prior
-from pytest_llmperf.judge.stats import (
+from pytest_llmperf.judge.maths.prior import fit_prior
+from pytest_llmperf.judge.maths.stats import (
     FLOOR_SD,
     Decision,
     Design,

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pytest_llmperf.judge import noise, stats
+from pytest_llmperf.judge import noise
 from pytest_llmperf.judge.comparison import Comparison
 from pytest_llmperf.judge.gates import gates
+from pytest_llmperf.judge.maths import stats
 from pytest_llmperf.judge.noise import Parts
 from pytest_llmperf.measure import metrics
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.judge.baseline import Baseline
     from pytest_llmperf.judge.gates import Tolerance
     from pytest_llmperf.judge.noise import Belief
-    from pytest_llmperf.measure import Launch, Measurement
+    from pytest_llmperf.measure.measurement import Launch, Measurement
     from pytest_llmperf.measure.metrics import Metric
 
 

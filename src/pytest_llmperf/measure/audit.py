@@ -13,33 +13,30 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_llmperf.measure import Measurement
-    from pytest_llmperf.measure.client import RoundLog
-    from pytest_llmperf.measure.response import RequestRecord
+    from pytest_llmperf.measure.client.messages import RoundLog
+    from pytest_llmperf.measure.client.response import RequestRecord
     from pytest_llmperf.measure.telemetry import Telemetry
-    from pytest_llmperf.traffic import Workload
+    from pytest_llmperf.plan.workload import Workload
 
 CORES = len(os.sched_getaffinity(0))
 MOST_PROCESSES = max(1, min(8, CORES // 2))
 """Load processes that are started at most: half of the cores stay the engine's."""
-_BUSY = 0.6
+BUSY = 0.6
 """A load process that took this share of a core gets help, where there are cores."""
 _BOTTLENECK = 0.95
 """One that took this share of a core may have been what limited the load."""
-_LATE_SHARE = 0.05
-_LATE_S = 0.02
+LATE_SHARE = 0.05
+LATE_S = 0.02
 """Requests were sent late when they were by both, on average: this share of their E2E latency, and this many seconds."""
 _TEMPLATE_TOKENS = 128
 """A chat template may put so many tokens in front of every prompt, which a prefix cache then finds."""
-_ALIKE = 0.95
-"""A server that reaches this share of the engine's own throughput does not limit it."""
 _WAVES = 3
 """A steady window of a closed loop takes a first wave, a last one, and one between them."""
 
 
 def is_busy(log: RoundLog) -> bool:
     """Return whether another load process should help."""
-    return (log.cpu_share or 0.0) > _BUSY
+    return (log.cpu_share or 0.0) > BUSY
 
 
 def failures(records: Sequence[RequestRecord]) -> list[str]:
@@ -77,7 +74,7 @@ def lateness(log: RoundLog) -> str | None:
     if not delays or not spans:
         return None
     late_s, span_s = statistics.fmean(delays), statistics.fmean(spans)
-    if late_s <= max(_LATE_S, _LATE_SHARE * span_s):
+    if late_s <= max(LATE_S, LATE_SHARE * span_s):
         return None
     return (
         f"requests were sent {late_s * 1e3:.0f} ms late on average, and took {span_s * 1e3:.0f} ms;"
@@ -107,26 +104,3 @@ def warnings(workload: Workload, rounds: Sequence[Mapping[str, float | None]]) -
             f" {_WAVES * workload.concurrency} requests or more have one"
         )
     return tuple(found)
-
-
-def limit(online: Measurement, offline: Measurement) -> str:
-    """Return who limits an engine behind a server: `client`, `front end` or `engine`, and the figures that say so."""
-    sent, alike = online.case.workload, online.case.workload.fingerprint == offline.case.workload.fingerprint
-    if sent.is_open or not alike:
-        raise ValueError(
-            "limited_by: what limits is seen where requests are sent as fast as they are answered, and of one workload;"
-            f" {online.case.id} and {offline.case.id} are {'sent at a rate' if sent.is_open else 'two workloads'}"
-        )
-
-    def told(metric: str) -> float:
-        try:
-            return online[metric]
-        except KeyError:
-            return 0.0  # no load process took part, or no request had to wait for another
-
-    served, alone = online["output_tokens_per_s"], offline["output_tokens_per_s"]
-    share, cpu, delay_s, e2e_s = served / alone, told("client_cpu_cores"), told("send_delay_p99_s"), online["e2e_p50_s"]
-    figures = f"{served:,.0f} tok/s behind the server, {alone:,.0f} without ({share:.0%}); the client took {cpu:.0%} of a core"
-    if cpu > _BUSY or delay_s > max(_LATE_S, _LATE_SHARE * e2e_s):
-        return f"client: {figures}, and 1 % of its requests were {delay_s * 1e3:.1f} ms late or more"
-    return f"{'engine' if share >= _ALIKE else 'front end'}: {figures}"

@@ -15,9 +15,9 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_llmperf.measure.gpus import GpuRound
-    from pytest_llmperf.measure.memory import RankMemory
-    from pytest_llmperf.measure.response import RequestRecord
+    from pytest_llmperf.measure.client.response import RequestRecord
+    from pytest_llmperf.measure.gpus.memory import RankMemory
+    from pytest_llmperf.measure.gpus.watch import GpuRound
     from pytest_llmperf.measure.telemetry import Capacity, Telemetry
 
 

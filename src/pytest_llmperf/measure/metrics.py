@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from pytest_llmperf.measure.formulas import LaunchSample, RoundSample
-    from pytest_llmperf.traffic import Workload
+    from pytest_llmperf.plan.workload import Workload
 
 FORMULAS = 2
 """Version of the formulas below. History: 1, the first; 2, p90 and p99 are those of all requests of a launch."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Self
 
-    from pytest_llmperf.measure.engines import Engine
+    from pytest_llmperf.measure.engines.engine import Engine
 
 _SERIES = re.compile(r"^(vllm:\w+)(?:\{(.*)\})?\s+(\S+)$")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf.marker import Marker, grid, is_selected, parse_marker
-from pytest_llmperf.plan import STARTED_KINDS, Axes, EngineSpec, PlanError, engine_spec
+from pytest_llmperf.plan.axes import Axes, grid, is_selected
+from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.engine import EngineSpec, engine_spec
+from pytest_llmperf.plan.kinds import exchangeable
+from pytest_llmperf.plan.marker import Marker, parse_marker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,11 +69,11 @@ def points(marker: Marker, settings: Settings, *, sweep: bool = False) -> list[A
     if sweep and not settings.urls:
         allowed = named_degrees(marker, settings.selected) or marker.axes.get("tp") or (Axes.tp,)
         pinned = replace(marker, axes=marker.axes | {"tp": (min(allowed),)})
-        return [replace(point, sweep=True) for point in grid(pinned, settings.selected)]
+        return [replace(point, sweep=True) for point in grid(pinned.axes, settings.selected)]
     if not settings.urls:
-        return grid(marker, settings.selected)
+        return grid(marker.axes, settings.selected)
     only = {name: values for name, values in marker.axes.items() if name in LOAD}
-    found = grid(replace(marker, axes=only), {name: values for name, values in settings.selected.items() if name in LOAD})
+    found = grid(only, {name: values for name, values in settings.selected.items() if name in LOAD})
     return [replace(point, endpoint=name) for name in settings.urls for point in found]
 
 
@@ -130,7 +133,7 @@ def _plan(item: pytest.Item, base: EngineSpec, settings: Settings) -> Planned:
         if axes.endpoint:
             spec = replace(base, model=axes.endpoint, url=settings.urls[axes.endpoint])
         else:
-            kind = marker.kind if marker.kind and base.kind in STARTED_KINDS else base.kind  # a simulated engine stands for both
+            kind = marker.kind if marker.kind and base.kind in exchangeable() else base.kind  # a simulated engine stands for both
             spec = engine_spec(replace(base, kind=kind, env=marker.env), axes, marker.engine_args, settings.engine_args)
         return Planned(item.nodeid, axes, marker, spec, compares)
     except PlanError as error:

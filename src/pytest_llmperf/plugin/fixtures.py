@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from pytest_llmperf.marker import Marker
-    from pytest_llmperf.measure import Measurement
-    from pytest_llmperf.measure.engines import Engine
-    from pytest_llmperf.plan import Axes, Case, EngineSpec
+    from pytest_llmperf.measure.engines.engine import Engine
+    from pytest_llmperf.measure.measurement import Measurement
+    from pytest_llmperf.plan.axes import Axes
+    from pytest_llmperf.plan.case import Case
+    from pytest_llmperf.plan.engine import EngineSpec
+    from pytest_llmperf.plan.marker import Marker
     from pytest_llmperf.plugin.run import CaseState, Run
     from pytest_llmperf.testing import SimulatedEngine
 
@@ -79,7 +81,7 @@ def acquire_engine(
     None: none of those that any case of this test was measured on.
     """
     from pytest_llmperf.judge.verdict import Status, Verdict
-    from pytest_llmperf.measure.engines import EngineError
+    from pytest_llmperf.measure.engines.engine import EngineError
     from pytest_llmperf.plugin.collection import PLANNED
     from pytest_llmperf.plugin.protocol import STATES
     from pytest_llmperf.plugin.session import POOL
@@ -100,7 +102,8 @@ def acquire_engine(
 
 def own_spec(spec: EngineSpec, arguments: dict[str, Any], url: str | None) -> EngineSpec:
     """Return a test's planned engine with what the fixtures `llm_engine_args` and `llm_engine_url` say of it."""
-    from pytest_llmperf.plan import PlanError, check_url, merge_engine_args, parse_engine_args
+    from pytest_llmperf.plan.checks import PlanError
+    from pytest_llmperf.plan.engine import check_url, merge_engine_args, parse_engine_args
 
     try:
         if url is not None:
@@ -114,7 +117,7 @@ def own_spec(spec: EngineSpec, arguments: dict[str, Any], url: str | None) -> En
 def fail_engine(error: Exception) -> NoReturn:
     """Fail the test with what happened to its engine, the likely cause and the last lines of the log; never returns."""
     from pytest_llmperf.judge.diagnosis import likely_cause
-    from pytest_llmperf.measure.engines import EngineError
+    from pytest_llmperf.measure.engines.engine import EngineError
 
     cause = likely_cause("\n".join((*error.causes, error.tail))) if isinstance(error, EngineError) else None
     pytest.fail(f"Likely cause: {cause}.\n{error}" if cause else str(error), pytrace=False)
@@ -142,14 +145,14 @@ class LLMPerf:
 
     def _switch(self, kind: str) -> None:
         """Have an engine of this kind run, otherwise like the test's own."""
-        from pytest_llmperf.plan import STARTED_KINDS
+        from pytest_llmperf.plan.kinds import exchangeable
 
         if kind == self._engine.spec.kind:
             return
-        if kind not in STARTED_KINDS or self._own_kind not in STARTED_KINDS:
+        if kind not in exchangeable() or self._own_kind not in exchangeable():
             pytest.fail(
                 f"llmperf(engine={kind!r}): this test's engine is of the kind {self._own_kind!r}; only"
-                f" {' and '.join(STARTED_KINDS)} can take each other's place",
+                f" {' and '.join(exchangeable())} can take each other's place",
                 pytrace=False,
             )
         self._engine = self._acquire(replace(self._engine.spec, kind=kind))
@@ -161,9 +164,10 @@ class LLMPerf:
         server: such an engine is started in the place of the test's own.
         Fails the test when a request failed, when the engine died, or when anything else makes the numbers worthless.
         """
-        from pytest_llmperf.plan import Case, PlanError
+        from pytest_llmperf.plan.arguments import workload_from
+        from pytest_llmperf.plan.case import Case
+        from pytest_llmperf.plan.checks import PlanError
         from pytest_llmperf.plugin.collection import PLANNED
-        from pytest_llmperf.traffic import workload_from
 
         self._calls += 1
         try:
@@ -197,9 +201,9 @@ def state_of(request: pytest.FixtureRequest, case: Case) -> CaseState:
 def add_launch(request: pytest.FixtureRequest, engine: Engine, state: CaseState) -> None:
     """Add a launch to a case; fails the test where it cannot be measured, or proves nothing."""
     from pytest_llmperf.judge.verdict import Status, Verdict
-    from pytest_llmperf.measure import RoundSettings, measure_launch
-    from pytest_llmperf.measure.client import ClientError
-    from pytest_llmperf.measure.engines import EngineError
+    from pytest_llmperf.measure.client.messages import ClientError
+    from pytest_llmperf.measure.engines.engine import EngineError
+    from pytest_llmperf.measure.launch import RoundSettings, measure_launch
     from pytest_llmperf.plugin.output import tell
     from pytest_llmperf.plugin.run import RUN
     from pytest_llmperf.plugin.session import POOL
@@ -267,7 +271,7 @@ class BaselineView:
     def __eq__(self, measured: object) -> bool:
         """Judge a measurement, or each of a scaling; asks for another launch where it is undecided."""
         from pytest_llmperf.judge.scaling import Scaling
-        from pytest_llmperf.measure import Measurement
+        from pytest_llmperf.measure.measurement import Measurement
 
         if isinstance(measured, Scaling):
             return self.run.compare_all([self._state(one) for one in measured.measurements], self._marker)

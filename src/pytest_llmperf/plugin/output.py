@@ -11,7 +11,7 @@ import pytest
 from pytest_llmperf.plugin.options import OUTCOMES, SELFTESTS
 
 if TYPE_CHECKING:
-    from pytest_llmperf.judge.stats import Decision
+    from pytest_llmperf.judge.maths.stats import Decision
     from pytest_llmperf.plugin.run import Run
 
 DESELECTED = pytest.StashKey[int]()
@@ -72,7 +72,7 @@ def collected(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
 def explain(left: object, right: object) -> list[str] | None:
     """Return the lines that explain `measured == baseline`, None for other operands."""
     from pytest_llmperf.judge.scaling import Scaling
-    from pytest_llmperf.measure import Measurement
+    from pytest_llmperf.measure.measurement import Measurement
     from pytest_llmperf.plugin.fixtures import BaselineView
     from pytest_llmperf.report.scaling import scaling_assertion
     from pytest_llmperf.report.text import assertion
@@ -91,7 +91,7 @@ def explain(left: object, right: object) -> list[str] | None:
 def summarize(reporter: Any, config: pytest.Config) -> None:
     """Write the summary: a line per case, and how many were compared."""
     from pytest_llmperf.judge.verdict import Status
-    from pytest_llmperf.report import from_data
+    from pytest_llmperf.report.outcome import from_data
     from pytest_llmperf.report.scaling import scaling_lines
     from pytest_llmperf.report.text import (
         counts_line,
@@ -136,7 +136,7 @@ def summarize(reporter: Any, config: pytest.Config) -> None:
 
 def _direct_links(config: pytest.Config) -> bool | None:
     """Return whether the GPUs are all joined by direct links; None where that is not known."""
-    from pytest_llmperf.measure.preflight import islands
+    from pytest_llmperf.measure.host.preflight import islands
     from pytest_llmperf.plugin.run import RUN
 
     run: Run | None = config.stash.get(RUN, None)

@@ -14,14 +14,14 @@ import pytest
 
 from pytest_llmperf.plugin.collection import PLANNED
 from pytest_llmperf.plugin.run import RUN, CaseState, Undecided
-from pytest_llmperf.report import to_data
+from pytest_llmperf.report.outcome import to_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_llmperf.plan import EngineSpec
-    from pytest_llmperf.plugin.pool import EnginePool
-    from pytest_llmperf.report import Outcome
+    from pytest_llmperf.plan.engine import EngineSpec
+    from pytest_llmperf.report.outcome import Outcome
+    from pytest_llmperf.run.pool import EnginePool
 
 STATES: pytest.StashKey[list[CaseState]] = pytest.StashKey()
 """The cases that an item has measured, in the order of its `llmperf()` calls."""

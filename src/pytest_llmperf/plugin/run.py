@@ -16,16 +16,16 @@ from pytest_llmperf.judge import diagnosis
 from pytest_llmperf.judge.calibration import calibrated, noise_of
 from pytest_llmperf.judge.comparison import prospects
 from pytest_llmperf.judge.gates import comparisons, gates
+from pytest_llmperf.judge.maths.stats import Design
 from pytest_llmperf.judge.noise import beliefs
-from pytest_llmperf.judge.stats import Design
 from pytest_llmperf.judge.verdict import Status, Verdict, judge, not_comparable, observed
-from pytest_llmperf.measure import Measurement
-from pytest_llmperf.plan import Case
+from pytest_llmperf.measure.measurement import Measurement
+from pytest_llmperf.plan.case import Case
+from pytest_llmperf.plan.workload import Workload
 from pytest_llmperf.plugin.collection import PLANNED, named_degrees
 from pytest_llmperf.plugin.sweep import degrees_of, suffix
-from pytest_llmperf.report import Outcome
+from pytest_llmperf.report.outcome import Outcome
 from pytest_llmperf.report.text import metric_line
-from pytest_llmperf.traffic import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from pytest_llmperf.judge.gates import Tolerance
     from pytest_llmperf.judge.noise import Belief
     from pytest_llmperf.judge.selftest import Check
-    from pytest_llmperf.marker import Marker
-    from pytest_llmperf.measure import Launch
-    from pytest_llmperf.measure.host import Host
+    from pytest_llmperf.measure.host.machine import Host
+    from pytest_llmperf.measure.measurement import Launch
+    from pytest_llmperf.plan.marker import Marker
     from pytest_llmperf.plugin.collection import Planned
     from pytest_llmperf.plugin.settings import Settings
 

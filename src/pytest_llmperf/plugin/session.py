@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from pytest_llmperf.measure.engines import EngineError, StartSettings
-from pytest_llmperf.measure.host import describe_host
-from pytest_llmperf.measure.preflight import device_shortage, shortage
-from pytest_llmperf.plan import PlanError
+from pytest_llmperf.measure.engines.engine import EngineError, StartSettings
+from pytest_llmperf.measure.host.machine import describe_host
+from pytest_llmperf.measure.host.preflight import device_shortage, shortage
+from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.plugin.collection import PLANNED
 from pytest_llmperf.plugin.options import OUTCOMES
 from pytest_llmperf.plugin.output import COLLECTED, SUITE, tell
-from pytest_llmperf.plugin.pool import EnginePool
 from pytest_llmperf.plugin.protocol import Protocol
 from pytest_llmperf.plugin.run import RUN, Run
-from pytest_llmperf.report import from_data, json_document
+from pytest_llmperf.report.outcome import from_data, json_document
 from pytest_llmperf.report.text import suite_line
+from pytest_llmperf.run.pool import EnginePool
 
 if TYPE_CHECKING:
-    from pytest_llmperf.measure.host import Host
-    from pytest_llmperf.plan import EngineSpec
+    from pytest_llmperf.measure.host.machine import Host
+    from pytest_llmperf.plan.engine import EngineSpec
     from pytest_llmperf.plugin.settings import Settings
 
 SUITE_ID = "llmperf::suite"
@@ -46,7 +47,7 @@ def prepare(session: pytest.Session, settings: Settings) -> None:
     if not planned or any(errors):
         return
     try:
-        host = describe_host(settings.kind)
+        host = describe_host(simulated=kind_of(settings.kind).simulated)
     except PlanError as error:
         raise pytest.UsageError(str(error)) from None
     job = getattr(config, "workerinput", {}).get("testrunuid")  # one run, whatever the number of xdist workers
@@ -71,7 +72,7 @@ def _require_vllm(python: str) -> None:
     import sys
     from pathlib import Path
 
-    from pytest_llmperf.measure.engines.server import find_vllm
+    from pytest_llmperf.measure.engines.vllm import find_vllm
 
     try:
         find_vllm(python)
@@ -96,7 +97,7 @@ def judge_suite(session: pytest.Session, settings: Settings) -> None:
     compared = ((json.dumps(one.engine, sort_keys=True), one.verdict) for one in outcomes if one.status.compared)
     run = config.stash.get(RUN, None)
     try:  # under xdist this process has measured nothing, and has no run
-        key = run.host.key if run else describe_host(settings.kind).key
+        key = run.host.key if run else describe_host(simulated=kind_of(settings.kind).simulated).key
     except PlanError as error:
         tell(config, f"the suite as a whole is not judged: {error}")
         return

@@ -12,7 +12,7 @@ import pytest
 from pytest_llmperf.plugin.options import OPTIONS, ini_name
 
 if TYPE_CHECKING:
-    from pytest_llmperf.marker import Gate
+    from pytest_llmperf.plan.gates import Gate
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Settings:
 
 def read_settings(config: pytest.Config) -> Settings:
     """Return the settings, or raise UsageError that names the option, its value and the remedy."""
-    from pytest_llmperf.plan import AXES, PlanError
+    from pytest_llmperf.plan.axes import AXES
+    from pytest_llmperf.plan.checks import PlanError
 
     raw = {flag: _resolve(config, flag, default) for flag, default, _ in OPTIONS}
     try:
@@ -74,12 +75,14 @@ def _resolve(config: pytest.Config, flag: str, default: object) -> Any:
 
 
 def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tuple[Any, ...]]) -> Settings:
-    from pytest_llmperf.marker import parse_fraction, parse_gate
-    from pytest_llmperf.plan import ENGINE_KINDS, degree, parse_engine_args
+    from pytest_llmperf.plan.checks import degree, parse_fraction
+    from pytest_llmperf.plan.engine import parse_engine_args
+    from pytest_llmperf.plan.gates import parse_gate
+    from pytest_llmperf.plan.kinds import KINDS
 
     urls = _urls(raw["--llmperf-url"])
-    kind = _choice(raw, "--llmperf-engine", ENGINE_KINDS) if raw["--llmperf-engine"] else "url" if urls else "server"
-    if (kind == "url") != bool(urls):
+    kind = _choice(raw, "--llmperf-engine", tuple(KINDS)) if raw["--llmperf-engine"] else "url" if urls else "server"
+    if KINDS[kind].starts == bool(urls):
         raise pytest.UsageError(
             f"--llmperf-engine={kind}: contradicts --llmperf-url; leave --llmperf-engine out"
             if urls
@@ -98,7 +101,7 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         from pytest_llmperf.judge.gates import gates
 
         gates(gate, tolerance=0.05)  # an unknown metric must fail now, and not in each test
-    models = selected.pop("model", None) if kind == "url" else None
+    models = selected.pop("model", None) if not KINDS[kind].starts else None
     return Settings(
         selected=selected,
         kind=kind,
@@ -134,7 +137,7 @@ def _only_one(raw: dict[str, Any], *flags: str) -> None:
 
 
 def _axis(axis: str, text: str) -> tuple[Any, ...]:
-    from pytest_llmperf.marker import axis_value
+    from pytest_llmperf.plan.axes import axis_value
 
     flag = f"--llmperf-{axis}"
     words = [word.strip() for word in text.split(",")]
@@ -162,7 +165,7 @@ def _seconds(raw: dict[str, Any], flag: str) -> float:
 
 def _urls(text: str | None) -> dict[str, str]:
     """Return endpoint names and URLs; an endpoint without a name is called by its host and port."""
-    from pytest_llmperf.plan import check_url
+    from pytest_llmperf.plan.engine import check_url
 
     found: dict[str, str] = {}
     for word in (part.strip() for part in (text or "").split(",") if part.strip()):

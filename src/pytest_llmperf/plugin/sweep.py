@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_llmperf.judge.scaling import Scaling
-    from pytest_llmperf.measure.host import Host
-    from pytest_llmperf.plan import Case, EngineSpec
+    from pytest_llmperf.measure.host.machine import Host
+    from pytest_llmperf.plan.case import Case
+    from pytest_llmperf.plan.engine import EngineSpec
     from pytest_llmperf.plugin.collection import Planned
     from pytest_llmperf.plugin.run import CaseState, Run
-    from pytest_llmperf.report import Outcome
+    from pytest_llmperf.report.outcome import Outcome
 
 LEFT_OUT: pytest.StashKey[list[Outcome]] = pytest.StashKey()
 """What a test says of the degrees that this host cannot run, beside the outcomes of those that it measured."""
@@ -43,7 +44,7 @@ class Degrees:
 
 def degrees_of(plan: Planned, spec: EngineSpec, selected: Mapping[str, tuple[Any, ...]], host: Host) -> Degrees:
     """Return the degrees of a planned sweep: those of marker and option, else powers of two up to what the host has."""
-    from pytest_llmperf.measure.preflight import device_shortage, shortage
+    from pytest_llmperf.measure.host.preflight import device_shortage, shortage
     from pytest_llmperf.plugin.collection import named_degrees
 
     named = named_degrees(plan.marker, selected)
@@ -85,9 +86,10 @@ class Sweep:
         degree that cannot be measured.
         """
         from pytest_llmperf.judge.scaling import scaling_of
-        from pytest_llmperf.plan import Case, PlanError
+        from pytest_llmperf.plan.arguments import workload_from
+        from pytest_llmperf.plan.case import Case
+        from pytest_llmperf.plan.checks import PlanError
         from pytest_llmperf.plugin.collection import PLANNED
-        from pytest_llmperf.traffic import workload_from
 
         self._calls += 1
         plan = self._request.node.stash[PLANNED]
@@ -185,9 +187,9 @@ def _require(plan: Planned, degrees: Degrees, run: Run) -> None:
 def _left_out(plan: Planned, spec: EngineSpec, why: str) -> Outcome:
     from pytest_llmperf.judge.baseline import engine_facts
     from pytest_llmperf.judge.verdict import Status, Verdict
-    from pytest_llmperf.plan import Case
-    from pytest_llmperf.report import Outcome
-    from pytest_llmperf.traffic import Workload
+    from pytest_llmperf.plan.case import Case
+    from pytest_llmperf.plan.workload import Workload
+    from pytest_llmperf.report.outcome import Outcome
 
     case_id = plan.case_id + suffix(spec.tp)
     engine = engine_facts(Case(case_id, spec, Workload()))

@@ -17,7 +17,7 @@ from pytest_llmperf.report.text import metric_line
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pytest_llmperf.report import Outcome
+    from pytest_llmperf.report.outcome import Outcome
 
 _ASSERTION_LINES = 6  # pytest cuts an explanation after 8 lines
 

@@ -10,18 +10,29 @@ from tabulate import tabulate
 
 from pytest_llmperf.judge.verdict import MetricVerdict, Status
 from pytest_llmperf.measure.metrics import find
-from pytest_llmperf.report import change, percent, quantity
+from pytest_llmperf.units import percent, quantity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pytest_llmperf.judge.comparison import Comparison
-    from pytest_llmperf.judge.stats import Decision
-    from pytest_llmperf.report import Outcome
+    from pytest_llmperf.judge.maths.stats import Decision
+    from pytest_llmperf.report.outcome import Outcome
 
 
 _LARGEST_BOUND = 100.0  # as a fraction: beyond it a bound says nothing, and its digits only distract
 _ASSERTION_LINES = 5  # pytest cuts an explanation after 8 lines or 640 characters
+
+
+def change(row: MetricVerdict) -> str:
+    """Return how much worse or better, e.g. `12.1 % worse`; in the metric's own direction."""
+    if row.worse is None:
+        return "-"
+    if abs(row.worse) < 0.0005:
+        return "same"
+    if row.worse <= 0:
+        return f"{-row.worse:.1%} better"
+    return f"{row.worse:.1%} worse" if row.worse < 2 else f"{1 + row.worse:.1f}x as much"
 
 
 def bounds(row: MetricVerdict) -> str:
@@ -48,7 +59,7 @@ def metric_line(row: MetricVerdict) -> str:
     metric = find(row.metric)
     change_text = change(row) if row.status is not Status.NOT_COMPARABLE else row.rule
     before, now = row.compared
-    return f"{row.metric}: {quantity(before, metric)} -> {quantity(now, metric)}, {change_text}"
+    return f"{row.metric}: {quantity(before, metric.unit)} -> {quantity(now, metric.unit)}, {change_text}"
 
 
 def assertion(outcome: Outcome) -> list[str]:
@@ -70,7 +81,7 @@ def section(outcome: Outcome) -> str:
 def metrics_table(outcome: Outcome) -> str:
     """Return every metric of a case, observed ones too."""
     rows = [
-        (row.metric, *(quantity(one, find(row.metric)) for one in row.compared),
+        (row.metric, *(quantity(one, find(row.metric).unit) for one in row.compared),
          change(row), bounds(row), "" if row.tolerance is None else percent(row.tolerance),
          "" if row.detectable is None else percent(row.detectable), row.status or "observed", row.rule)
         for row in outcome.verdict.metrics
@@ -98,7 +109,7 @@ def summary_table(outcomes: Sequence[Outcome]) -> str:
 def _cell(row: MetricVerdict | None, name: str) -> str:
     if row is None or row.measured is None:
         return "-"
-    value = quantity(row.compared[1], find(name))
+    value = quantity(row.compared[1], find(name).unit)
     if find(name).unit != "s":
         value = value.removesuffix(find(name).unit).strip()
     changed = "" if row.worse is None or abs(row.worse) < 0.0005 else f" ({change(row)})"
@@ -116,7 +127,15 @@ def review_table(outcome: Outcome) -> str:
         found = "" if row.detectable is None else percent(row.detectable)
         proposed = "" if row.tolerance is None else percent(row.tolerance, up=True)
         rows.append(
-            (row.metric, quantity(row.baseline, metric), quantity(row.measured, metric), change(row), *noise, found, proposed)
+            (
+                row.metric,
+                quantity(row.baseline, metric.unit),
+                quantity(row.measured, metric.unit),
+                change(row),
+                *noise,
+                found,
+                proposed,
+            )
         )
     headers = ("metric", "old", "new", "change", "rounds sd", "launches sd", "jobs sd", "detectable", "tolerance to propose")
     used = [i for i in range(len(headers)) if i < 4 or any(row[i] for row in rows)]

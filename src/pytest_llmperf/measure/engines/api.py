@@ -8,10 +8,10 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.measure.engines import Completion, EngineError
+from pytest_llmperf.measure.engines.engine import Completion, EngineError
 
 if TYPE_CHECKING:
-    from pytest_llmperf.measure.client import Endpoint
+    from pytest_llmperf.measure.client.endpoint import Endpoint
 
 _COMPLETION_TIMEOUT_S = 120.0
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # engines are reached directly

@@ -14,71 +14,77 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pytest_llmperf.measure.client import ClientError, RoundLog
+from pytest_llmperf.measure.client.messages import ClientError, RoundLog
+from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.engines import api
-from pytest_llmperf.measure.engines.server import ServerEngine
-from pytest_llmperf.measure.response import RequestRecord
+from pytest_llmperf.measure.engines.vllm import open_vllm
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from pytest_llmperf.measure.client import LoadClient
-    from pytest_llmperf.measure.workload import Prompt
+    from pytest_llmperf.measure.client.processes import LoadClient
+    from pytest_llmperf.measure.client.prompts import Prompt
+    from pytest_llmperf.measure.engines.engine import StartSettings
+    from pytest_llmperf.measure.engines.server import ServerEngine
+    from pytest_llmperf.measure.gpus.watch import GpuWatch
+    from pytest_llmperf.measure.host.machine import Host
+    from pytest_llmperf.plan.engine import EngineSpec
 
 _A_DAY_S = 86_400.0
 _LOOK_S = 1.0
 _HOST = Path(__file__).with_name("host_llm.py")
 
 
-class OfflineEngine(ServerEngine):
-    """A child that hosts `vllm.LLM`. It is started on entry and gone on exit."""
+def open_offline(
+    spec: EngineSpec, host: Host, settings: StartSettings, progress: Callable[[str], None], watch: GpuWatch | None
+) -> ServerEngine:
+    """Return a child that hosts `vllm.LLM`."""
+    return open_vllm([spec.python, str(_HOST)], spec, host, settings, progress, watch, _play)
 
-    def program(self) -> list[str]:
-        """Return what is started, before its arguments."""
-        return [self.spec.python, str(_HOST)]
 
-    def play(self, prompts: Sequence[Prompt], client: LoadClient, **how: Any) -> RoundLog:
-        """Play a round inside the child and return what happened; no load process takes part.
+def _play(engine: ServerEngine, prompts: Sequence[Prompt], client: LoadClient, **how: Any) -> RoundLog:
+    """Play a round inside the child and return what happened; no load process takes part.
 
-        Raises EngineError for what only a server can do, and when the child has died, ClientError when it refuses.
-        """
-        if any(prompt.messages or prompt.model for prompt in prompts):
-            what = "The offline engine has neither a chat API nor LoRA adapters"
-            raise self.failure(f"{what}; use --llmperf-engine=server for these.")
-        body = {
-            "prompts": [_plain(prompt) for prompt in prompts],
-            "concurrency": how["concurrency"],
-            "request_timeout_s": how["request_timeout_s"],
-        }
+    Raises EngineError for what only a server can do, and when the child has died, ClientError when it refuses.
+    """
+    if any(prompt.messages or prompt.model for prompt in prompts):
+        what = "The offline engine has neither a chat API nor LoRA adapters"
+        raise engine.failure(f"{what}; use --llmperf-engine=server for these.")
+    body = {
+        "prompts": [_plain(prompt) for prompt in prompts],
+        "concurrency": how["concurrency"],
+        "request_timeout_s": how["request_timeout_s"],
+    }
+    try:
+        with ThreadPoolExecutor(1, "llmperf-offline") as pool:
+            playing = pool.submit(api.post, f"{engine.url}/play", body, timeout_s=_A_DAY_S)
+            if not _moves(engine, playing, how["stall_timeout_s"]):
+                engine.stop()  # which also ends the thread's waiting
+                return RoundLog(tuple(RequestRecord(None, error="the engine hung") for _ in prompts), stalled=True)
+            status, answer = playing.result()
+    except OSError as error:
+        engine.check()
+        raise ClientError(f"the offline engine gave no answer to a round ({error})") from error
+    if status != 200:
+        raise ClientError(f"the offline engine refused a round: {answer[:500]}")
+    records = msgspec.convert(json.loads(answer), tuple[RequestRecord, ...])
+    return RoundLog(records)
+
+
+def _moves(engine: ServerEngine, playing: Future[tuple[int, str]], stall_timeout_s: float) -> bool:
+    """Wait until the round is over; return False when requests are open, and no token comes for too long."""
+    before, since_s = -1, time.monotonic()
+    while not playing.done():
+        wait([playing], timeout=_LOOK_S)
         try:
-            with ThreadPoolExecutor(1, "llmperf-offline") as pool:
-                playing = pool.submit(api.post, f"{self.url}/play", body, timeout_s=_A_DAY_S)
-                if not self._moves(playing, how["stall_timeout_s"]):
-                    self._stop()  # which also ends the thread's waiting
-                    return RoundLog(tuple(RequestRecord(None, error="the engine hung") for _ in prompts), stalled=True)
-                status, answer = playing.result()
-        except OSError as error:
-            self.check()
-            raise ClientError(f"the offline engine gave no answer to a round ({error})") from error
-        if status != 200:
-            raise ClientError(f"the offline engine refused a round: {answer[:500]}")
-        records = msgspec.convert(json.loads(answer), tuple[RequestRecord, ...])
-        return RoundLog(records)
-
-    def _moves(self, playing: Future[tuple[int, str]], stall_timeout_s: float) -> bool:
-        """Wait until the round is over; return False when requests are open, and no token comes for too long."""
-        before, since_s = -1, time.monotonic()
-        while not playing.done():
-            wait([playing], timeout=_LOOK_S)
-            try:
-                now = json.loads(api.get(f"{self.url}/progress")[1])
-            except (OSError, ValueError):
-                now = {"tokens": before, "open": 1}  # not even that is answered
-            if now["tokens"] != before or not now["open"]:
-                before, since_s = now["tokens"], time.monotonic()
-            elif time.monotonic() - since_s > stall_timeout_s:
-                return False
-        return True
+            now = json.loads(api.get(f"{engine.url}/progress")[1])
+        except (OSError, ValueError):
+            now = {"tokens": before, "open": 1}  # not even that is answered
+        if now["tokens"] != before or not now["open"]:
+            before, since_s = now["tokens"], time.monotonic()
+        elif time.monotonic() - since_s > stall_timeout_s:
+            return False
+    return True
 
 
 def _plain(prompt: Prompt) -> dict[str, Any]:

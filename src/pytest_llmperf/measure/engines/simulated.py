@@ -1,27 +1,40 @@
-"""The simulated engine on a virtual clock: a round is sent to it as a whole, and comes back as the bytes of its answers, stamped.
+"""The simulated engine: the server of `pytest_llmperf.testing` as a child, on a real or a virtual clock.
 
-The requests are those that the load process would send, and the answers are read as it reads them. What is missing is the
-waiting: no load process takes part, so that what is measured is the same on every machine.
+On the virtual one a round is sent to it as a whole, and comes back as the bytes of its answers, stamped. The requests are those
+that the load process would send, and the answers are read as it reads them. What is missing is the waiting: no load process
+takes part, so that what is measured is the same on every machine.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pytest_llmperf.measure.client import ClientError, RoundLog
+from pytest_llmperf.measure.client.load import to_record
+from pytest_llmperf.measure.client.messages import ClientError, RoundLog
+from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.engines import api
-from pytest_llmperf.measure.engines.server import ServerEngine
-from pytest_llmperf.measure.load import to_record
-from pytest_llmperf.measure.response import RequestRecord
+from pytest_llmperf.measure.engines.engine import EngineError, StartSettings
+from pytest_llmperf.measure.engines.server import Play, Program, ServerEngine, play_over_http, visible_gpus
+from pytest_llmperf.measure.engines.vllm import STAGES, model_arguments
+from pytest_llmperf.plan.engine import command_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from pytest_llmperf.measure.client import LoadClient, RoundPlan
-    from pytest_llmperf.measure.workload import Prompt
+    from pytest_llmperf.measure.client.messages import RoundPlan
+    from pytest_llmperf.measure.client.processes import LoadClient
+    from pytest_llmperf.measure.client.prompts import Prompt
+    from pytest_llmperf.measure.gpus.watch import GpuWatch
+    from pytest_llmperf.measure.host.machine import Host
+    from pytest_llmperf.plan.engine import EngineSpec
 
+CLOCK = "LLMPERF_SIMULATED_CLOCK"
+"""The environment variable that is `virtual` where rounds of the simulated engine are to take no time."""
 _ROUND_TIMEOUT_S = 600.0
 """For the computing of a round, however long that takes in virtual time."""
 
@@ -39,31 +52,28 @@ class _Played(msgspec.Struct):
     exchanges: list[_Exchange]
 
 
-class VirtualEngine(ServerEngine):
-    """A simulated engine whose rounds take no time. It is started on entry and gone on exit."""
+def play_virtually(engine: ServerEngine, prompts: Sequence[Prompt], client: LoadClient, **how: Any) -> RoundLog:
+    """Play a round in virtual time and return what a client without any delay would have seen.
 
-    def play(self, prompts: Sequence[Prompt], client: LoadClient, **how: Any) -> RoundLog:
-        """Play a round in virtual time and return what a client without any delay would have seen.
-
-        Raises EngineError when the engine has died, ClientError when it refuses.
-        """
-        plan = self.endpoint.plan(prompts, **how)
-        body = {
-            "requests": [request.decode("latin-1") for request in plan.requests],
-            "concurrency": plan.concurrency,
-            "due_ns": plan.due_ns,
-            "conversations": [list(indices) for indices in plan.conversations()],
-        }
-        try:
-            status, answer = api.post(f"{self.url}/play", body, timeout_s=_ROUND_TIMEOUT_S)
-        except OSError as error:
-            self.check()
-            raise ClientError(f"the simulated engine gave no answer to a round ({error})") from error
-        if status != 200:
-            raise ClientError(f"the simulated engine refused a round: {answer[:500]}")
-        played = msgspec.json.decode(answer, type=_Played)
-        records = tuple(_record(plan, index, one, played.start_ns) for index, one in enumerate(played.exchanges))
-        return RoundLog(records, stalled=played.stalled)
+    Raises EngineError when the engine has died, ClientError when it refuses.
+    """
+    plan = engine.endpoint.plan(prompts, **how)
+    body = {
+        "requests": [request.decode("latin-1") for request in plan.requests],
+        "concurrency": plan.concurrency,
+        "due_ns": plan.due_ns,
+        "conversations": [list(indices) for indices in plan.conversations()],
+    }
+    try:
+        status, answer = api.post(f"{engine.url}/play", body, timeout_s=_ROUND_TIMEOUT_S)
+    except OSError as error:
+        engine.check()
+        raise ClientError(f"the simulated engine gave no answer to a round ({error})") from error
+    if status != 200:
+        raise ClientError(f"the simulated engine refused a round: {answer[:500]}")
+    played = msgspec.json.decode(answer, type=_Played)
+    records = tuple(_record(plan, index, one, played.start_ns) for index, one in enumerate(played.exchanges))
+    return RoundLog(records, stalled=played.stalled)
 
 
 def _record(plan: RoundPlan, index: int, exchange: _Exchange, start_ns: int) -> RequestRecord:
@@ -79,3 +89,24 @@ def _record(plan: RoundPlan, index: int, exchange: _Exchange, start_ns: int) -> 
         start_ns=start_ns,
         error=exchange.error,
     )
+
+
+_CLOCKS: dict[str, Play] = {"real": play_over_http, "virtual": play_virtually}
+
+
+def open_simulated(
+    spec: EngineSpec, host: Host, settings: StartSettings, progress: Callable[[str], None], watch: GpuWatch | None
+) -> ServerEngine:
+    """Return the simulated server as a child; raises EngineError for an unknown clock."""
+    clock = os.environ.get(CLOCK) or "real"
+    if clock not in _CLOCKS:
+        raise EngineError(f"{CLOCK}={clock}: must be {' or '.join(_CLOCKS)}")
+    # Its program is found where this package is, whatever the interpreter has installed.
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH"))))
+    program = Program(
+        command=[spec.python or sys.executable, "-m", "pytest_llmperf.testing", *model_arguments(spec), *command_line(spec.args)],
+        environment={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path, **visible_gpus(watch), **dict(spec.env)},
+        play=_CLOCKS[clock],
+        stages=STAGES,
+    )
+    return ServerEngine(spec, program, settings, progress, watch)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.measure.client import Endpoint
-from pytest_llmperf.measure.engines import Completion, EngineError, StartSettings, api
-from pytest_llmperf.plan import check_url
+from pytest_llmperf.measure.client.endpoint import Endpoint
+from pytest_llmperf.measure.engines import api
+from pytest_llmperf.measure.engines.engine import Completion, EngineError, StartSettings
+from pytest_llmperf.plan.engine import check_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
     from typing import Self
 
-    from pytest_llmperf.measure.client import LoadClient, RoundLog
-    from pytest_llmperf.measure.workload import Prompt
-    from pytest_llmperf.plan import EngineSpec
+    from pytest_llmperf.measure.client.messages import RoundLog
+    from pytest_llmperf.measure.client.processes import LoadClient
+    from pytest_llmperf.measure.client.prompts import Prompt
+    from pytest_llmperf.plan.engine import EngineSpec
 
 
 class UrlEngine:
@@ -26,10 +28,9 @@ class UrlEngine:
     watch = None
     startup_s: float | None = None
     log_path: Path | None = None
-    prefix_cache_off = False
 
-    def __init__(self, spec: EngineSpec, settings: StartSettings) -> None:
-        """Note the endpoint; nothing is sent before the block is entered."""
+    def __init__(self, spec: EngineSpec, host: object, settings: StartSettings, *_: object) -> None:
+        """Note the endpoint; nothing is sent before the block is entered, and this host has no part in it."""
         self.spec = spec
         self.url = check_url(spec.url, origin="url")
         self._settings = settings

@@ -1,0 +1,1 @@
+"""The load client: everything between a prompt and a RequestRecord."""

@@ -1,0 +1,116 @@
+"""A child process with a log, under a supervisor (`supervisor.py`) whose stdin is the leash: whatever happens to pytest, the
+child and all that it has started end with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from pytest_llmperf.measure.engines.engine import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_SUPERVISOR = Path(__file__).with_name("supervisor.py")
+_KILL_S = 20.0
+"""How long the supervisor may take to kill what is left after the grace time."""
+_TAIL_LINES = 25
+_MOST_CAUSES = 4
+_ERROR_LINE = re.compile(r"(?:\(\w+ pid=\d+\) )?(?:ERROR [^\]]*\] )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt): .+)")
+
+
+def named_errors(lines: Sequence[str]) -> list[str]:
+    """Return the exceptions that a log names, each once, in order.
+
+    vLLM's front end ends with a traceback of its own ("See root cause above") that pushes the root cause out of the last lines.
+    """
+    matches = (_ERROR_LINE.fullmatch(line.strip()) for line in lines)
+    return list(dict.fromkeys(match[1] for match in matches if match))
+
+
+def read_log(path: Path) -> str:
+    """Return a log so far; empty where there is none yet."""
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def failure(what: str, log_path: Path) -> EngineError:
+    """Return an error that says what happened, with the last lines of a log and the exceptions that it names."""
+    lines = [line for line in read_log(log_path).splitlines() if line.strip() and "nanobind" not in line]
+    tail = "\n".join(lines[-_TAIL_LINES:])
+    causes = [cause for cause in named_errors(lines) if cause not in tail]
+    return EngineError(what, tail=tail, log_path=log_path, causes=causes[:_MOST_CAUSES])
+
+
+class Child:
+    """A supervised process. It runs from here until `stop`."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log_path: Path, *, grace_s: float) -> None:
+        """Start the command, its output going to the log; `grace_s` is the time from SIGTERM to SIGKILL when it is stopped."""
+        self.log_path = log_path
+        self._grace_s = grace_s
+        self._read_bytes = 0
+        with log_path.open("wb") as log:
+            self._supervisor = subprocess.Popen(
+                [sys.executable, "-P", str(_SUPERVISOR), str(grace_s), *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=dict(environment),
+                text=True,
+                start_new_session=True,  # a kill of pytest's process group must not take the supervisor with it
+            )
+
+    @property
+    def pid(self) -> int:
+        """Return the id of the process whose descendants the child and all that it starts are."""
+        return self._supervisor.pid
+
+    def new_lines(self) -> list[str]:
+        """Return the complete lines that the log has got since the last call."""
+        with self.log_path.open("rb") as log:
+            log.seek(self._read_bytes)
+            fresh = log.read()
+        complete = fresh[: fresh.rfind(b"\n") + 1]
+        self._read_bytes += len(complete)
+        return complete.decode(errors="replace").splitlines()
+
+    def check_alive(self, when: str, *, patience_s: float = 0.0) -> None:
+        """Raise EngineError where the child has ended, or ends within `patience_s`; `when` says at which time that would be."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._supervisor.wait(patience_s)
+        if self._supervisor.poll() is None:
+            return
+        assert self._supervisor.stdout is not None
+        messages = [json.loads(line) for line in self._supervisor.stdout if line.startswith("{")]
+        code = next((message["exit"] for message in messages if "exit" in message), None)
+        how = f"with signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
+        raise failure(f"The engine ended {how} {when}.", self.log_path)
+
+    def stop(self) -> None:
+        """End the leash and wait for the supervisor, which kills whatever is left after the grace time; else EngineError."""
+        supervisor = self._supervisor
+        assert supervisor.stdin is not None
+        assert supervisor.stdout is not None
+        try:
+            supervisor.stdin.close()
+            supervisor.wait(self._grace_s + _KILL_S)
+        except subprocess.TimeoutExpired:
+            left = psutil.Process(supervisor.pid).children(recursive=True)
+            supervisor.kill()
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            supervisor.wait()
+            what = "The engine could not be stopped; its processes may still hold memory."
+            raise failure(what, self.log_path) from None
+        finally:
+            supervisor.stdout.close()

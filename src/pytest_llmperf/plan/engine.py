@@ -1,0 +1,180 @@
+"""The engine: everything that decides how it is started, and engine arguments as users write them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pytest_llmperf.plan.axes import DEFAULT_MODEL, short_model
+from pytest_llmperf.plan.checks import PlanError, degree
+from pytest_llmperf.plan.kinds import kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pytest_llmperf.plan.axes import Axes
+
+EngineArgs = tuple[tuple[str, tuple[str, ...]], ...]
+"""Engine arguments as (name without dashes, values), sorted by name. A flag has no values."""
+_RESERVED = {
+    "model": "--llmperf-model",
+    "tensor-parallel-size": "--llmperf-tp",
+    "tp": "--llmperf-tp",
+    "pipeline-parallel-size": "--llmperf-pp",
+    "pp": "--llmperf-pp",
+    "data-parallel-size": "--llmperf-dp",
+    "dp": "--llmperf-dp",
+    "host": "--llmperf-url",
+    "port": "--llmperf-url",
+    "served-model-name": "--llmperf-model",
+}
+
+
+def parse_engine_args(source: str | dict[str, Any] | Sequence[str], *, origin: str) -> EngineArgs:
+    """Return engine arguments from a command-line string, a list of its words, or a mapping.
+
+    In a mapping True is a flag, False its `--no-` form, None leaves the argument out, a list repeats values, and a dict is
+    passed as JSON. `origin` names the option or fixture in the PlanError for anything that is not an argument, or that the
+    plugin sets itself.
+    """
+    if not isinstance(source, (str, dict, list, tuple)):
+        raise PlanError(f"{origin}={source!r}: must be a text, a list of words or a dict")
+    if isinstance(source, str):
+        try:
+            source = shlex.split(source)
+        except ValueError as error:
+            raise PlanError(f"{origin}={source!r}: {error}; quote it as on a shell command line") from None
+    pairs = _from_mapping(source, origin) if isinstance(source, dict) else _from_words(list(source), origin)
+    found: dict[str, tuple[str, ...]] = {}
+    for name, values in pairs:
+        if name in _RESERVED:
+            raise PlanError(f"{origin}: --{name} is set by the plugin; use {_RESERVED[name]} instead")
+        found.pop(name[3:] if name.startswith("no-") else f"no-{name}", None)
+        found[name] = values
+    return tuple(sorted(found.items()))
+
+
+def _from_mapping(source: dict[str, Any], origin: str) -> Iterable[tuple[str, tuple[str, ...]]]:
+    for key, value in source.items():
+        if not isinstance(key, str):
+            raise PlanError(f"{origin}: {key!r} is not the name of an engine argument")
+        name = _spelled(key)
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            yield (name if value else f"no-{name}"), ()
+        elif isinstance(value, dict):
+            yield name, (json.dumps(value, sort_keys=True),)
+        elif isinstance(value, (list, tuple)):
+            yield name, tuple(str(one) for one in value)
+        else:
+            yield name, (str(value),)
+
+
+def _spelled(name: str) -> str:
+    """Return a name as vLLM knows it: only what stands before the first dot has its underscores replaced."""
+    if re.fullmatch(r"-[A-Za-z]\w+", name) and name.lstrip("-") not in _RESERVED:
+        return name  # a short option of several letters keeps its one dash
+    head, dot, field_name = name.lstrip("-").partition(".")
+    return head.replace("_", "-") + dot + field_name
+
+
+def _from_words(words: Sequence[str], origin: str) -> Iterable[tuple[str, tuple[str, ...]]]:
+    name, values = "", list[str]()
+    for word in words:
+        if not isinstance(word, str):
+            raise PlanError(f"{origin}: {word!r} is not an engine argument; write it as text")
+        if re.match(r"--?[A-Za-z]", word):
+            if name:
+                yield name, tuple(values)
+            name, equals, first = word.partition("=")
+            name = _spelled(name)
+            values = [first] if equals else []
+        elif not name:
+            raise PlanError(f"{origin}: {word!r} is not an engine argument; arguments begin with --, e.g. --max-num-seqs 64")
+        else:
+            values.append(word)
+    if name:
+        yield name, tuple(values)
+
+
+def merge_engine_args(*layers: EngineArgs) -> EngineArgs:
+    """Return the layers as one; a later layer wins, and `--no-x` replaces `--x`."""
+    merged: dict[str, tuple[str, ...]] = {}
+    for name, values in itertools.chain.from_iterable(layers):
+        merged.pop(name[3:] if name.startswith("no-") else f"no-{name}", None)
+        merged[name] = values
+    return tuple(sorted(merged.items()))
+
+
+def command_line(args: EngineArgs) -> list[str]:
+    """Return engine arguments as the words of a command line."""
+    return [
+        word
+        for name, values in args
+        for word in (name if name.startswith("-") else f"{'-' if len(name) == 1 else '--'}{name}", *values)
+    ]
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """Everything that decides how an engine is started; equal specs can share one running engine."""
+
+    model: str = DEFAULT_MODEL
+    """A bundled model's name, a folder, or a name that the engine resolves itself."""
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    kind: str = "server"
+    """One of `kinds.KINDS`."""
+    args: EngineArgs = ()
+    env: tuple[tuple[str, str], ...] = ()
+    python: str = ""
+    """The interpreter that has vLLM; empty for engines that need none."""
+    url: str = ""
+    """The endpoint of an engine that is not started, else empty."""
+
+    def __post_init__(self) -> None:
+        """Raise PlanError where a field is unusable."""
+        for name in ("tp", "pp", "dp"):
+            object.__setattr__(self, name, degree(name, getattr(self, name)))
+        if not kind_of(self.kind).starts:
+            check_url(self.url, origin="url")
+
+    @property
+    def ranks(self) -> int:
+        """Return the number of devices that the engine occupies: TP x PP x DP."""
+        return self.tp * self.pp * self.dp
+
+    @property
+    def short_model(self) -> str:
+        """Return the model's last path part, as used in test ids."""
+        return short_model(self.model)
+
+
+def check_url(url: str, *, origin: str) -> str:
+    """Return an OpenAI-compatible endpoint's root without a trailing `/` or `/v1`, or raise PlanError."""
+    try:
+        parts = urlsplit(url)
+        usable = (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and not re.search(r"\s", url)
+            and (parts.port is None or parts.port > 0)
+        )
+    except ValueError:
+        usable = False
+    if not usable:
+        raise PlanError(f"{origin}={url!r}: not a URL of an OpenAI-compatible server; write http://HOST:PORT")
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def engine_spec(base: EngineSpec, axes: Axes, *layers: EngineArgs) -> EngineSpec:
+    """Return the spec for a point of the grid: `base` with the point's model and degrees, and the argument layers merged."""
+    args = merge_engine_args(base.args, *layers)
+    return replace(base, model=axes.model, tp=axes.tp, pp=axes.pp, dp=axes.dp, args=args)

@@ -1,0 +1,44 @@
+"""Gate settings: which metrics can fail a test, as marker and options write it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_llmperf.plan.checks import PlanError, parse_fraction
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One entry of a gate setting: which metrics it is about, and what becomes of them."""
+
+    metrics: str
+    """A metric's name, or a pattern such as `*_p90_s`."""
+    on: bool
+    tolerance: float | None = None
+    """The change for the worse that must not pass, as a fraction; None for the metric's default."""
+    origin: str = "gate"
+    """The option or marker argument it came from, for messages."""
+
+
+def parse_gate(source: object, *, origin: str) -> tuple[Gate, ...]:
+    """Return gate entries from `"ttft_p90_s=8%,preemptions=off"`, or from a dict of the same; a later entry wins.
+
+    A value is a tolerance, `on` (True) for the metric's default tolerance, or `off` (False) for a metric that is only observed.
+    """
+    pairs: list[tuple[object, object]]
+    if isinstance(source, str):
+        words = [word.strip() for word in source.split(",") if word.strip()]
+        if any("=" not in word for word in words):
+            raise PlanError(f"{origin}={source!r}: write METRIC=TOLERANCE by comma, e.g. ttft_p90_s=8%,preemptions=off")
+        pairs = [(name.strip(), value.strip()) for name, _, value in (word.partition("=") for word in words)]
+    else:
+        pairs = list(source.items()) if isinstance(source, dict) else [(None, None)]
+    found = []
+    for name, value in pairs:
+        if not isinstance(name, str) or not name:
+            raise PlanError(f"{origin}={source!r}: must be a dict of metrics and tolerances, e.g. {{'ttft_p90_s': '8 %'}}")
+        if value is True or value is False or str(value).lower() in ("on", "off"):
+            found.append(Gate(name, on=value is True or str(value).lower() == "on", origin=origin))
+        else:
+            found.append(Gate(name, True, parse_fraction(f"{origin}: {name}", value), origin))
+    return tuple(found)

@@ -1,0 +1,48 @@
+"""The kinds of engines, one row each: whatever the rest of the program asks of a kind is a column here.
+
+A new kind is a file in `measure/engines/` and a row. The file is named by a text, because rows are read long before anything is
+measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_llmperf.plan.checks import PlanError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of engine."""
+
+    opens: str
+    """`module:callable`, looked up when an engine of the kind is opened; called with spec, host, settings, progress and watch."""
+    starts: bool = True
+    """A run starts and stops it on this host, where it takes GPUs or cores. Others are endpoints that outlive the run."""
+    serves: bool = True
+    """It has an HTTP server, hence a chat API and LoRA adapters."""
+    vllm: bool = False
+    """It is started by an interpreter that has vLLM. Kinds that are can take each other's place in a test."""
+    simulated: bool = False
+    """Its GPUs are simulated too, and their locks are nobody else's."""
+
+
+_ENGINES = "pytest_llmperf.measure.engines"
+KINDS: dict[str, Kind] = {
+    "server": Kind(f"{_ENGINES}.vllm:open_server", vllm=True),
+    "offline": Kind(f"{_ENGINES}.offline:open_offline", serves=False, vllm=True),
+    "url": Kind(f"{_ENGINES}.url:UrlEngine", starts=False),
+    "simulated": Kind(f"{_ENGINES}.simulated:open_simulated", simulated=True),
+}
+
+
+def kind_of(name: str) -> Kind:
+    """Return the row of a kind; raises PlanError for a name that no row has."""
+    if name not in KINDS:
+        raise PlanError(f"engine={name!r}: must be one of {', '.join(KINDS)}")
+    return KINDS[name]
+
+
+def exchangeable() -> tuple[str, ...]:
+    """Return the kinds that can take each other's place: a test may name one of them, whatever the run's is."""
+    return tuple(name for name, kind in KINDS.items() if kind.vllm)

@@ -1,0 +1,88 @@
+"""The arguments of `@pytest.mark.llmperf(...)`, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.plan.axes import AXES, axis_value
+from pytest_llmperf.plan.checks import PlanError, parse_fraction
+from pytest_llmperf.plan.engine import EngineArgs, parse_engine_args
+from pytest_llmperf.plan.gates import Gate, parse_gate
+from pytest_llmperf.plan.kinds import exchangeable
+from pytest_llmperf.plan.needs import NEEDS, NO_NEEDS, Needs, parse_needs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The arguments of `@pytest.mark.llmperf(...)`: the grid that a test allows, its engine, its tolerance, its host."""
+
+    axes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Per axis the values that the test allows; an axis that is missing allows every value."""
+    engine_args: EngineArgs = ()
+    kind: str | None = None
+    """`server` or `offline` for a test that measures on that kind of engine, whatever the run's is."""
+    env: tuple[tuple[str, str], ...] = ()
+    """Environment variables of the engine, over those of the run."""
+    tolerance: float | None = None
+    """The slow-down that must not pass, as a fraction; None for the run's default."""
+    gate: tuple[Gate, ...] = ()
+    """Which metrics gate, over what the run says."""
+    needs: Needs = NO_NEEDS
+    """What the host must have."""
+
+
+def parse_marker(arguments: Mapping[str, object]) -> Marker:
+    """Return the marker's arguments, checked; unknown names and bad values raise PlanError."""
+    known = (*AXES, "engine", "engine_args", "env", "tolerance", "gate", *NEEDS)
+    unknown = sorted(set(arguments) - set(known))
+    if unknown:
+        raise PlanError(f"llmperf({unknown[0]}=...): unknown marker argument; known are {', '.join(known)}")
+    axes = {name: _axis_values(name, arguments[name]) for name in AXES if arguments.get(name) is not None}
+    kind: Any = arguments.get("engine")
+    if kind is not None and kind not in exchangeable():
+        raise PlanError(f"llmperf(engine={kind!r}): must be one of {', '.join(exchangeable())}")
+    source: Any = arguments.get("engine_args") or ""
+    tolerance = arguments.get("tolerance")
+    try:
+        needs = parse_needs(arguments)
+    except ValueError as error:
+        raise PlanError(str(error)) from None
+    return Marker(
+        axes=axes,
+        kind=kind,
+        engine_args=parse_engine_args(source, origin="llmperf(engine_args=...)"),
+        env=_environment(arguments.get("env") or {}),
+        tolerance=None if tolerance is None else parse_fraction("llmperf(tolerance=...)", tolerance),
+        gate=parse_gate(arguments.get("gate") or {}, origin="llmperf(gate=...)"),
+        needs=needs,
+    )
+
+
+_LEASED = frozenset({
+    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "NEURON_RT_VISIBLE_CORES",
+})  # fmt: skip
+"""What says which accelerators a process may use."""
+
+
+def _environment(source: object) -> tuple[tuple[str, str], ...]:
+    if not isinstance(source, dict) or not all(isinstance(name, str) and name for name in source):
+        raise PlanError(f"llmperf(env={source!r}): must be a dict of environment variables, e.g. {{'OMP_NUM_THREADS': 4}}")
+    for name in sorted(_LEASED.intersection(source)):
+        raise PlanError(
+            f"llmperf(env={source!r}): {name} is not the test's to set, because each engine is given GPUs that nobody else has;"
+            " set it for the whole run, which then takes GPUs from among those"
+        )
+    return tuple(sorted((name, str(value)) for name, value in source.items()))
+
+
+def _axis_values(name: str, value: object) -> tuple[Any, ...]:
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if not values:
+        raise PlanError(f"llmperf({name}=...): an empty list allows nothing; leave the argument out to allow everything")
+    if name == "model" and not all(isinstance(one, str) for one in values):
+        raise PlanError(f"llmperf(model={value!r}): must be the name or the folder of a model")
+    return tuple(axis_value(name, one, origin=name) for one in values)

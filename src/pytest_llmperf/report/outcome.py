@@ -1,0 +1,50 @@
+"""The outcome of a case, and the file that holds all of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pytest_llmperf.judge.verdict import Status, Verdict
+from pytest_llmperf.measure.measurement import Launch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+JSON_VERSION = 1
+"""Version of the `--llmperf-json` file. History: 1, the first."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one case, final. It travels on the test report, hence as plain data (`to_data`, `from_data`)."""
+
+    id: str
+    nodeid: str
+    status: Status
+    verdict: Verdict
+    launches: tuple[Launch, ...]
+    engine: dict[str, Any]
+    workload: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    """What else the reader should know: the file that was written, what has changed, which setting to move."""
+
+
+def to_data(outcome: Outcome) -> dict[str, Any]:
+    """Return the outcome as dicts, lists, strings and numbers."""
+    data = msgspec.to_builtins(outcome)
+    assert isinstance(data, dict)
+    return data
+
+
+def from_data(data: dict[str, Any]) -> Outcome:
+    """Return the outcome that `to_data` took apart."""
+    return msgspec.convert(data, Outcome)
+
+
+def json_document(outcomes: Iterable[Outcome]) -> str:
+    """Return the text of `--llmperf-json`: every case with every raw sample."""
+    document = {"version": JSON_VERSION, "cases": [to_data(outcome) for outcome in outcomes]}
+    return msgspec.json.format(msgspec.json.encode(document), indent=1).decode() + "\n"

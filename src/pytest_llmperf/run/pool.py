@@ -1,0 +1,116 @@
+"""The engine that runs now. There is one at a time; tests take it in turn, and it is started anew when it must be."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.measure.client.processes import LoadClient
+from pytest_llmperf.measure.engines.engine import Engine, EngineError, StartSettings
+from pytest_llmperf.measure.engines.opening import open_engine
+from pytest_llmperf.measure.gpus.tenancy import Tenancy
+from pytest_llmperf.measure.host.preflight import suited
+from pytest_llmperf.plan.kinds import kind_of
+from pytest_llmperf.plan.needs import NO_NEEDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pytest_llmperf.measure.host.machine import Host
+    from pytest_llmperf.plan.engine import EngineSpec
+    from pytest_llmperf.plan.needs import Needs
+
+_PATIENCE_S = 60.0
+"""How long a GPU that somebody else uses is waited for."""
+
+
+class EnginePool:
+    """Holds at most one running engine, and the load process that all engines share."""
+
+    def __init__(self, host: Host, settings: StartSettings, progress: Callable[[str], None], *, alone: bool = True) -> None:
+        """Note how to start engines; none is started yet. `alone` keeps the engines of other runs off the host meanwhile."""
+        self.starts = 0
+        """Engines started so far; the number of the running one."""
+        self._host = host
+        self._settings = settings
+        self._progress = progress
+        self._engine: Engine | None = None
+        self._held = contextlib.ExitStack()
+        self._client: LoadClient | None = None
+        self._tenancy = Tenancy(host, alone=alone, patience_s=min(_PATIENCE_S, settings.startup_timeout_s), waiting=progress)
+
+    @property
+    def client(self) -> LoadClient:
+        """Return the load process, starting it where there is none."""
+        if self._client is None:
+            self._client = LoadClient()
+        return self._client
+
+    @property
+    def spec(self) -> EngineSpec | None:
+        """Return what the running engine was started from."""
+        return self._engine.spec if self._engine is not None else None
+
+    def acquire(self, spec: EngineSpec, *, used: frozenset[int], log_folder: Path, needs: Needs = NO_NEEDS) -> Engine:
+        """Return an engine of this spec, on GPUs that meet the needs, that is none of the `used` starts; raises EngineError.
+
+        The running one serves when it fits; otherwise it is stopped first, because two engines disturb each other.
+        """
+        gpus = suited(self._host.devices, needs)
+        running = self._engine
+        if running is not None and running.spec == spec and self.starts not in used:
+            held = running.watch.gpus if running.watch else ()
+            if {one.uuid for one in gpus}.issuperset(one.uuid for one in held):
+                return running
+        if self._engine is not None:
+            began_s = time.perf_counter()
+            self.close()
+            self._tell(f"gone after {time.perf_counter() - began_s:.1f} s")
+        _ = self.client  # started first: the engine is not kept waiting for its first request
+        kind = kind_of(spec.kind)
+        with contextlib.ExitStack() as stack:
+            watch = (
+                stack.enter_context(self._tenancy.turn(spec.ranks, gpus, together=spec.tp, simulated=kind.simulated))
+                if kind.starts
+                else None
+            )
+            self.starts += 1
+            self._progress(f"engine {self.starts} ({spec.short_model} tp{spec.tp}): starting")
+            self._engine = stack.enter_context(
+                open_engine(spec, self._host, replace(self._settings, log_folder=log_folder), self._tell, watch)
+            )
+            self._held = stack.pop_all()
+        took = f" after {self._engine.startup_s:.1f} s" if self._engine.startup_s is not None else ""
+        where = f" on GPU {', '.join(map(str, self._engine.gpus))}" if self._engine.gpus else ""
+        self._progress(f"engine {self.starts} ({spec.short_model} tp{spec.tp}): ready{took}{where}")
+        return self._engine
+
+    def _tell(self, text: str) -> None:
+        self._progress(f"engine {self.starts}: {text}")
+
+    def close(self) -> None:
+        """Stop the running engine, if any; raises EngineError when it would not stop."""
+        self._engine = None
+        held, self._held = self._held, contextlib.ExitStack()
+        held.close()
+
+    def discard(self) -> None:
+        """Stop the engine after a failure: its own complaints about the stop would hide the first error."""
+        with contextlib.suppress(EngineError):
+            self.close()
+        if self._client is not None:
+            self._client.close()  # it may be waiting for the dead engine's answers
+            self._client = None
+
+    def shutdown(self) -> None:
+        """Stop engine and load process; raises EngineError when the engine would not stop."""
+        client, self._client = self._client, None
+        try:
+            self.close()
+        finally:
+            self._tenancy.close()
+            if client is not None:
+                client.close()
