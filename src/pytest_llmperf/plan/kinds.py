@@ -27,11 +27,13 @@ class Kind:
     """Its GPUs are simulated too, and their locks are nobody else's."""
 
 
+STARTED, ENDPOINT = "server", "url"
+"""The kinds that a run has where it names none: without and with an endpoint."""
 _ENGINES = "pytest_llmperf.measure.engines"
 KINDS: dict[str, Kind] = {
-    "server": Kind(f"{_ENGINES}.vllm:open_server", vllm=True),
+    STARTED: Kind(f"{_ENGINES}.vllm:open_server", vllm=True),
     "offline": Kind(f"{_ENGINES}.offline:open_offline", serves=False, vllm=True),
-    "url": Kind(f"{_ENGINES}.url:UrlEngine", starts=False),
+    ENDPOINT: Kind(f"{_ENGINES}.url:UrlEngine", starts=False),
     "simulated": Kind(f"{_ENGINES}.simulated:open_simulated", simulated=True),
 }
 

@@ -18,10 +18,11 @@ from pytest_llmperf.plugin.fixtures import (
     llmperf,
     llmperf_axes,
     llmperf_logs,
+    llmperf_sweep,
     simulated_engine,
 )
-from pytest_llmperf.plugin.options import OUTCOMES, SELFTESTS, SETTINGS, add_options, any_given, settings_of
-from pytest_llmperf.plugin.sweep import llmperf_sweep
+from pytest_llmperf.plugin.options import add_options, any_given
+from pytest_llmperf.plugin.state import ITEM, SESSION, SessionState, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -61,23 +62,23 @@ def pytest_configure(config: pytest.Config) -> None:
         " allows, its kind of engine and its arguments,"
         " which metrics gate it and how much worse may pass, and what the host must have for it to run",
     )
+    config.stash[SESSION] = SessionState()
     if any_given(config):
         settings_of(config)
     if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_Collector(config.stash.setdefault(OUTCOMES, []), config.stash.setdefault(SELFTESTS, [])))
+        config.pluginmanager.register(_Collector(config.stash[SESSION]))
 
 
 class _Collector:
     """Collects what reports bring, in the one process that sees all of them: the same with and without xdist."""
 
-    def __init__(self, outcomes: list[dict[str, Any]], selftests: list[dict[str, Any]]) -> None:
-        self._outcomes = outcomes
-        self._selftests = selftests
+    def __init__(self, state: SessionState) -> None:
+        self._state = state
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the outcomes that ride on a report."""
-        self._outcomes += getattr(report, "llmperf", [])
-        self._selftests += getattr(report, "llmperf_selftest", [])
+        self._state.outcomes += getattr(report, "llmperf", [])
+        self._state.selftests += getattr(report, "llmperf_selftest", [])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -92,12 +93,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Group the tests by engine, and deselect those that the options exclude."""
     if _used(items):
-        from pytest_llmperf.plugin.collection import PLANNED, plan_items
-        from pytest_llmperf.plugin.output import COLLECTED, DESELECTED
+        from pytest_llmperf.plugin.collection import plan_items
 
-        deselected = plan_items(items, settings_of(config))
-        config.stash[DESELECTED] = len(deselected)
-        config.stash[COLLECTED] = [one.stash[PLANNED].case_id for one in (*items, *deselected) if PLANNED in one.stash]
+        deselected, state = plan_items(items, settings_of(config)), config.stash[SESSION]
+        state.deselected = len(deselected)
+        state.collected = tuple(item.stash[ITEM].planned.case_id for item in (*items, *deselected) if ITEM in item.stash)
         if deselected:
             config.hook.pytest_deselected(items=deselected)
 
@@ -108,15 +108,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if _used(session.items):
         from pytest_llmperf.plugin.session import prepare
 
-        prepare(session, settings_of(session.config))
+        prepare(session)
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     """Show the host, and how many cases have a baseline."""
     if _used(items):
-        from pytest_llmperf.plugin.output import collected
+        from pytest_llmperf.plugin.summary import header
 
-        return collected(config, items)
+        return header(config, items)
     return []
 
 
@@ -124,28 +124,25 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     """Judge the suite as a whole when its last test is over."""
     result = yield
-    if session.config.stash.get(OUTCOMES, None):
+    if session.config.stash[SESSION].outcomes:
         from pytest_llmperf.plugin.session import judge_suite
 
-        judge_suite(session, session.config.stash[SETTINGS])
+        judge_suite(session.config)
     return result
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> object:
     """Run an llmperf test as often as its evidence needs."""
-    if not _used([item]):
-        return None
-    from pytest_llmperf.plugin.session import PROTOCOL
-
-    if PROTOCOL not in item.config.stash:
+    protocol = item.config.stash[SESSION].protocol
+    if protocol is None or not _used([item]):
         return None
     if settings_of(item.config).selftest:
-        from pytest_llmperf.plugin import selftest
+        from pytest_llmperf.plugin.selftest import report
 
-        selftest.run(item)
-        return True
-    item.config.stash[PROTOCOL].run(item, nextitem)
+        report(item)
+    else:
+        protocol.run(item, nextitem)
     return True
 
 
@@ -162,7 +159,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
     """Explain `measured == baseline`, one line per metric."""
     if op == "==" and "BaselineView" in (type(left).__name__, type(right).__name__):
-        from pytest_llmperf.plugin.output import explain
+        from pytest_llmperf.plugin.measuring import explain
 
         return explain(left, right)
     return None
@@ -170,15 +167,15 @@ def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Show what came of every case."""
-    if config.stash.get(OUTCOMES, None) or config.stash.get(SELFTESTS, None):
-        from pytest_llmperf.plugin.output import summarize
+    if config.stash[SESSION].outcomes or config.stash[SESSION].selftests:
+        from pytest_llmperf.plugin.summary import summarize
 
         summarize(terminalreporter, config)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Stop what still runs, and write the files that were asked for."""
-    if SETTINGS in session.config.stash:
+    if session.config.stash[SESSION].settings is not None:
         from pytest_llmperf.plugin.session import end
 
-        end(session, session.config.stash[SETTINGS])
+        end(session.config)

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 if TYPE_CHECKING:
-    from pytest_llmperf.plugin.settings import Settings
+    import pytest
 
 # flag, default (None: none; False: a switch), help
 OPTIONS: tuple[tuple[str, str | bool | None, str], ...] = (
@@ -65,12 +63,6 @@ OPTIONS: tuple[tuple[str, str | bool | None, str], ...] = (
     ("--llmperf-json", None, "write every raw sample to this file"),
 )
 
-SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
-OUTCOMES: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
-"""The outcomes that reports brought, as plain data, in the order in which they became final."""
-SELFTESTS: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
-"""What the self-test of each gate came to, as plain data."""
-
 
 def add_options(parser: pytest.Parser) -> None:
     """Declare every option and its ini twin."""
@@ -92,15 +84,6 @@ def ini_name(flag: str) -> str:
 
 def _metavar(flag: str) -> str:
     return flag.rpartition("-")[2].upper()
-
-
-def settings_of(config: pytest.Config) -> Settings:
-    """Return the options, parsed and checked once; raises UsageError that names option, value and remedy."""
-    if SETTINGS not in config.stash:
-        from pytest_llmperf.plugin.settings import read_settings
-
-        config.stash[SETTINGS] = read_settings(config)
-    return config.stash[SETTINGS]
 
 
 def any_given(config: pytest.Config) -> bool:

@@ -3,58 +3,25 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmperf.plan.axes import AXES, axis_value
+from pytest_llmperf.plan.checks import PlanError, degree, parse_fraction
+from pytest_llmperf.plan.engine import check_url, parse_engine_args
+from pytest_llmperf.plan.gates import parse_gate
+from pytest_llmperf.plan.kinds import ENDPOINT, KINDS, STARTED
 from pytest_llmperf.plugin.options import OPTIONS, ini_name
+from pytest_llmperf.run.settings import Settings
 
 if TYPE_CHECKING:
     from pytest_llmperf.plan.gates import Gate
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The options, parsed and checked."""
-
-    selected: dict[str, tuple[Any, ...]]
-    """The values that options name, per axis."""
-    kind: str
-    urls: dict[str, str]
-    """Endpoint name to URL; empty unless `kind` is url."""
-    served_model: str | None
-    python: str
-    engine_args: tuple[tuple[str, tuple[str, ...]], ...]
-    startup_timeout_s: float
-    stop_grace_s: float
-    stall_timeout_s: float
-    baselines: Path
-    missing: str
-    update: str
-    """"no", "all" or "new"."""
-    extend: bool
-    """New launches join those of a stored baseline of the same version."""
-    calibrate: bool
-    selftest: bool
-    gate: tuple[Gate, ...]
-    launches: int
-    rounds: int
-    max_launches: int
-    tolerance: float
-    fail_inconclusive: bool
-    require_gpus: bool
-    exclusive: bool
-    """No other run's engine may be on the host meanwhile."""
-    json_path: Path | None
-
-
 def read_settings(config: pytest.Config) -> Settings:
     """Return the settings, or raise UsageError that names the option, its value and the remedy."""
-    from pytest_llmperf.plan.axes import AXES
-    from pytest_llmperf.plan.checks import PlanError
-
     raw = {flag: _resolve(config, flag, default) for flag, default, _ in OPTIONS}
     try:
         selected = {axis: _axis(axis, raw[f"--llmperf-{axis}"]) for axis in AXES if raw[f"--llmperf-{axis}"]}
@@ -75,32 +42,16 @@ def _resolve(config: pytest.Config, flag: str, default: object) -> Any:
 
 
 def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tuple[Any, ...]]) -> Settings:
-    from pytest_llmperf.plan.checks import degree, parse_fraction
-    from pytest_llmperf.plan.engine import parse_engine_args
-    from pytest_llmperf.plan.gates import parse_gate
-    from pytest_llmperf.plan.kinds import KINDS
-
     urls = _urls(raw["--llmperf-url"])
-    kind = _choice(raw, "--llmperf-engine", tuple(KINDS)) if raw["--llmperf-engine"] else "url" if urls else "server"
-    if KINDS[kind].starts == bool(urls):
-        raise pytest.UsageError(
-            f"--llmperf-engine={kind}: contradicts --llmperf-url; leave --llmperf-engine out"
-            if urls
-            else "--llmperf-engine=url: needs an endpoint; add --llmperf-url=http://HOST:PORT"
-        )
-    if degree("--llmperf-max-launches", raw["--llmperf-max-launches"]) < 2:
-        raise pytest.UsageError(
-            f"--llmperf-max-launches={raw['--llmperf-max-launches']}: one launch can never fail a test; give 2 or more"
-        )
+    kind = _kind(raw, urls)
     _only_one(raw, "--update-baselines", "--update-baselines-new-only", "--llmperf-calibrate", "--llmperf-selftest")
     launches = "--llmperf-calibrate" if raw["--llmperf-calibrate"] else "--llmperf-launches"
     if launches == "--llmperf-calibrate" and degree(launches, raw[launches]) < 2:
         raise pytest.UsageError(f"{launches}={raw[launches]}: one launch says nothing about noise; give 2 or more, better 10")
-    gate = parse_gate(raw["--llmperf-gate"] or "", origin="--llmperf-gate")
-    if gate:
-        from pytest_llmperf.judge.gates import gates
-
-        gates(gate, tolerance=0.05)  # an unknown metric must fail now, and not in each test
+    if degree("--llmperf-max-launches", raw["--llmperf-max-launches"]) < 2:
+        raise pytest.UsageError(
+            f"--llmperf-max-launches={raw['--llmperf-max-launches']}: one launch can never fail a test; give 2 or more"
+        )
     models = selected.pop("model", None) if not KINDS[kind].starts else None
     return Settings(
         selected=selected,
@@ -118,7 +69,7 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         extend=_choice(raw, "--llmperf-update", ("extend", "replace")) == "extend",
         calibrate=bool(raw["--llmperf-calibrate"]),
         selftest=bool(raw["--llmperf-selftest"]),
-        gate=gate,
+        gate=_gate(raw["--llmperf-gate"]),
         launches=degree(launches, raw[launches]),
         rounds=degree("--llmperf-rounds", raw["--llmperf-rounds"]),
         max_launches=degree("--llmperf-max-launches", raw["--llmperf-max-launches"]),
@@ -130,6 +81,28 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
     )
 
 
+def _kind(raw: dict[str, Any], urls: dict[str, str]) -> str:
+    """Return the kind of engine, which must be one for an endpoint where there is one, and only there."""
+    by_default = ENDPOINT if urls else STARTED
+    kind = _choice(raw, "--llmperf-engine", tuple(KINDS)) if raw["--llmperf-engine"] else by_default
+    if KINDS[kind].starts == bool(urls):
+        raise pytest.UsageError(
+            f"--llmperf-engine={kind}: contradicts --llmperf-url; leave --llmperf-engine out"
+            if urls
+            else f"--llmperf-engine={kind}: needs an endpoint; add --llmperf-url=http://HOST:PORT"
+        )
+    return kind
+
+
+def _gate(text: str | None) -> tuple[Gate, ...]:
+    gate = parse_gate(text or "", origin="--llmperf-gate")
+    if gate:
+        from pytest_llmperf.judge.gates import gates  # with numpy, which a run without llmperf tests does not need
+
+        gates(gate, tolerance=0.05)  # an unknown metric must fail now, and not in each test
+    return gate
+
+
 def _only_one(raw: dict[str, Any], *flags: str) -> None:
     given = [flag for flag in flags if raw[flag]]
     if len(given) > 1:
@@ -137,8 +110,6 @@ def _only_one(raw: dict[str, Any], *flags: str) -> None:
 
 
 def _axis(axis: str, text: str) -> tuple[Any, ...]:
-    from pytest_llmperf.plan.axes import axis_value
-
     flag = f"--llmperf-{axis}"
     words = [word.strip() for word in text.split(",")]
     if not all(words):
@@ -165,8 +136,6 @@ def _seconds(raw: dict[str, Any], flag: str) -> float:
 
 def _urls(text: str | None) -> dict[str, str]:
     """Return endpoint names and URLs; an endpoint without a name is called by its host and port."""
-    from pytest_llmperf.plan.engine import check_url
-
     found: dict[str, str] = {}
     for word in (part.strip() for part in (text or "").split(",") if part.strip()):
         name, equals, url = word.partition("=")

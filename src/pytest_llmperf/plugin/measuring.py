@@ -1,0 +1,186 @@
+"""What tests call: a measurement, a sweep, and the baseline to compare them with.
+
+The run decides; here its values and errors become pytest's: a test that fails, is skipped, or runs again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llmperf.judge.diagnosis import likely_cause
+from pytest_llmperf.judge.scaling import Scaling, scaling_of
+from pytest_llmperf.measure.client.messages import ClientError
+from pytest_llmperf.measure.engines.engine import EngineError
+from pytest_llmperf.measure.measurement import Measurement
+from pytest_llmperf.plan.arguments import workload_from
+from pytest_llmperf.plan.case import Case
+from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.report.scaling import scaling_assertion
+from pytest_llmperf.report.text import assertion
+from pytest_llmperf.run.cases import RunError
+from pytest_llmperf.run.judging import compare
+from pytest_llmperf.run.launches import other_kind
+from pytest_llmperf.run.outcomes import outcome_of
+from pytest_llmperf.run.sweep import order, suffix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pytest_llmperf.measure.engines.engine import Engine
+    from pytest_llmperf.plan.engine import EngineSpec
+    from pytest_llmperf.plan.marker import Marker
+    from pytest_llmperf.run.cases import CaseState
+    from pytest_llmperf.run.launches import Bench, Run
+    from pytest_llmperf.run.sweep import Degrees
+
+
+class Undecided(BaseException):
+    """A test cannot be told yet: it will run again on another engine start. Not an Exception, so that no test swallows it."""
+
+
+@contextlib.contextmanager
+def failing() -> Iterator[None]:
+    """Fail the test with what happens inside: a message for its author, without our own traceback.
+
+    Of an engine's error that is the likely cause too, and the last lines of the log.
+    """
+    try:
+        yield
+    except (PlanError, RunError, EngineError, ClientError) as error:
+        cause = likely_cause("\n".join((*error.causes, error.tail))) if isinstance(error, EngineError) else None
+        text = f"Likely cause: {cause}.\n{error}" if cause else str(error)
+        raise pytest.fail.Exception(text, pytrace=False) from None  # pytest would show the error twice
+
+
+class LLMPerf:
+    """The `llmperf` fixture: call it with the workload, and get the measurement."""
+
+    def __init__(self, bench: Bench, engine: Engine, defaults: dict[str, Any], folder: Path) -> None:
+        """Note the test and its engine; files of workloads are relative to `folder`."""
+        self._bench = bench
+        self._engine = engine
+        self._own = engine.spec
+        self._defaults = defaults
+        self._folder = folder
+        self._calls = 0
+
+    def __call__(self, *, engine: str | None = None, **workload: Any) -> Measurement:
+        """Measure a workload, the arguments being the fields of `Workload`, and return the launches.
+
+        `engine="offline"` measures it on `vllm.LLM`, with the same arguments and without a server, and `engine="server"` on a
+        server: such an engine is started in the place of the test's own.
+        Fails the test when a request failed, when the engine died, or when anything else makes the numbers worthless.
+        """
+        plan = self._bench.plan
+        self._calls += 1
+        suffix = "" if self._calls == 1 else f"#{self._calls}"
+        with failing():
+            wanted = workload_from(plan.axes, self._defaults, workload, folder=self._folder)
+            spec = other_kind(self._own, engine or self._own.kind)
+            if spec.kind != self._engine.spec.kind:
+                self._engine = self._bench.acquire(spec)
+            state = self._bench.state(Case(plan.case_id + suffix, self._engine.spec, wanted))
+            if not state.decided:
+                self._bench.launch(self._engine, state)
+        return state.measurement
+
+
+class Sweep:
+    """The `llmperf_sweep` fixture: call it with the workload, and get the scaling."""
+
+    def __init__(self, bench: Bench, spec: EngineSpec, degrees: Degrees, defaults: dict[str, Any], folder: Path) -> None:
+        """Note the test, its engine at any degree, and the degrees; nothing is started yet."""
+        self.degrees = degrees.able
+        """The TP degrees that are measured, the smallest first."""
+        self._bench = bench
+        self._spec = spec
+        self._unfit = degrees.unfit
+        self._defaults = defaults
+        self._folder = folder
+        self._calls = 0
+
+    def __call__(self, **workload: Any) -> Scaling:
+        """Measure a workload at every degree, the arguments being the fields of `Workload`, and return the scaling.
+
+        One engine after the other is started, in the order that starts fewest. Fails the test as `llmperf` does, at the first
+        degree that cannot be measured.
+        """
+        bench, pool = self._bench, self._bench.run.pool
+        plan = bench.plan
+        self._calls += 1
+        with failing():
+            wanted = workload_from(plan.axes, self._defaults, workload, folder=self._folder)
+            cases = {
+                degree: Case(plan.case_id + suffix(degree, self._calls), replace(self._spec, tp=degree), wanted)
+                for degree in self.degrees
+            }
+            try:
+                for degree in order(cases, bench.run.states, pool.spec, pool.starts):
+                    state = bench.state(cases[degree])
+                    if not state.decided:
+                        bench.launch(bench.acquire(state.case.engine, state.starts), state)
+            finally:
+                bench.arrange([case.id for case in cases.values()])
+        measurements = (bench.run.states[case.id].measurement for case in cases.values())
+        return scaling_of(measurements, unfit=self._unfit)
+
+
+class BaselineView:
+    """The `baseline` fixture: `measured == baseline` is true when no gating metric is proven worse, at any degree of a sweep."""
+
+    def __init__(self, run: Run, marker: Marker) -> None:
+        """Note the run, and what the test itself says of its gates."""
+        self._run = run
+        self._marker = marker
+
+    def __eq__(self, measured: object) -> bool:
+        """Judge a measurement, or each of a scaling; asks for another launch where it is undecided.
+
+        Every degree is judged, though one may be worse already: which of them are is what a reader wants to know.
+        """
+        if not isinstance(measured, (Measurement, Scaling)):
+            return NotImplemented
+        answers = []
+        for state in self._states(measured):
+            answers.append(compare(self._run.rules, state, self._marker))
+            if answers[-1].failure:
+                pytest.fail(answers[-1].failure, pytrace=False)
+        if any(answer.undecided for answer in answers):
+            raise Undecided
+        good = all(answer.accepted or answer.skip for answer in answers)
+        skips = [answer.skip for answer in answers if answer.skip]
+        if good and skips:
+            pytest.skip(skips[-1])
+        return good
+
+    def _states(self, measured: Measurement | Scaling) -> list[CaseState]:
+        measurements = measured.measurements if isinstance(measured, Scaling) else (measured,)
+        return [self._state(measurement.case.id) for measurement in measurements]
+
+    def _state(self, case_id: str) -> CaseState:
+        if case_id not in self._run.states:
+            raise ValueError(f"{case_id} was measured by a test that is over; compare it in the test that measures it")
+        return self._run.states[case_id]
+
+    def explain(self, measured: object) -> list[str] | None:
+        """Return the lines that explain why `==` is false; None for what cannot be compared."""
+        if isinstance(measured, Scaling):
+            return scaling_assertion([outcome_of(state) for state in self._states(measured)])
+        return assertion(outcome_of(self._state(measured.case.id))) if isinstance(measured, Measurement) else None
+
+    __hash__ = None  # type: ignore[assignment]  # equality is a judgement: nothing may be looked up by it
+
+    def __repr__(self) -> str:
+        """Return what a failing assertion shows."""
+        return f"<baselines of {self._run.rules.host.key}>"
+
+
+def explain(left: object, right: object) -> list[str] | None:
+    """Return the lines that explain `measured == baseline`, None for other operands."""
+    view, measured = (left, right) if isinstance(left, BaselineView) else (right, left)
+    return view.explain(measured) if isinstance(view, BaselineView) else None

@@ -1,0 +1,34 @@
+"""What pytest has no public way for. All of it stands here; `tests/unit/test_private_pytest.py` fails first when it goes away."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def renew(item: pytest.Item) -> None:
+    """Give a test that has run before a fresh request, as `pytest-rerunfailures` does."""
+    if hasattr(item, "_initrequest"):
+        item._initrequest()
+
+
+def overrides(item: pytest.Item, fixture: str) -> bool:
+    """Return whether a project's own fixture replaces ours: then only running it tells what is started.
+
+    Which fixtures a test will use is known to pytest when it is collected.
+    """
+    info = getattr(item, "_fixtureinfo", None)
+    return info is not None and len(info.name2fixturedefs.get(fixture, ())) > 1
+
+
+def parameter(item: pytest.Item, name: str) -> Any:
+    """Return the value that a test was parametrized with, None where it was not."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get(name) if callspec else None
+
+
+def terminal(config: pytest.Config) -> Any:
+    """Return what writes to the terminal, None with -p no:terminal."""
+    return config.pluginmanager.getplugin("terminalreporter")

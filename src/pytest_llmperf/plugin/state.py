@@ -1,0 +1,69 @@
+"""What the plugin keeps: one value for the session and one for each test that measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_llmperf.judge.maths.stats import Decision
+    from pytest_llmperf.plugin.protocol import Protocol
+    from pytest_llmperf.report.outcome import Outcome
+    from pytest_llmperf.run.cases import CaseState, Planned
+    from pytest_llmperf.run.launches import Run
+    from pytest_llmperf.run.settings import Settings
+
+
+@dataclass
+class SessionState:
+    """What is kept of a session; set up step by step, as pytest goes on."""
+
+    outcomes: list[dict[str, Any]] = field(default_factory=list)
+    """The outcomes that reports brought, as plain data, in the order in which they became final."""
+    selftests: list[dict[str, Any]] = field(default_factory=list)
+    """What the self-test of each gate came to, as plain data."""
+    settings: Settings | None = None
+    """The options, once they were asked for."""
+    deselected: int = 0
+    """How many tests the options excluded; other plugins deselect for reasons of their own."""
+    collected: tuple[str, ...] = ()
+    """The ids of all cases that were collected, deselected ones too."""
+    run: Run | None = None
+    """The run, where there are llmperf tests that can be measured in this process."""
+    protocol: Protocol | None = None
+    suite: Decision | None = None
+    """The verdict on all comparisons together."""
+
+
+@dataclass
+class ItemState:
+    """What is kept of a test that measures."""
+
+    planned: Planned
+    states: list[CaseState] = field(default_factory=list)
+    """The cases that it has measured, in the order of its calls."""
+    left_out: list[Outcome] = field(default_factory=list)
+    """The degrees that a sweep left out, because this host cannot run them."""
+
+
+SESSION = pytest.StashKey[SessionState]()
+ITEM = pytest.StashKey[ItemState]()
+
+
+def settings_of(config: pytest.Config) -> Settings:
+    """Return the options, parsed and checked once; raises UsageError that names option, value and remedy."""
+    state = config.stash[SESSION]
+    if state.settings is None:
+        from pytest_llmperf.plugin.settings import read_settings  # only where an option is used or a test measures
+
+        state.settings = read_settings(config)
+    return state.settings
+
+
+def run_of(config: pytest.Config) -> Run:
+    """Return the run, in a test that was set up: another one would have been refused."""
+    run = config.stash[SESSION].run
+    assert run is not None
+    return run

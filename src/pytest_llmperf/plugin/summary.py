@@ -1,0 +1,97 @@
+"""What the terminal shows before and after: the header of a run, the explanation of `==`, the summary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.judge.verdict import Status
+from pytest_llmperf.measure.host.preflight import islands
+from pytest_llmperf.plugin.state import ITEM, SESSION
+from pytest_llmperf.report.outcome import from_data
+from pytest_llmperf.report.scaling import scaling_lines
+from pytest_llmperf.report.text import (
+    counts_line,
+    headline,
+    metric_line,
+    prospects,
+    review_table,
+    self_test_line,
+    suite_line,
+    summary_table,
+)
+from pytest_llmperf.run.rules import prospects_of, stored_and_new, unused_baselines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pytest
+
+    from pytest_llmperf.plugin.state import SessionState
+    from pytest_llmperf.report.outcome import Outcome
+
+
+def header(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    """Return host, cases, engines, baselines, and what they can find; nothing where no test measures."""
+    state = config.stash[SESSION]
+    if state.run is None:
+        return []
+    rules = state.run.rules
+    planned = [item.stash[ITEM].planned for item in items if ITEM in item.stash]
+    stored, new = stored_and_new(rules)
+    engines = len({plan.spec for plan in planned})
+    links = f", {rules.host.links}" if rules.host.links else ""
+    line = f"llmperf: {rules.host.summary}{links} ({rules.host.key}); {len(planned)} tests on {engines} engines"
+    line += f"; baselines: {stored} found, {new} new"
+    if state.deselected:
+        line += f"; {state.deselected} deselected, which their markers allow only at other values"
+    if rules.settings.selftest or rules.settings.calibrate or rules.settings.update == "all":
+        return [line]
+    return [line, *prospects(prospects_of(rules), verbose=config.get_verbosity() > 0)]
+
+
+def summarize(reporter: Any, config: pytest.Config) -> None:
+    """Write the summary: a line per case, and how many were compared."""
+    state = config.stash[SESSION]
+    if state.selftests:
+        reporter.section("llmperf self-test")
+        reporter.write_line(self_test_line(state.selftests), red=any(check["fault"] for check in state.selftests))
+    outcomes = [from_data(data) for data in state.outcomes]
+    if not outcomes or config.get_verbosity() < -1:
+        return
+    reporter.section("llmperf")
+    for line in _lines(outcomes, state, config):
+        reporter.write_line(line)
+    red = any(outcome.status in (Status.REGRESSED, Status.INVALID) for outcome in outcomes)
+    if state.suite is not None:
+        suite_red = state.suite.outcome == "regressed"
+        red |= suite_red
+        reporter.write_line(suite_line(state.suite), red=suite_red)
+    plain = all(outcome.status.compared or outcome.status is Status.RECORDED for outcome in outcomes)
+    reporter.write_line(counts_line(outcomes), red=red, yellow=not red and not plain, green=not red and plain)
+
+
+def _lines(outcomes: Sequence[Outcome], state: SessionState, config: pytest.Config) -> Iterator[str]:
+    yield from summary_table(outcomes).splitlines()
+    for outcome in outcomes:
+        if outcome.status is Status.INCONCLUSIVE:
+            yield headline(outcome)
+            rows = [row for row in outcome.verdict.metrics if row.status is Status.INCONCLUSIVE]
+            yield from (f"  {metric_line(row)}, {row.rule}" for row in rows)
+        elif outcome.status is Status.RECORDED:
+            yield from (*outcome.notes, *review_table(outcome).splitlines())
+    yield from scaling_lines(outcomes, direct_links=_direct_links(state))
+    for path in _unused(state, config):
+        yield f"unused baseline: {path} (its test is gone; delete the file)"
+
+
+def _direct_links(state: SessionState) -> bool | None:
+    """Return whether the GPUs are all joined by direct links; None where that is not known."""
+    devices = state.run.rules.host.devices if state.run else ()
+    return len(islands(devices)) == 1 if len(devices) > 1 else None
+
+
+def _unused(state: SessionState, config: pytest.Config) -> list[str]:
+    """Return baselines whose test is gone; looked for when baselines are updated and whole files were collected."""
+    if state.run is None or state.run.rules.settings.update == "no" or any("::" in argument for argument in config.args):
+        return []
+    return unused_baselines(state.run.rules)

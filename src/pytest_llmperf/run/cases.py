@@ -1,0 +1,90 @@
+"""The cases of a run: what is planned of a test, a case on its way to a verdict, and what a comparison answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.judge.verdict import Status
+from pytest_llmperf.measure.measurement import Measurement
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_llmperf.judge.baseline import Baseline
+    from pytest_llmperf.judge.verdict import Verdict
+    from pytest_llmperf.measure.measurement import Launch
+    from pytest_llmperf.plan.axes import Axes
+    from pytest_llmperf.plan.case import Case
+    from pytest_llmperf.plan.engine import EngineSpec
+    from pytest_llmperf.plan.marker import Marker
+
+
+class RunError(Exception):
+    """A test cannot go on. The message is for its author."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is known of a test when it is collected."""
+
+    case_id: str
+    """The node id as collected; xdist may later add a group to the item's own."""
+    axes: Axes
+    marker: Marker
+    spec: EngineSpec
+    """The engine as far as marker and options tell; a fixture may add arguments later."""
+    compares: bool
+    """The test asks for the baseline."""
+    error: str | None = None
+    """Why the marker is unusable."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a comparison with the baseline, or the recording of one, comes to."""
+
+    verdict: Verdict | None
+    """None while launches of a recording are missing."""
+    notes: tuple[str, ...] = ()
+    accepted: bool = False
+    """The case is as good as its baseline, or becomes it."""
+    record: tuple[Path, Baseline] | None = None
+    """The baseline to be written if the test passes."""
+    skip: str | None = None
+    """Why the test is to be skipped."""
+    failure: str | None = None
+    """Why the test must fail, whatever it does with the answer."""
+
+    @property
+    def undecided(self) -> bool:
+        """Return whether another launch must tell."""
+        return self.verdict is None or self.verdict.status is Status.UNDECIDED
+
+
+@dataclass
+class CaseState:
+    """One case on its way to a verdict."""
+
+    case: Case
+    launches: tuple[Launch, ...] = ()
+    starts: frozenset[int] = frozenset()
+    """The engine starts that it was measured on."""
+    verdict: Verdict | None = None
+    decided: bool = False
+    """No further launch is needed."""
+    notes: tuple[str, ...] = ()
+    record: tuple[Path, Baseline] | None = None
+    """The baseline to be written if the test passes."""
+
+    @property
+    def measurement(self) -> Measurement:
+        """Return the launches so far, as the test sees them."""
+        return Measurement(self.case, self.launches)
+
+    def take(self, answer: Answer) -> None:
+        """Note the answer to a comparison of this case."""
+        self.verdict = answer.verdict or self.verdict
+        self.decided = not answer.undecided
+        if not answer.undecided:
+            self.notes, self.record = answer.notes, answer.record

@@ -1,0 +1,57 @@
+"""Judging: a case against its baseline, and what its test is to be told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.judge import baseline as store
+from pytest_llmperf.judge import diagnosis
+from pytest_llmperf.judge.verdict import Status
+from pytest_llmperf.run.cases import Answer
+from pytest_llmperf.run.recording import is_recorded, record
+
+if TYPE_CHECKING:
+    from pytest_llmperf.judge.verdict import Verdict
+    from pytest_llmperf.plan.marker import Marker
+    from pytest_llmperf.run.cases import CaseState
+    from pytest_llmperf.run.rules import Rules
+
+
+def compare(rules: Rules, state: CaseState, marker: Marker) -> Answer:
+    """Return whether the case is as good as its baseline; where that was asked for, the baseline is recorded instead.
+
+    The state takes the answer too. Raises BaselineError for an unusable file.
+    """
+    stored = store.load(rules.path(state.case.id))
+    recorded = is_recorded(rules, stored=stored is not None)
+    answer = record(rules, state, stored, marker) if recorded else _judged(rules, state, stored, marker)
+    state.take(answer)
+    return answer
+
+
+def _judged(rules: Rules, state: CaseState, stored: store.Baseline | None, marker: Marker) -> Answer:
+    verdict = rules.verdict(state, stored, marker)
+    if verdict.status is Status.UNDECIDED:
+        return Answer(verdict)
+    if stored is None:
+        notes = (
+            f"no baseline is stored for {rules.host.key}: {rules.shown(rules.path(state.case.id))} does not exist",
+            f"record it with: pytest --update-baselines '{state.case.id.partition('#')[0]}'",
+        )
+        return Answer(verdict, notes, skip=notes[0] if rules.settings.missing == "skip" else None)
+    accepted = verdict.status.green or (verdict.status is Status.INCONCLUSIVE and not rules.settings.fail_inconclusive)
+    return Answer(verdict, _explained(rules, verdict, state, stored), accepted)
+
+
+def _explained(rules: Rules, verdict: Verdict, state: CaseState, stored: store.Baseline) -> tuple[str, ...]:
+    """Return what has changed since the baseline, and which setting to move."""
+    if verdict.status is Status.PASS:
+        return ()
+    changed = diagnosis.changes(stored.provenance, rules.provenance(state))
+    notes = [f"changed since the baseline: {line}" for line in changed]
+    if not changed:
+        notes = ["nothing that is recorded has changed since the baseline (engine arguments, versions, host)"]
+    if stored.provenance.commit:
+        notes.append(f"the baseline was recorded at commit {stored.provenance.commit}, {stored.launches[0].started}")
+    spec = state.case.engine
+    return (*notes, *diagnosis.advice(verdict, dict(spec.args), {"tp": spec.tp, "pp": spec.pp}))

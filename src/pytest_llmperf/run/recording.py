@@ -1,0 +1,97 @@
+"""Recording: the launches of a case become its baseline, or join it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.judge import baseline as store
+from pytest_llmperf.judge import diagnosis
+from pytest_llmperf.judge.calibration import calibrated, noise_of
+from pytest_llmperf.judge.verdict import Status, Verdict, not_comparable, observed
+from pytest_llmperf.report.text import metric_line
+from pytest_llmperf.run.cases import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_llmperf.plan.marker import Marker
+    from pytest_llmperf.run.cases import CaseState
+    from pytest_llmperf.run.rules import Rules
+
+
+def is_recorded(rules: Rules, *, stored: bool) -> bool:
+    """Return whether a case's baseline is recorded, and not compared with."""
+    settings = rules.settings
+    new_too = settings.update == "new" or settings.missing == "record"
+    return settings.update == "all" or settings.calibrate or (new_too and not stored)
+
+
+def record(rules: Rules, state: CaseState, stored: store.Baseline | None, marker: Marker) -> Answer:
+    """Return the baseline that a case's launches come to, to be written when its test has passed."""
+    if len(state.launches) < rules.settings.launches:
+        return Answer(None)
+    case, settings = state.case, rules.settings
+    new = store.Baseline(
+        case_id=case.id,
+        host=rules.host.key,
+        workload=case.workload.description,
+        workload_fingerprint=case.workload.fingerprint,
+        provenance=rules.provenance(state),
+        launches=state.launches,
+    )
+    other = _other_version(rules, state, stored, new, marker) if stored and settings.extend else []
+    if other and stored and settings.calibrate:
+        verdict = Verdict(Status.NOT_COMPARABLE, observed(state.launches, stored.launches), tuple(other))
+        return Answer(verdict, failure=_REFUSED.format("\n  ".join(other)))
+    merged, how = _merged(stored, new, other, extend=settings.extend)
+    rows = observed(state.launches, stored.launches if stored else None)
+    if settings.calibrate:
+        rows = calibrated(rows, merged, rules.gates(marker), rules.design(marker))
+        merged = replace(merged, noise=noise_of(rows))
+    path = rules.path(case.id)
+    verdict = Verdict(Status.RECORDED, rows, launches=len(state.launches), baseline_launches=len(merged.launches))
+    return Answer(verdict, (f"recorded {rules.shown(path)}: {how}",), accepted=True, record=(path, merged))
+
+
+_REFUSED = """--llmperf-calibrate: this is not what the stored baseline was recorded of:
+  {}
+Accept it first with --update-baselines, or add --llmperf-update=replace."""
+
+
+def _merged(stored: store.Baseline | None, new: store.Baseline, other: list[str], *, extend: bool) -> tuple[store.Baseline, str]:
+    """Return what is to be stored, and how it came about; `other` says why the stored launches are of another version."""
+    count = f"{len(new.launches)} launches"
+    if stored is None:
+        return new, f"new, {count}"
+    if not extend:
+        return new, f"{count} in place of {len(stored.launches)}, as --llmperf-update=replace says"
+    if other:
+        return new, f"{count} in place of {len(stored.launches)}, which were of another version: {'; '.join(other)}"
+    merged = store.extended(stored, new)
+    return merged, f"extended by {count} of the same version to {len(merged.launches)}, from {merged.jobs} runs"
+
+
+def _other_version(rules: Rules, state: CaseState, stored: store.Baseline, new: store.Baseline, marker: Marker) -> list[str]:
+    """Return why the launches must not join the stored ones; empty when they are of the same version, and agree."""
+    reasons = [*not_comparable(state.measurement, stored), *diagnosis.changes(stored.provenance, new.provenance)]
+    rounds = {len(launch.rounds) for launch in (*stored.launches, *new.launches)}
+    if len(rounds) > 1:
+        reasons.append(f"launches of {min(rounds)} and of {max(rounds)} rounds are not alike")
+    if not reasons:
+        # Versions say nothing of an engine that is built from a work tree: the numbers do.
+        verdict = rules.verdict(state, stored, marker, launches=len(state.launches))
+        shifted = (Status.REGRESSED, Status.IMPROVED, Status.NOT_COMPARABLE)
+        reasons = [metric_line(row) for row in verdict.metrics if row.status in shifted]
+    return reasons
+
+
+def settle(states: Iterable[CaseState], *, passed: bool) -> None:
+    """Write the baselines that a test has recorded; a test that failed moves none. Raises OSError."""
+    for state in states:
+        if state.record and passed:
+            store.save(*state.record)
+        elif state.record:
+            state.verdict = Verdict(Status.MEASURED, observed(state.launches, None), launches=len(state.launches))
+            state.notes = ("not recorded, because the test failed",)
+        state.record = None

@@ -1,0 +1,160 @@
+"""The rules of a run: what must not depend on any measurement. Which comparisons there are, their gates and error rates."""
+
+from __future__ import annotations
+
+import subprocess
+import uuid
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import pytest_llmperf
+from pytest_llmperf.judge import baseline as store
+from pytest_llmperf.judge.comparison import prospects
+from pytest_llmperf.judge.gates import comparisons, gates
+from pytest_llmperf.judge.maths.stats import Design
+from pytest_llmperf.judge.noise import beliefs
+from pytest_llmperf.judge.verdict import judge
+from pytest_llmperf.run.sweep import MOST_DEGREES, degrees_of, named_degrees, numbered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from pytest_llmperf.judge.comparison import Comparison
+    from pytest_llmperf.judge.gates import Tolerance
+    from pytest_llmperf.judge.noise import Belief
+    from pytest_llmperf.judge.verdict import Verdict
+    from pytest_llmperf.measure.host.machine import Host
+    from pytest_llmperf.plan.marker import Marker
+    from pytest_llmperf.run.cases import CaseState, Planned
+    from pytest_llmperf.run.settings import Settings
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Settings, host, and the tests that compare; everything else follows from them."""
+
+    settings: Settings
+    host: Host
+    rootpath: Path
+    compared: Mapping[str, Planned]
+    """The tests that ask for the baseline, by the id of their first case."""
+    collected: tuple[str, ...] = ()
+    """The ids of all cases that were collected, deselected ones too."""
+    job: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    """The same for all processes of one run."""
+
+    def gates(self, marker: Marker) -> dict[str, Tolerance]:
+        """Return what gates a test: its marker over the run's settings."""
+        return gates((*self.settings.gate, *marker.gate), tolerance=self.tolerance(marker))
+
+    def tolerance(self, marker: Marker) -> float:
+        """Return the slow-down that must not pass, as a fraction."""
+        return marker.tolerance or self.settings.tolerance
+
+    def design(self, marker: Marker, launches: int | None = None) -> Design:
+        """Return tolerance, error rates and the budget of launches, by default the run's."""
+        count = max(1, sum(map(comparisons, self.gated.values())))
+        return Design(tolerance=self.tolerance(marker), comparisons=count, launches=launches or self.settings.max_launches)
+
+    @cached_property
+    def markers(self) -> dict[str, Marker]:
+        """The marker of each case that will be compared, as far as is known before anything is measured."""
+        return {case_id: plan.marker for plan in self.compared.values() for case_id in self._cases_of(plan)}
+
+    @cached_property
+    def gated(self) -> dict[str, dict[str, Tolerance]]:
+        """What gates each of these cases."""
+        return {case_id: self.gates(marker) for case_id, marker in self.markers.items()}
+
+    @cached_property
+    def _commit(self) -> str | None:
+        return _commit_of(self.rootpath)
+
+    @cached_property
+    def _beliefs(self) -> dict[tuple[str, str], Belief]:
+        return beliefs(self.load(self.gated), self.gated)
+
+    def _cases_of(self, plan: Planned) -> list[str]:
+        """Return the cases of a test: its first measurement, and the further ones that have a baseline."""
+        degrees = degrees_of(plan, plan.spec, self.settings.selected, self.host).able if plan.axes.sweep else None
+        first, *further = numbered(plan.case_id, degrees)
+        return first + [case_id for case_id in chain.from_iterable(further) if self.path(case_id).is_file()]
+
+    def path(self, case_id: str) -> Path:
+        """Return the baseline file of a case."""
+        return store.path_for(self.settings.baselines, self.host.key, case_id)
+
+    def shown(self, path: Path) -> str:
+        """Return a path as messages name it: relative to the rootdir where it is inside."""
+        return str(path.relative_to(self.rootpath) if path.is_relative_to(self.rootpath) else path)
+
+    def provenance(self, state: CaseState) -> store.Provenance:
+        """Return where the launches of a case come from: engine, versions, host, and the commit of the tested project."""
+        # UUIDs, and what each GPU is like, would only make the file longer: the name says it.
+        facts = asdict(replace(self.host, devices=()))
+        del facts["devices"]
+        facts["gpus"] = list(self.host.gpus)
+        # Somebody may have set them: what is slower then has a cause to be named.
+        for name in ("power_limit_w", "sm_clock_mhz"):
+            known = {value for gpu in self.host.devices if (value := getattr(gpu, name)) is not None}
+            facts |= {name: sorted(known)} if known else {}
+        versions = {**state.launches[-1].versions, "pytest-llmperf": pytest_llmperf.__version__}
+        return store.Provenance(store.engine_facts(state.case), versions, facts, self._commit)
+
+    def load(self, case_ids: Iterable[str]) -> Iterator[store.Baseline]:
+        """Yield the usable baselines of these cases; a case whose file is unusable fails with that error itself."""
+        for case_id in case_ids:
+            try:
+                stored = store.load(self.path(case_id))
+            except store.BaselineError:
+                continue
+            if stored is not None:
+                yield stored
+
+    def believed(self, case_id: str) -> dict[str, Belief]:
+        """Return per metric the noise that the suite's baselines lead to expect; nothing measured now enters it."""
+        return {metric: belief for (of, metric), belief in self._beliefs.items() if of == case_id}
+
+    def verdict(self, state: CaseState, stored: store.Baseline | None, marker: Marker, launches: int | None = None) -> Verdict:
+        """Return the verdict on a case against what is stored of it, within a budget of launches."""
+        believed = self.believed(stored.case_id) if stored else {}
+        design = self.design(marker, launches)
+        return judge(state.measurement, stored, design=design, gated=self.gates(marker), beliefs=believed)
+
+
+def _commit_of(folder: Path) -> str | None:
+    """Return the commit of a work tree, with `+` where it has changes; None outside a repository."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def stored_and_new(rules: Rules) -> tuple[int, int]:
+    """Return how many of the run's cases have a baseline, and how many have none."""
+    stored = sum(rules.path(case_id).is_file() for case_id in rules.gated)
+    return stored, len(rules.gated) - stored
+
+
+def unused_baselines(rules: Rules) -> list[str]:
+    """Return the baselines that no test uses any more, relative to the rootdir."""
+    gone = store.unused(rules.settings.baselines, rules.host.key, rules.rootpath, rules.collected)
+    return [rules.shown(path) for path in gone]
+
+
+def prospects_of(rules: Rules) -> Iterator[tuple[str, list[Comparison]]]:
+    """Yield for each case that has a baseline what could be found, before anything is measured."""
+    for stored in rules.load(rules.gated):
+        design = rules.design(rules.markers[stored.case_id])
+        yield stored.case_id, prospects(stored, rules.gated[stored.case_id], design, rules.believed(stored.case_id))
+
+
+def possible_cases(rules: Rules, plan: Planned) -> Iterator[str]:
+    """Yield the ids that baselines of a test could have, on whatever host."""
+    degrees = named_degrees(plan.marker, rules.settings.selected) or MOST_DEGREES
+    return chain.from_iterable(numbered(plan.case_id, degrees if plan.axes.sweep else None))

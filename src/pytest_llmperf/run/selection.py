@@ -1,0 +1,90 @@
+"""Which cases there are: the points of a test's grid, and what is planned of a test at one of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pytest_llmperf.judge.gates import gates
+from pytest_llmperf.plan.axes import Axes, grid, is_selected
+from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.engine import EngineSpec, engine_spec
+from pytest_llmperf.plan.kinds import exchangeable
+from pytest_llmperf.plan.marker import Marker, parse_marker
+from pytest_llmperf.run.cases import Planned
+from pytest_llmperf.run.sweep import named_degrees
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pytest_llmperf.run.settings import Settings
+
+_LOAD = frozenset({"concurrency", "rate"})
+"""The axes that an endpoint leaves open: its model and degrees are what they are."""
+
+
+class Mark(Protocol):
+    """One `@pytest.mark.llmperf(...)`, as pytest has it."""
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """Return the arguments without names."""
+
+    @property
+    def kwargs(self) -> Mapping[str, Any]:
+        """Return those with names."""
+
+
+def marker_of(marks: Sequence[Mark]) -> Marker:
+    """Return the merged arguments of all markers on a test, the closest first in `marks`; it wins. Raises PlanError."""
+    arguments: dict[str, object] = {}
+    for mark in reversed(marks):
+        if mark.args:
+            raise PlanError(f"llmperf({mark.args[0]!r}): arguments are given by name, e.g. llmperf(tp=[1, 2])")
+        arguments |= mark.kwargs
+    return parse_marker(arguments)
+
+
+def points(marker: Marker, settings: Settings, *, sweep: bool = False) -> list[Axes]:
+    """Return the grid of a test; at an endpoint only the load varies.
+
+    All TP degrees of a sweep are one point of it: the test itself goes through them.
+    """
+    if settings.urls:
+        loads = grid(_of_load(marker.axes), _of_load(settings.selected))
+        return [replace(point, endpoint=name) for name in settings.urls for point in loads]
+    if sweep:
+        allowed = named_degrees(marker, settings.selected) or marker.axes.get("tp") or (Axes.tp,)
+        pinned = marker.axes | {"tp": (min(allowed),)}
+        return [replace(point, sweep=True) for point in grid(pinned, settings.selected)]
+    return grid(marker.axes, settings.selected)
+
+
+def _of_load(axes: Mapping[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    return {name: values for name, values in axes.items() if name in _LOAD}
+
+
+def planned(case_id: str, marks: Sequence[Mark], axes: Axes | None, settings: Settings, *, compares: bool) -> Planned:
+    """Return what is known of a test at a point of its grid; one whose markers are unusable says why, and has no point."""
+    base = EngineSpec(kind=settings.kind, url=next(iter(settings.urls.values()), ""), python=settings.python)
+    try:
+        marker = marker_of(marks)
+        gates(marker.gate, tolerance=settings.tolerance)
+        assert axes is not None  # `marker_of` has raised where there is none
+        if axes.endpoint:
+            spec = replace(base, model=axes.endpoint, url=settings.urls[axes.endpoint])
+        else:
+            # A simulated engine stands for every kind.
+            kind = marker.kind if marker.kind and base.kind in exchangeable() else base.kind
+            spec = engine_spec(replace(base, kind=kind, env=marker.env), axes, marker.engine_args, settings.engine_args)
+        return Planned(case_id, axes, marker, spec, compares)
+    except PlanError as error:
+        return Planned(case_id, Axes(), Marker(), base, compares, error=f"{case_id}: {error}")
+
+
+def selected(plan: Planned, settings: Settings) -> bool:
+    """Return whether the options select a planned test; an unusable one is, so that it can say what is wrong with it."""
+    asked = _of_load(settings.selected) if settings.urls else dict(settings.selected)
+    if plan.axes.sweep and named_degrees(plan.marker, asked) != ():
+        asked.pop("tp", None)  # the test itself leaves out the degrees that are not selected
+    return bool(plan.error) or is_selected(plan.axes, asked)

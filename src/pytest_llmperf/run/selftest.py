@@ -1,0 +1,61 @@
+"""The self-test: every gate of a test's stored baselines is held against known changes; nothing is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pytest_llmperf.judge import baseline as store
+from pytest_llmperf.judge.noise import beliefs
+from pytest_llmperf.judge.selftest import self_test
+from pytest_llmperf.run.rules import possible_cases
+
+if TYPE_CHECKING:
+    from pytest_llmperf.judge.gates import Tolerance
+    from pytest_llmperf.judge.selftest import Check
+    from pytest_llmperf.run.cases import Planned
+    from pytest_llmperf.run.rules import Rules
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What the self-test of one test came to."""
+
+    outcome: Literal["passed", "failed", "skipped"]
+    why: str = ""
+    checks: tuple[Check, ...] = ()
+
+
+def self_tested(rules: Rules, plan: Planned) -> SelfTest:
+    """Return whether every gate of a test fires as it must. Baselines of all hosts count: this needs no GPU."""
+    if plan.error:
+        return SelfTest("failed", plan.error)
+    if not plan.compares:
+        return SelfTest("skipped", "the test compares with no baseline")
+    try:
+        checks = _checks(rules, plan)
+    except store.BaselineError as error:
+        return SelfTest("failed", str(error))
+    if not checks:
+        return SelfTest("skipped", "no baseline is stored for any host; record one with --update-baselines")
+    faults = [f"  {host}: {check.metric}, {check.change}: {check.fault}" for host, check in checks if check.fault]
+    text = "\n".join([f"{len(faults)} of {len(checks)} injected changes were not judged as they must be:", *faults])
+    return SelfTest("failed" if faults else "passed", text, tuple(check for _, check in checks))
+
+
+def _checks(rules: Rules, tested: Planned) -> list[tuple[str, Check]]:
+    """Return the checks of a test's baselines with the hosts that have them; raises BaselineError for an unusable file."""
+    checks: list[tuple[str, Check]] = []
+    folder, design = rules.settings.baselines, rules.design(tested.marker)
+    for host in sorted(path.name for path in folder.glob("*/")):
+        stored: dict[str, list[store.Baseline]] = {}
+        gated: dict[str, dict[str, Tolerance]] = {}
+        for plan in rules.compared.values():
+            paths = (store.path_for(folder, host, case_id) for case_id in possible_cases(rules, plan))
+            stored[plan.case_id] = [baseline for path in paths if path.is_file() and (baseline := store.load(path))]
+            gated |= {baseline.case_id: rules.gates(plan.marker) for baseline in stored[plan.case_id]}
+        believed = beliefs([baseline for of_plan in stored.values() for baseline in of_plan], gated)
+        for baseline in stored[tested.case_id]:
+            own = {metric: belief for (of, metric), belief in believed.items() if of == baseline.case_id}
+            checks += [(host, check) for check in self_test(baseline, gated[baseline.case_id], design, own)]
+    return checks

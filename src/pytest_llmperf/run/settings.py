@@ -1,0 +1,48 @@
+"""The settings of a run, parsed and checked. Whoever drives it makes them: the plugin from its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_llmperf.plan.engine import EngineArgs
+    from pytest_llmperf.plan.gates import Gate
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run selects, measures, judges and records."""
+
+    selected: dict[str, tuple[Any, ...]]
+    """The values that options name, per axis."""
+    kind: str
+    urls: dict[str, str]
+    """Endpoint name to URL; empty where engines are started."""
+    served_model: str | None
+    python: str
+    engine_args: EngineArgs
+    startup_timeout_s: float
+    stop_grace_s: float
+    stall_timeout_s: float
+    baselines: Path
+    missing: str
+    """What becomes of a case without a baseline: "fail", "skip" or "record"."""
+    update: str
+    """What is recorded anew: "no", "all" or "new"."""
+    extend: bool
+    """New launches join those of a stored baseline of the same version."""
+    calibrate: bool
+    selftest: bool
+    gate: tuple[Gate, ...]
+    launches: int
+    rounds: int
+    max_launches: int
+    tolerance: float
+    fail_inconclusive: bool
+    require_gpus: bool
+    exclusive: bool
+    """No other run's engine may be on the host meanwhile."""
+    json_path: Path | None
