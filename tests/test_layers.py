@@ -1,4 +1,4 @@
-"""The import graph is the data flow (design.md, section 3): plan, measure, judge, report, plugin; and never upwards.
+"""The import graph is the data flow: units, plan, judge's mathematics, measure, judge, report, run, then plugin beside cli.
 
 Read with `ast`, so that imports inside functions and under TYPE_CHECKING count too: an upward import, even of a type only,
 means that something stands in the wrong file.
@@ -16,11 +16,14 @@ PACKAGE = "pytest_llmperf"
 SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("plan", "marker", "requirements", "corpus", "traffic", "judge.stats"),
+    ("units",),
+    ("plan",),
+    ("judge.maths",),
     ("measure",),
     ("judge",),
     ("report",),
-    ("",),  # the package itself, which names what is public
+    ("",),  # the package itself, which names what is public, and has the version
+    ("run",),
     ("plugin", "cli", "__main__"),
 )
 """From the lowest up. A module belongs to the longest name that it begins with."""
@@ -28,16 +31,22 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 OUTSIDE = "testing"
 """A package of its own: an engine that knows nothing of what tests it."""
 
+SCRIPTS = ("measure.engines.supervisor", "measure.engines.host_llm", "measure.engines.launch_vllm")
+"""They are run by interpreters that may not have this package."""
+
 FORBIDDEN = ("util", "manager", "registry", "factory", "helper", "misc", "common")
+PYTEST = ("pytest", "_pytest", "pluggy")
 
 
 @dataclass(frozen=True)
 class Import:
-    """An import of a module of this package, or of pytest."""
+    """An import of a module of this package, or of another one."""
 
     line: int
     target: str
-    """The imported module, without the package's name; `pytest` for pytest and what belongs to it."""
+    """The imported module; of this package without its name, of others their first name behind a `!`."""
+    is_type: bool
+    """It stands under TYPE_CHECKING."""
 
 
 def module_name(path: Path) -> str:
@@ -50,12 +59,15 @@ FILES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
 
 
 def imports(module: str, source: str) -> list[Import]:
-    """Return a module's imports of this package and of pytest, wherever in it they stand."""
+    """Return a module's imports, wherever in it they stand."""
     is_package = module in FILES and FILES[module].name == "__init__.py"
-    found = []
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    guarded = (node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    types = {id(inner) for node in guarded for statement in node.body for inner in ast.walk(statement)}
+    names: list[tuple[ast.stmt, str]] = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [Import(node.lineno, alias.name) for alias in node.names]
+            names += [(node, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -64,10 +76,13 @@ def imports(module: str, source: str) -> list[Import]:
                 base = ".".join([*above, *filter(None, [base])])
             # `from package import module` imports a module too.
             inner = [f"{base}.{alias.name}" for alias in node.names]
-            found += [Import(node.lineno, name if inside(name) in FILES else base) for name in inner]
-    ours = [Import(one.line, inside(one.target) or "") for one in found if inside(one.target) is not None]
-    theirs = [Import(one.line, "pytest") for one in found if one.target.split(".")[0] in ("pytest", "_pytest", "pluggy")]
-    return ours + theirs
+            names += [(node, name if inside(name) in FILES else base) for name in inner]
+    return [Import(node.lineno, _target(name), id(node) in types) for node, name in names]
+
+
+def _target(name: str) -> str:
+    ours = inside(name)
+    return f"!{name.partition('.')[0]}" if ours is None else ours
 
 
 def inside(name: str) -> str | None:
@@ -76,10 +91,14 @@ def inside(name: str) -> str | None:
     return rest if head == PACKAGE else None
 
 
+def of_module(module: str) -> list[Import]:
+    return imports(module, FILES[module].read_text())
+
+
 def layer(module: str) -> int:
     """Return a module's layer, by the longest name in LAYERS that it begins with."""
     matches = [(len(name), number) for number, names in enumerate(LAYERS) for name in names if belongs(module, name)]
-    assert matches, f"{module} has no layer: put it into LAYERS, and into design.md"
+    assert matches, f"{module} has no layer: put it into LAYERS"
     return max(matches)[1]
 
 
@@ -95,76 +114,115 @@ def belongs(module: str, name: str) -> bool:
 def upward(module: str, source: str) -> list[str]:
     """Return the imports of a module that go up, as `line: target`."""
     return [
-        f"{one.line}: {one.target}"
-        for one in imports(module, source)
-        if one.target != "pytest" and height(one.target) > layer(module)
+        f"{found.line}: {found.target}"
+        for found in imports(module, source)
+        if not found.target.startswith("!") and height(found.target) > layer(module)
     ]
 
 
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Return the groups of modules that reach each other, each sorted."""
+    reached: dict[str, set[str]] = {}
+    for module in edges:
+        seen, todo = set[str](), [module]
+        while todo:
+            fresh = edges[todo.pop()] - seen
+            seen |= fresh
+            todo += fresh
+        reached[module] = seen
+    groups = {frozenset(other for other in reached[one] if one in reached[other]) for one in edges if one in reached[one]}
+    return sorted(map(sorted, groups))
+
+
+def graph(*, types: bool) -> dict[str, set[str]]:
+    """Return which modules each module imports; of types too, or at run time only (inside functions counts)."""
+    return {
+        module: {found.target for found in of_module(module) if found.target in FILES and (types or not found.is_type)} - {module}
+        for module in FILES
+    }
+
+
 CORE = [module for module in FILES if not belongs(module, OUTSIDE)]
+NAMED = {"ids": lambda module: module or PACKAGE}
 
 
-@pytest.mark.parametrize("module", CORE, ids=lambda module: module or PACKAGE)
+@pytest.mark.parametrize("module", CORE, **NAMED)
 def test_imports_go_down_only(module: str) -> None:
     assert upward(module, FILES[module].read_text()) == []
 
 
-@pytest.mark.parametrize(
-    "module", [module for module in CORE if not belongs(module, "plugin")], ids=lambda module: module or PACKAGE
-)
+@pytest.mark.parametrize("types", [False, True], ids=["at run time", "with types"])
+def test_no_file_imports_itself_by_way_of_others(types: bool) -> None:
+    assert circles(graph(types=types)) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"d"}}) == [["b", "c"], ["d"]]
+
+
+@pytest.mark.parametrize("module", [module for module in CORE if not belongs(module, "plugin")], **NAMED)
 def test_only_the_plugin_imports_pytest(module: str) -> None:
-    assert [one.line for one in imports(module, FILES[module].read_text()) if one.target == "pytest"] == []
+    assert [found.line for found in of_module(module) if found.target.removeprefix("!") in PYTEST] == []
 
 
 @pytest.mark.parametrize("module", [module for module in FILES if belongs(module, OUTSIDE)])
 def test_the_simulated_engine_imports_nothing_of_the_package_but_itself(module: str) -> None:
-    targets = [one for one in imports(module, FILES[module].read_text()) if one.target != "pytest"]
-    assert [f"{one.line}: {one.target}" for one in targets if not belongs(one.target, OUTSIDE)] == []
+    targets = [found for found in of_module(module) if not found.target.startswith("!")]
+    assert [f"{found.line}: {found.target}" for found in targets if not belongs(found.target, OUTSIDE)] == []
 
 
-@pytest.mark.parametrize("module", [module for module in CORE if module], ids=lambda module: module)
-def test_nothing_below_the_plugin_imports_the_package_itself(module: str) -> None:
-    # `from pytest_llmperf import Case` would go over the public names, which stand above.
-    if layer(module) < len(LAYERS) - 1:
-        assert [one.line for one in imports(module, FILES[module].read_text()) if one.target == ""] == []
+@pytest.mark.parametrize("module", [module for module in CORE if module and layer(module) < len(LAYERS) - 1])
+def test_nothing_below_the_plugin_imports_public_names(module: str) -> None:
+    # `from pytest_llmperf import Case` would go over the public names, which stand above; `run` asks for the version.
+    assert [found.line for found in of_module(module) if found.target == "" and not belongs(module, "run")] == []
 
 
 def test_the_plugin_and_the_command_line_stand_side_by_side() -> None:
     for module, other in (("plugin", "cli"), ("cli", "plugin")):
         names = [name for name in FILES if belongs(name, module)]
         assert names
-        assert [name for name in names for one in imports(name, FILES[name].read_text()) if belongs(one.target, other)] == []
+        assert [name for name in names for found in of_module(name) if belongs(found.target, other)] == []
 
 
-def test_the_statistics_import_nothing_of_the_package() -> None:
-    assert imports("judge.stats", FILES["judge.stats"].read_text()) == []
+@pytest.mark.parametrize("module", [module for module in FILES if belongs(module, "judge.maths")])
+def test_the_mathematics_import_numpy_and_scipy_and_nothing_else(module: str) -> None:
+    standard = {"!__future__", "!collections", "!dataclasses", "!math", "!statistics", "!typing"}
+    others = {found.target for found in of_module(module) if not belongs(found.target, "judge.maths")}
+    assert others <= {"!numpy", "!scipy"} | standard
 
 
-@pytest.mark.parametrize("module", FILES, ids=lambda module: module or PACKAGE)
+@pytest.mark.parametrize("module", SCRIPTS)
+def test_scripts_stand_alone(module: str) -> None:
+    assert [found for found in of_module(module) if not found.target.startswith("!")] == []
+
+
+@pytest.mark.parametrize("module", FILES, **NAMED)
 def test_no_module_has_a_name_that_says_nothing(module: str) -> None:
     name = module.rpartition(".")[2]
     assert not [word for word in FORBIDDEN if word in name.lower()]
     assert name != "models"
 
 
-def test_the_folders_are_those_of_the_design() -> None:
-    folders = {path.name for path in SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders == {"measure", "judge", "report", "plugin", "cli", "testing", "models"}
+def test_the_rooms_are_those_of_the_house() -> None:
+    folders = {path.parent.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py")} - {"."}
+    measure = {"measure", "measure/client", "measure/engines", "measure/gpus", "measure/host"}
+    assert folders == {"plan", *measure, "judge", "judge/maths", "report", "run", "plugin", "cli", "testing"}
     assert not list((SOURCE / "models").rglob("*.py"))
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("plan", "from pytest_llmperf.measure import metrics"),
-        ("plan", "import pytest_llmperf.judge.verdict"),
-        ("judge.stats", "from pytest_llmperf.measure import client"),
-        ("measure.client", "def f():\n    from pytest_llmperf.judge.verdict import Status"),
-        ("measure", "if TYPE_CHECKING:\n    from pytest_llmperf.report import Outcome"),
+        ("plan.engine", "from pytest_llmperf.measure import metrics"),
+        ("plan.engine", "import pytest_llmperf.judge.verdict"),
+        ("judge.maths.stats", "from pytest_llmperf.measure import client"),
+        ("measure.client.endpoint", "def f():\n    from pytest_llmperf.judge.verdict import Status"),
+        ("measure.launch", "if TYPE_CHECKING:\n    from pytest_llmperf.report.outcome import Outcome"),
         ("measure.engines.api", "from ...judge import verdict"),
         ("measure.engines", "from ...judge import verdict"),
-        ("judge.verdict", "from pytest_llmperf.plugin import run"),
-        ("report", "from pytest_llmperf.testing import Clock"),
+        ("judge.verdict", "from pytest_llmperf.run import rules"),
+        ("run.rules", "from pytest_llmperf.plugin import state"),
+        ("report.outcome", "from pytest_llmperf.testing import Clock"),
     ],
 )
 def test_an_upward_import_is_found_wherever_it_stands(module: str, source: str) -> None:
@@ -174,12 +232,12 @@ def test_an_upward_import_is_found_wherever_it_stands(module: str, source: str) 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("measure.client", "from pytest_llmperf.plan import Case"),
-        ("judge.verdict", "from pytest_llmperf.judge import stats"),
-        ("judge.verdict", "from . import stats"),
+        ("measure.launch", "from pytest_llmperf.plan.case import Case"),
+        ("judge.verdict", "from pytest_llmperf.judge.maths import stats"),
+        ("judge.verdict", "from .maths import stats"),
         ("measure.engines", "from .api import get"),
-        ("plugin.run", "import pytest_llmperf"),
-        ("plan", "import json"),
+        ("plugin.session", "import pytest_llmperf"),
+        ("plan.engine", "import json"),
     ],
 )
 def test_a_downward_import_is_none_to_complain_of(module: str, source: str) -> None:

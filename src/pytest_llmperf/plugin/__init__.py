@@ -134,15 +134,17 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> object:
     """Run an llmperf test as often as its evidence needs."""
-    protocol = item.config.stash[SESSION].protocol
-    if protocol is None or not _used([item]):
+    turns = item.config.stash[SESSION].turns
+    if turns is None or not _used([item]):
         return None
     if settings_of(item.config).selftest:
         from pytest_llmperf.plugin.selftest import report
 
         report(item)
     else:
-        protocol.run(item, nextitem)
+        from pytest_llmperf.plugin.protocol import run_item
+
+        run_item(item, nextitem, turns)
     return True
 
 

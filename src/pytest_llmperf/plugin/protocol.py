@@ -9,115 +9,109 @@ import pytest
 from pytest_llmperf.plugin.measuring import Undecided
 from pytest_llmperf.plugin.private import renew
 from pytest_llmperf.plugin.progress import clear
-from pytest_llmperf.plugin.state import ITEM
+from pytest_llmperf.plugin.state import ITEM, run_of
 from pytest_llmperf.report.outcome import to_data
 from pytest_llmperf.report.text import section
 from pytest_llmperf.run.outcomes import outcome_of, unmeasured
 from pytest_llmperf.run.recording import settle
-from pytest_llmperf.run.turns import Result, Turns, runs_again
+from pytest_llmperf.run.turns import Result, runs_again
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_llmperf.plan.engine import EngineSpec
-    from pytest_llmperf.run.launches import Run
+    from pytest_llmperf.run.turns import Turns
 
 
-class Protocol:
-    """Runs each llmperf item when it is its turn, and reports it when it is final."""
+def run_item(item: pytest.Item, nextitem: pytest.Item | None, turns: Turns[pytest.Item]) -> None:
+    """Run an item, and behind the last one of its engine also those that wait."""
+    item.stash[ITEM].states.clear()
+    turns.offer(item, nextitem)
+    while (current := turns.current) is not None:
+        if _stops(item.session):
+            turns.drop()
+            return
+        _attempt(current, turns)
 
-    def __init__(self, run: Run, *, worker: bool) -> None:
-        """Note the run, whose engine is stopped when no item needs it any more."""
-        self._run = run
-        # Under xdist a worker may report only the item that it was told to run, so an item cannot wait for others there.
-        self._turns: Turns[pytest.Item] = Turns(_spec_of, alone=worker)
 
-    def run(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
-        """Run an item, and behind the last one of its engine also those that wait."""
-        item.stash[ITEM].states.clear()
-        self._turns.offer(item, nextitem)
-        while (current := self._turns.current) is not None:
-            if _stops(item.session):
-                self._turns.drop()
-                return
-            self._attempt(current)
+def _attempt(item: pytest.Item, turns: Turns[pytest.Item]) -> None:
+    """Run setup, call and teardown, and report them if they are final.
 
-    def _attempt(self, item: pytest.Item) -> None:
-        """Run setup, call and teardown, and report them if they are final.
+    The engine is stopped in the teardown of the last item that needs it, where trouble has a test to be reported on.
+    """
+    kept, pool = item.stash[ITEM], run_of(item.config).pool
+    if kept.states:
+        renew(item)
+    calls = [_call(item, "setup")]
+    if calls[0].excinfo is None and not item.config.getoption("setuponly", False):
+        calls.append(_call(item, "call"))
+    result = _result(calls[-1])
+    again = runs_again(result, kept.states)
+    if again:
+        if result is Result.MISSED:
+            for state in kept.states:
+                state.decided = False
+        # Fixtures such as `tmp_path` look for the report of the call when they are torn down: it is made, and not shown.
+        for call in (calls[0], pytest.CallInfo.from_call(lambda: None, when="call")):
+            _report(item, call)
+    else:
+        _settle(item, calls)
+        _publish(item, calls)
+    action = turns.next(item, again=again, running=pool.spec, stopping=_stops(item.session))
+    # An item that runs next itself: with its parent as the next one, its own fixtures are torn down all the same.
+    stand_in: Any = item.parent if action.following is item else action.following
+    teardown = _call(item, "teardown", nextitem=stand_in)
+    if action.stops_engine and teardown.excinfo is None:
+        teardown = _timed(item, "teardown", pool.close)
+    if teardown.excinfo is not None and again:
+        following = turns.give_up(item)  # its fixtures are broken: a further launch would prove nothing
+        _publish(item, calls[:1])
+        if action.following is item:
+            _call(item, "teardown", nextitem=following)
+        again = False
+    if not again:
+        _log(item, teardown, _report(item, teardown))
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
 
-        The engine is stopped in the teardown of the last item that needs it, where trouble has a test to be reported on.
-        """
-        kept = item.stash[ITEM]
-        if kept.states:
-            renew(item)
-        calls = [_call(item, "setup")]
-        if calls[0].excinfo is None and not item.config.getoption("setuponly", False):
-            calls.append(_call(item, "call"))
-        result = _result(calls[-1])
-        again = runs_again(result, kept.states)
-        if again:
-            if result is Result.MISSED:
-                for state in kept.states:
-                    state.decided = False
-            # Fixtures such as `tmp_path` look for the report of the call when they are torn down: it is made, and not shown.
-            for call in (calls[0], pytest.CallInfo.from_call(lambda: None, when="call")):
-                _report(item, call)
-        else:
-            self._settle(item, calls)
-            self._publish(item, calls)
-        action = self._turns.next(item, again=again, running=self._run.pool.spec, stopping=_stops(item.session))
-        # An item that runs next itself: with its parent as the next one, its own fixtures are torn down all the same.
-        stand_in: Any = item.parent if action.following is item else action.following
-        teardown = _call(item, "teardown", nextitem=stand_in)
-        if action.stops_engine and teardown.excinfo is None:
-            teardown = _timed(item, "teardown", self._run.pool.close)
-        if teardown.excinfo is not None and again:
-            following = self._turns.give_up(item)  # its fixtures are broken: a further launch would prove nothing
-            self._publish(item, calls[:1])
-            if action.following is item:
-                _call(item, "teardown", nextitem=following)
-            again = False
-        if not again:
-            _log(item, teardown, _report(item, teardown))
-            item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
 
-    def _settle(self, item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
-        """Write what a test that passed has recorded; a file that cannot be written makes it fail."""
-        states = item.stash[ITEM].states
-        passed = calls[-1].when == "call" and calls[-1].excinfo is None
-        settled = _timed(item, "call", lambda: settle(states, passed=passed))
-        if settled.excinfo is not None:
-            calls[-1] = settled
-        for number, state in enumerate(states, 1):  # every metric's median becomes a JUnit property
-            prefix = "llmperf." if number == 1 else f"llmperf.{number}."
-            for row in outcome_of(state).verdict.metrics:
-                if row.measured is not None:
-                    item.user_properties.append((prefix + row.metric, row.measured))
+def _settle(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
+    """Write what a test that passed has recorded; a file that cannot be written makes it fail."""
+    states = item.stash[ITEM].states
+    passed = calls[-1].when == "call" and calls[-1].excinfo is None
+    settled = _timed(item, "call", lambda: settle(states, passed=passed))
+    if settled.excinfo is not None:
+        calls[-1] = settled
+    for number, state in enumerate(states, 1):  # every metric's median becomes a JUnit property
+        prefix = "llmperf." if number == 1 else f"llmperf.{number}."
+        for row in outcome_of(state).verdict.metrics:
+            if row.measured is not None:
+                item.user_properties.append((prefix + row.metric, row.measured))
 
-    def _publish(self, item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
-        """Report setup and call, with what came of the test's cases on the last of the two."""
-        kept, reports = item.stash[ITEM], [_report(item, call) for call in calls]
-        # Ids as collected: xdist may have added a group to the item's own.
-        outcomes = [outcome_of(state, kept.planned.case_id) for state in kept.states]
-        if not outcomes and (excinfo := calls[-1].excinfo) is not None:
-            outcomes = [unmeasured(kept.planned, skipped=reports[-1].skipped, why=str(excinfo.value))]
-        outcomes += kept.left_out
-        reports[-1].llmperf = [to_data(outcome) for outcome in outcomes]  # type: ignore[attr-defined]  # travels with xdist
-        shown = [outcome for outcome in outcomes if outcome.verdict.metrics]
-        reports[-1].sections += [(f"llmperf {outcome.id}", section(outcome)) for outcome in shown]
-        clear(item.config)
-        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for call, report in zip(calls, reports, strict=True):
-            _log(item, call, report)
-        for state in kept.states:
-            self._run.states.pop(state.case.id, None)
+
+def _publish(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
+    """Report setup and call, with what came of the test's cases on the last of the two."""
+    kept, reports = item.stash[ITEM], [_report(item, call) for call in calls]
+    # Ids as collected: xdist may have added a group to the item's own.
+    outcomes = [outcome_of(state, kept.planned.case_id) for state in kept.states]
+    if not outcomes and (excinfo := calls[-1].excinfo) is not None:
+        outcomes = [unmeasured(kept.planned, skipped=reports[-1].skipped, why=str(excinfo.value))]
+    outcomes += kept.left_out
+    reports[-1].llmperf = [to_data(outcome) for outcome in outcomes]  # type: ignore[attr-defined]  # travels with xdist
+    shown = [outcome for outcome in outcomes if outcome.verdict.metrics]
+    reports[-1].sections += [(f"llmperf {outcome.id}", section(outcome)) for outcome in shown]
+    clear(item.config)
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for call, report in zip(calls, reports, strict=True):
+        _log(item, call, report)
+    for state in kept.states:
+        run_of(item.config).states.pop(state.case.id, None)
 
 
 def _stops(session: pytest.Session) -> bool:
     return bool(session.shouldfail or session.shouldstop)
 
 
-def _spec_of(item: pytest.Item | None) -> EngineSpec | None:
+def spec_of(item: pytest.Item | None) -> EngineSpec | None:
     """Return the engine that an item is planned on; None for one without, and for no item."""
     kept = item.stash.get(ITEM, None) if item is not None else None
     return kept.planned.spec if kept is not None else None

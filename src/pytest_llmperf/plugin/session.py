@@ -18,7 +18,7 @@ from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.plugin.private import overrides
 from pytest_llmperf.plugin.progress import show
-from pytest_llmperf.plugin.protocol import Protocol
+from pytest_llmperf.plugin.protocol import spec_of
 from pytest_llmperf.plugin.state import ITEM, SESSION, run_of, settings_of
 from pytest_llmperf.report.outcome import from_data, json_document
 from pytest_llmperf.report.text import suite_line
@@ -27,6 +27,7 @@ from pytest_llmperf.run.outcomes import SUITE_ADVICE, is_red_alone, left_out, ou
 from pytest_llmperf.run.pool import EnginePool
 from pytest_llmperf.run.rules import Rules
 from pytest_llmperf.run.sweep import degrees_of, refusal
+from pytest_llmperf.run.turns import Turns
 
 if TYPE_CHECKING:
     from pytest_llmperf.measure.host.machine import Host
@@ -58,7 +59,8 @@ def prepare(session: pytest.Session) -> None:
     if job := getattr(config, "workerinput", {}).get("testrunuid"):  # one run, whatever the number of xdist workers
         rules = replace(rules, job=job)
     state.run = Run(rules, _pool(config, settings, host), lambda text: show(config, text))
-    state.protocol = Protocol(state.run, worker=is_worker)
+    # Under xdist a worker may report only the item that it was told to run, so an item cannot wait for others there.
+    state.turns = Turns(spec_of, alone=is_worker)
     if config.option.collectonly or is_worker:
         return
     started = [item for item in measuring if not overrides(item, "llm_engine_url") and not _known_shortage(item, host)]

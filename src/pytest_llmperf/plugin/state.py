@@ -9,11 +9,11 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_llmperf.judge.maths.stats import Decision
-    from pytest_llmperf.plugin.protocol import Protocol
     from pytest_llmperf.report.outcome import Outcome
     from pytest_llmperf.run.cases import CaseState, Planned
     from pytest_llmperf.run.launches import Run
     from pytest_llmperf.run.settings import Settings
+    from pytest_llmperf.run.turns import Turns
 
 
 @dataclass
@@ -32,7 +32,7 @@ class SessionState:
     """The ids of all cases that were collected, deselected ones too."""
     run: Run | None = None
     """The run, where there are llmperf tests that can be measured in this process."""
-    protocol: Protocol | None = None
+    turns: Turns[pytest.Item] | None = None
     suite: Decision | None = None
     """The verdict on all comparisons together."""
 
