@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,32 +137,30 @@ def _seconds(raw: dict[str, Any], flag: str) -> float:
 
 def _urls(text: str | None) -> dict[str, str]:
     """Return endpoint names and URLs; an endpoint without a name is called by its host and port."""
-    found: dict[str, str] = {}
+    urls: dict[str, str] = {}
     for word in (part.strip() for part in (text or "").split(",") if part.strip()):
         name, equals, url = word.partition("=")
         if not equals or "/" in name:
             name, url = "", word
         url = check_url(url, origin="--llmperf-url")
         name = name or url.partition("//")[2].replace(":", "_").replace("/", "_")
-        if name in found:
+        if name in urls:
             raise pytest.UsageError(f"--llmperf-url={text}: two endpoints are named {name!r}; write name=URL for each")
-        found[name] = url
-    return found
+        urls[name] = url
+    return urls
 
 
 def _interpreter(path: str | None) -> str:
-    import shutil
-
     if path is None:
         return sys.executable
     # The path is kept as given: a virtual environment's python is a link, and following it would leave the environment.
-    found = shutil.which(str(Path(path).expanduser()))
-    if not found:
+    python = shutil.which(str(Path(path).expanduser()))
+    if not python:
         raise pytest.UsageError(
             f"--llmperf-python={path}: no such interpreter; name the python of an environment that has vLLM,"
             " e.g. /opt/vllm/bin/python"
         )
-    return str(Path(found).absolute())
+    return str(Path(python).absolute())
 
 
 def _writable(config: pytest.Config, path: str | None) -> Path | None:

@@ -38,7 +38,7 @@ class EnginePool:
         self._settings = settings
         self._progress = progress
         self._engine: Engine | None = None
-        self._held = contextlib.ExitStack()
+        self._stack = contextlib.ExitStack()
         self._client: LoadClient | None = None
         self._tenancy = Tenancy(host, alone=alone, patience_s=min(_PATIENCE_S, settings.startup_timeout_s), waiting=progress)
 
@@ -62,8 +62,8 @@ class EnginePool:
         gpus = suited(self._host.devices, needs)
         running = self._engine
         if running is not None and running.spec == spec and self.starts not in used:
-            held = running.watch.gpus if running.watch else ()
-            if {one.uuid for one in gpus}.issuperset(one.uuid for one in held):
+            leased = running.watch.gpus if running.watch else ()
+            if {gpu.uuid for gpu in gpus}.issuperset(gpu.uuid for gpu in leased):
                 return running
         if self._engine is not None:
             began_s = time.perf_counter()
@@ -72,17 +72,13 @@ class EnginePool:
         _ = self.client  # started first: the engine is not kept waiting for its first request
         kind = kind_of(spec.kind)
         with contextlib.ExitStack() as stack:
-            watch = (
-                stack.enter_context(self._tenancy.turn(spec.ranks, gpus, together=spec.tp, simulated=kind.simulated))
-                if kind.starts
-                else None
-            )
+            turn = self._tenancy.turn(spec.ranks, gpus, together=spec.tp, simulated=kind.simulated)
+            watch = stack.enter_context(turn) if kind.starts else None
             self.starts += 1
             self._progress(f"engine {self.starts} ({spec.short_model} tp{spec.tp}): starting")
-            self._engine = stack.enter_context(
-                open_engine(spec, self._host, replace(self._settings, log_folder=log_folder), self._tell, watch)
-            )
-            self._held = stack.pop_all()
+            settings = replace(self._settings, log_folder=log_folder)
+            self._engine = stack.enter_context(open_engine(spec, self._host, settings, self._tell, watch))
+            self._stack = stack.pop_all()
         took = f" after {self._engine.startup_s:.1f} s" if self._engine.startup_s is not None else ""
         where = f" on GPU {', '.join(map(str, self._engine.gpus))}" if self._engine.gpus else ""
         self._progress(f"engine {self.starts} ({spec.short_model} tp{spec.tp}): ready{took}{where}")
@@ -94,8 +90,8 @@ class EnginePool:
     def close(self) -> None:
         """Stop the running engine, if any; raises EngineError when it would not stop."""
         self._engine = None
-        held, self._held = self._held, contextlib.ExitStack()
-        held.close()
+        stack, self._stack = self._stack, contextlib.ExitStack()
+        stack.close()
 
     def discard(self) -> None:
         """Stop the engine after a failure: its own complaints about the stop would hide the first error."""
