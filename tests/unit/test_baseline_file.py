@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_llmperf.judge import baseline as store
-from pytest_llmperf.judge.baseline import Baseline, BaselineError, Provenance
+from pytest_llmperf.judge.baseline import Baseline, BaselineError
+from pytest_llmperf.judge.provenance import Provenance, engine_facts
 from pytest_llmperf.measure.measurement import Launch, Round
 from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.engine import EngineSpec, parse_engine_args
@@ -192,7 +193,7 @@ def test_a_case_without_a_file_has_no_baseline(path: Path) -> None:
 
 def test_the_arguments_of_an_engine_are_stored_as_its_command_line() -> None:
     spec = EngineSpec(tp=2, args=parse_engine_args("--max-num-seqs 64 --enforce-eager", origin="x"), env=(("A", "1"),))
-    assert store.engine_facts(Case("x", spec, Workload())) == {
+    assert engine_facts(Case("x", spec, Workload())) == {
         "kind": "server", "model": "tiny", "tp": 2, "pp": 1, "dp": 1,
         "args": "--enforce-eager --max-num-seqs 64", "env": {"A": "1"},
     }  # fmt: skip

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.judge.baseline import Provenance, engine_facts
-from pytest_llmperf.judge.diagnosis import advice, changes, likely_cause
+from pytest_llmperf.judge.diagnosis import advice, likely_cause
+from pytest_llmperf.judge.provenance import Provenance, changes, engine_facts
 from pytest_llmperf.judge.verdict import MetricVerdict, Status, Verdict
 from pytest_llmperf.measure.engines.child import named_errors
 from pytest_llmperf.measure.metrics import GATING

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_llmperf.judge import noise
-from pytest_llmperf.judge.baseline import Baseline, Provenance
+from pytest_llmperf.judge.baseline import Baseline
 from pytest_llmperf.judge.maths import stats
 from pytest_llmperf.judge.noise import Belief
+from pytest_llmperf.judge.provenance import Provenance
 from pytest_llmperf.measure.measurement import Launch, Round
 from pytest_llmperf.measure.metrics import BY_NAME, GATING
 from pytest_llmperf.plan.workload import Workload

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from pytest_llmperf.judge import noise, selftest
-from pytest_llmperf.judge.baseline import Baseline, Provenance
+from pytest_llmperf.judge.baseline import Baseline
 from pytest_llmperf.judge.gates import Tolerance, gates
 from pytest_llmperf.judge.maths.stats import Design
+from pytest_llmperf.judge.provenance import Provenance
 from pytest_llmperf.judge.selftest import Check, self_test
 from pytest_llmperf.judge.verdict import MetricVerdict, Status, Verdict
 from pytest_llmperf.measure import metrics

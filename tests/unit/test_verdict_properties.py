@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_llmperf.judge import noise
-from pytest_llmperf.judge.baseline import Baseline, Provenance
+from pytest_llmperf.judge.baseline import Baseline
 from pytest_llmperf.judge.calibration import calibrated
 from pytest_llmperf.judge.comparison import Comparison, prospects
 from pytest_llmperf.judge.gates import Tolerance, gates
 from pytest_llmperf.judge.maths import stats
 from pytest_llmperf.judge.noise import Belief
+from pytest_llmperf.judge.provenance import Provenance
 from pytest_llmperf.judge.verdict import Status, Verdict, judge, observed
 from pytest_llmperf.measure.measurement import Launch, Measurement, Round
 from pytest_llmperf.measure.metrics import BY_NAME, METRICS

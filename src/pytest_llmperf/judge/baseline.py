@@ -9,52 +9,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
-import shlex
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import msgspec
 
+from pytest_llmperf.judge.provenance import Provenance
 from pytest_llmperf.measure import metrics
-from pytest_llmperf.measure.gpus.memory import RankMemory
-from pytest_llmperf.measure.measurement import Launch, Round
-from pytest_llmperf.plan.engine import command_line
+from pytest_llmperf.measure.measurement import Launch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_llmperf.plan.case import Case
 
 VERSION = 2
 """Format of the files. History: 1, the first; 2, the job of each launch, and the noise."""
 _READABLE = (1, 2)
-_UNUSABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, msgspec.MsgspecError, SystemError)
-"""What a damaged file raises. Before msgspec 0.21 its errors are no ValueErrors, and before 0.22 a number of 400 digits is a
-SystemError."""
+_UNUSABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, msgspec.MsgspecError)
+"""What a damaged file raises. Before msgspec 0.21 its errors are no ValueErrors."""
 MOST_LAUNCHES = 40
 """More launches than this bring nothing (their mean is known far better than the run's); the oldest go."""
 
 
 class BaselineError(ValueError):
     """A baseline file cannot be used. The message names the file, what is wrong and the remedy."""
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where launches came from. It is compared in messages and decides nothing."""
-
-    engine: dict[str, Any]
-    """Kind, model, degrees and arguments of the engine."""
-    versions: dict[str, str] = field(default_factory=dict)
-    """Versions of what served, and of the plugin."""
-    host: dict[str, Any] = field(default_factory=dict)
-    commit: str | None = None
-    """The commit of the tested project, with `+` where the work tree had changes; None outside a repository."""
 
 
 @dataclass(frozen=True)
@@ -83,20 +65,6 @@ def extended(stored: Baseline, new: Baseline) -> Baseline:
     What a calibration found of the noise stays: it is of the same version.
     """
     return replace(new, launches=(*stored.launches, *new.launches)[-MOST_LAUNCHES:], noise=stored.noise)
-
-
-def engine_facts(case: Case) -> dict[str, Any]:
-    """Return what a baseline records of a case's engine."""
-    spec = case.engine
-    return {
-        "kind": spec.kind,
-        "model": spec.model,
-        "tp": spec.tp,
-        "pp": spec.pp,
-        "dp": spec.dp,
-        "args": shlex.join(command_line(spec.args)),
-        "env": dict(spec.env),
-    }
 
 
 def path_for(folder: Path, host: str, case_id: str) -> Path:
@@ -128,73 +96,22 @@ def load(path: Path) -> Baseline | None:
         return None
     remedy = "restore it from version control, or delete it and record anew with --update-baselines"
     try:
-        data = json.loads(text)
-        if data["version"] not in _READABLE:
-            raise BaselineError(f"{path}: format version {data['version']!r}, this plugin reads up to {VERSION}; {remedy}")
-        stored = msgspec.convert(data, _Stored, strict=True)
-        return Baseline(
-            case_id=stored.case,
-            host=stored.host,
-            workload=stored.workload,
-            workload_fingerprint=stored.workload_fingerprint,
-            provenance=Provenance(**data["provenance"]),
-            launches=tuple(_launch(one) for one in stored.launches),
-            formulas=stored.formulas,
-            noise=stored.noise,
-        )
+        stored = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        version = msgspec.json.decode(stored["version"])
+        if version not in _READABLE:
+            raise BaselineError(f"{path}: format version {version!r}, this plugin reads up to {VERSION}; {remedy}")
+        stored |= {"case_id": stored["case"], "formulas": stored["formulas"]}
+        # Each field from its own bytes: one of msgspec's plain values could be a number that it converts wrongly.
+        types = get_type_hints(Baseline)
+        baseline = Baseline(**{name: msgspec.json.decode(stored[name], type=types[name]) for name in types if name in stored})
+        Provenance(**msgspec.json.decode(stored["provenance"]))  # which refuses a field that it does not know
+        if not baseline.launches or not all(launch.rounds for launch in baseline.launches):
+            raise ValueError("no launches, or one without rounds")
+        return baseline
     except BaselineError:
         raise
     except _UNUSABLE as error:
         raise BaselineError(f"{path}: not a baseline ({type(error).__name__}: {error}); {remedy}") from error
-
-
-class _StoredRound(msgspec.Struct):
-    metrics: dict[str, float | None]
-
-
-class _StoredLaunch(msgspec.Struct):
-    id: str
-    started: str
-    rounds: Annotated[list[_StoredRound], msgspec.Meta(min_length=1)]
-    metrics: dict[str, float | None]
-    dropped_rounds: int
-    versions: dict[str, str] = {}
-    job: str = ""
-    memory: list[RankMemory] = []
-
-
-class _Stored(msgspec.Struct):
-    case: str
-    host: str
-    workload: dict[str, Any]
-    workload_fingerprint: str
-    provenance: Provenance
-    launches: Annotated[list[_StoredLaunch], msgspec.Meta(min_length=1)]
-    formulas: int
-    noise: dict[str, dict[str, float | None]] = {}
-
-
-def _launch(one: _StoredLaunch) -> Launch:
-    return Launch(
-        id=one.id,
-        started=one.started,
-        rounds=tuple(Round({k: _number(v) for k, v in each.metrics.items()}) for each in one.rounds),
-        metrics={k: _number(v) for k, v in one.metrics.items()},
-        dropped_rounds=one.dropped_rounds,
-        versions=one.versions,
-        job=one.job,
-        memory=tuple(one.memory),
-    )
-
-
-def _number(value: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{value!r} is not a number")
-    if not math.isfinite(value):
-        raise ValueError(f"{value!r} is not finite")
-    return float(value)
 
 
 def dump(baseline: Baseline) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge.verdict import Status
-from pytest_llmperf.plan.engine import parse_engine_args
 
 if TYPE_CHECKING:
-    from pytest_llmperf.judge.baseline import Provenance
     from pytest_llmperf.judge.scaling import Scaling
     from pytest_llmperf.judge.verdict import Verdict
 
@@ -65,7 +63,7 @@ _CAUSES: tuple[tuple[str, str], ...] = (
     (r"Killed|SIGKILL", "the process was killed, most often because the machine ran out of memory"),
 )
 
-# What to do about preemptions: setting, the value where the user gave none, direction (mission row E3).
+# What to do about preemptions: setting, the value where the user gave none, direction.
 _KV_SETTINGS: tuple[tuple[str, str], ...] = (
     ("num-gpu-blocks-override", "raise it, or leave it out: it fixes the KV cache's size"),
     ("gpu-memory-utilization", "raise it: more of the GPU goes to the KV cache"),
@@ -75,7 +73,7 @@ _KV_SETTINGS: tuple[tuple[str, str], ...] = (
     ("pipeline-parallel-size", "raise it (--llmperf-pp): each GPU holds fewer layers"),
 )
 
-# What GPU memory says that got worse (mission row B6).
+# What GPU memory says that got worse.
 _MEMORY: tuple[tuple[str, str], ...] = (
     (
         "gpu_memory_balance_ratio",
@@ -93,33 +91,6 @@ _MEMORY: tuple[tuple[str, str], ...] = (
 def likely_cause(log_tail: str) -> str | None:
     """Return the likely cause of an engine's death, with the setting to change, or None."""
     return next((cause for pattern, cause in _CAUSES if re.search(pattern, log_tail, re.I)), None)
-
-
-def changes(before: Provenance, now: Provenance) -> list[str]:
-    """Return what differs between the baseline's making and now, one line each."""
-    found = [
-        f"engine {name}: {before.engine.get(name)} -> {now.engine.get(name)}"
-        for name in ("kind", "model", "tp", "pp", "dp")
-        if before.engine.get(name) != now.engine.get(name)
-    ]
-    old_args, new_args = (dict(parse_engine_args(str(one.engine.get("args", "")), origin="baseline")) for one in (before, now))
-    found += _differences("engine argument --", _shown(old_args), _shown(new_args))
-    found += _differences("environment ", before.engine.get("env", {}), now.engine.get("env", {}))
-    found += _differences("version of ", before.versions, now.versions)
-    # What an older plugin did not record is not known to have changed.
-    return found + _differences("host ", before.host, {name: value for name, value in now.host.items() if name in before.host})
-
-
-def _shown(args: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    return {name: " ".join(values) or "on" for name, values in args.items()}
-
-
-def _differences(what: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [
-        f"{what}{name}: {before.get(name, 'not set')} -> {now.get(name, 'not set')}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
 
 
 def advice(verdict: Verdict, engine_args: dict[str, tuple[str, ...]], degrees: dict[str, int]) -> list[str]:

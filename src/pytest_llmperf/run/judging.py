@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge import baseline as store
-from pytest_llmperf.judge import diagnosis
+from pytest_llmperf.judge.diagnosis import advice
+from pytest_llmperf.judge.provenance import changes
 from pytest_llmperf.judge.verdict import Status
 from pytest_llmperf.run.cases import Answer
 from pytest_llmperf.run.recording import is_recorded, record
@@ -47,11 +48,11 @@ def _explained(rules: Rules, verdict: Verdict, state: CaseState, stored: store.B
     """Return what has changed since the baseline, and which setting to move."""
     if verdict.status is Status.PASS:
         return ()
-    changed = diagnosis.changes(stored.provenance, rules.provenance(state))
+    changed = changes(stored.provenance, rules.provenance(state))
     notes = [f"changed since the baseline: {line}" for line in changed]
     if not changed:
         notes = ["nothing that is recorded has changed since the baseline (engine arguments, versions, host)"]
     if stored.provenance.commit:
         notes.append(f"the baseline was recorded at commit {stored.provenance.commit}, {stored.launches[0].started}")
     spec = state.case.engine
-    return (*notes, *diagnosis.advice(verdict, dict(spec.args), {"tp": spec.tp, "pp": spec.pp}))
+    return (*notes, *advice(verdict, dict(spec.args), {"tp": spec.tp, "pp": spec.pp}))

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge import suite
-from pytest_llmperf.judge.baseline import engine_facts
+from pytest_llmperf.judge.provenance import engine_facts
 from pytest_llmperf.judge.verdict import Status, Verdict, observed
 from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.workload import Workload

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge import baseline as store
-from pytest_llmperf.judge import diagnosis
 from pytest_llmperf.judge.calibration import calibrated, noise_of
+from pytest_llmperf.judge.provenance import changes
 from pytest_llmperf.judge.verdict import Status, Verdict, not_comparable, observed
 from pytest_llmperf.report.text import metric_line
 from pytest_llmperf.run.cases import Answer
@@ -74,7 +74,7 @@ def _merged(stored: store.Baseline | None, new: store.Baseline, other: list[str]
 
 def _other_version(rules: Rules, state: CaseState, stored: store.Baseline, new: store.Baseline, marker: Marker) -> list[str]:
     """Return why the launches must not join the stored ones; empty when they are of the same version, and agree."""
-    reasons = [*not_comparable(state.measurement, stored), *diagnosis.changes(stored.provenance, new.provenance)]
+    reasons = [*not_comparable(state.measurement, stored), *changes(stored.provenance, new.provenance)]
     rounds = {len(launch.rounds) for launch in (*stored.launches, *new.launches)}
     if len(rounds) > 1:
         reasons.append(f"launches of {min(rounds)} and of {max(rounds)} rounds are not alike")

@@ -15,6 +15,7 @@ from pytest_llmperf.judge.comparison import prospects
 from pytest_llmperf.judge.gates import comparisons, gates
 from pytest_llmperf.judge.maths.stats import Design
 from pytest_llmperf.judge.noise import beliefs
+from pytest_llmperf.judge.provenance import Provenance, engine_facts
 from pytest_llmperf.judge.verdict import judge
 from pytest_llmperf.run.sweep import MOST_DEGREES, degrees_of, named_degrees, numbered
 
@@ -91,7 +92,7 @@ class Rules:
         """Return a path as messages name it: relative to the rootdir where it is inside."""
         return str(path.relative_to(self.rootpath) if path.is_relative_to(self.rootpath) else path)
 
-    def provenance(self, state: CaseState) -> store.Provenance:
+    def provenance(self, state: CaseState) -> Provenance:
         """Return where the launches of a case come from: engine, versions, host, and the commit of the tested project."""
         # UUIDs, and what each GPU is like, would only make the file longer: the name says it.
         facts = asdict(replace(self.host, devices=()))
@@ -102,7 +103,7 @@ class Rules:
             known = {value for gpu in self.host.devices if (value := getattr(gpu, name)) is not None}
             facts |= {name: sorted(known)} if known else {}
         versions = {**state.launches[-1].versions, "pytest-llmperf": pytest_llmperf.__version__}
-        return store.Provenance(store.engine_facts(state.case), versions, facts, self._commit)
+        return Provenance(engine_facts(state.case), versions, facts, self._commit)
 
     def load(self, case_ids: Iterable[str]) -> Iterator[store.Baseline]:
         """Yield the usable baselines of these cases; a case whose file is unusable fails with that error itself."""
