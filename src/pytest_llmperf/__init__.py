@@ -10,10 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_llmperf.judge.scaling import Advice as Advice
-    from pytest_llmperf.judge.scaling import Scaling as Scaling
-    from pytest_llmperf.judge.scaling import advise as advise
-    from pytest_llmperf.judge.scaling import scaling_of as scaling_of
     from pytest_llmperf.measure.engines.engine import Engine as Engine
     from pytest_llmperf.measure.engines.engine import EngineError as EngineError
     from pytest_llmperf.measure.engines.opening import open_engine as open_engine
@@ -22,6 +18,10 @@ if TYPE_CHECKING:
     from pytest_llmperf.plan.case import Case as Case
     from pytest_llmperf.plan.engine import EngineSpec as EngineSpec
     from pytest_llmperf.plan.workload import Workload as Workload
+    from pytest_llmperf.report.scaling import Advice as Advice
+    from pytest_llmperf.report.scaling import Scaling as Scaling
+    from pytest_llmperf.report.scaling import advise as advise
+    from pytest_llmperf.report.scaling import scaling_of as scaling_of
 
 __version__ = "0.1.0"
 
@@ -34,10 +34,10 @@ _HOME = {
     "Engine": "measure.engines.engine",
     "EngineError": "measure.engines.engine",
     "open_engine": "measure.engines.opening",
-    "Advice": "judge.scaling",
-    "Scaling": "judge.scaling",
-    "advise": "judge.scaling",
-    "scaling_of": "judge.scaling",
+    "Advice": "report.scaling",
+    "Scaling": "report.scaling",
+    "advise": "report.scaling",
+    "scaling_of": "report.scaling",
 }
 
 

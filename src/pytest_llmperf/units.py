@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 GIB = 1 << 30
 
@@ -25,3 +26,27 @@ def quantity(value: float | None, unit: str) -> str:
 def percent(share: float, *, up: bool = False) -> str:
     """Return a fraction in percent with the digits that matter, e.g. `5 %`, `7.4 %`; whole and rounded up if `up`."""
     return f"{math.ceil(100 * share - 1e-9)} %" if up else f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+
+
+def signed_percent(share: float) -> str:
+    """Return a fraction in percent with its sign, e.g. `+4.1%`."""
+    return f"{share:+.1%}"
+
+
+def parse_share(text: str) -> float:
+    """Return a share such as `0.05` or `5 %` as a fraction; raises ValueError for what is no number."""
+    return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+
+
+_SIZES = {"": GIB, "gib": GIB, "mib": 1 << 20, "tib": 1 << 40, "gb": 10**9, "mb": 10**6, "tb": 10**12}
+
+
+def parse_size(value: object) -> int | None:
+    """Return a size such as `80` (GiB), `80 GiB` or `80GB` in bytes; None for what is no size above 0.
+
+    Sizes as sold are in GB (10^9 bytes), and a little below that in what the driver tells: an "80 GB" H100 has 79.6 GiB.
+    """
+    written = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*([a-z]*)", str(value).strip().lower())
+    if written is None or written[2] not in _SIZES or isinstance(value, bool):
+        return None
+    return round(float(written[1]) * _SIZES[written[2]]) or None

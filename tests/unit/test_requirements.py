@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.marker import Marker, parse_marker
-from pytest_llmperf.plan.needs import NEEDS, NO_NEEDS, Needs, parse_needs, parse_size
+from pytest_llmperf.plan.needs import NEEDS, NO_NEEDS, Needs, parse_needs
+from pytest_llmperf.units import parse_size
 
 GIB = 1 << 30
 UNITS = {"": GIB, "GiB": GIB, "MiB": 1 << 20, "TiB": 1 << 40, "GB": 10**9, "MB": 10**6, "TB": 10**12}

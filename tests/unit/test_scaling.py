@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.judge.diagnosis import scaling_advice
-from pytest_llmperf.judge.scaling import Scaling, advise, scaling_from, scaling_of
+from pytest_llmperf.judge.scaling import points_of
 from pytest_llmperf.measure.measurement import Launch, Measurement, Round
 from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.engine import EngineSpec
 from pytest_llmperf.plan.workload import Workload
+from pytest_llmperf.report.scaling import Scaling, advise, scaling_of
 
 KNOWN = {1: 8242.0, 2: 13554.0, 4: 21100.0}
 """Output tokens per second at 1, 2 and 4 GPUs."""
@@ -31,7 +32,7 @@ def known(**latency: float) -> Scaling:
 
 def of(**tokens_per_s: float) -> Scaling:
     """Return a scaling of `tp1=..., tp2=...`."""
-    return scaling_from({int(name[2:]): {"output_tokens_per_s": value} for name, value in tokens_per_s.items()})
+    return Scaling(points_of({int(name[2:]): {"output_tokens_per_s": value} for name, value in tokens_per_s.items()}))
 
 
 # ------------------------------------------------------------------------------------------------ the figures

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.judge.verdict import Status
 
 if TYPE_CHECKING:
-    from pytest_llmperf.judge.scaling import Scaling
+    from pytest_llmperf.judge.scaling import Curve
     from pytest_llmperf.judge.verdict import Verdict
 
 # What the last lines of an engine's log tell, the most telling first.
@@ -111,7 +111,7 @@ def advice(verdict: Verdict, engine_args: dict[str, tuple[str, ...]], degrees: d
     return lines
 
 
-def scaling_advice(scaling: Scaling, *, direct_links: bool | None) -> list[str]:
+def scaling_advice(scaling: Curve, *, direct_links: bool | None) -> list[str]:
     """Return why a larger degree of tensor parallelism is slower than the smallest, the likeliest cause first; empty if none is.
 
     `direct_links` tells whether all the GPUs reach each other over NVLink or its like; None where that is not known.
@@ -139,6 +139,6 @@ def scaling_advice(scaling: Scaling, *, direct_links: bool | None) -> list[str]:
     return [*lines, "likely causes, the likeliest first:", *(f"  {number}. {cause}" for number, cause in enumerate(causes, 1))]
 
 
-def _batch(scaling: Scaling) -> str:
+def _batch(scaling: Curve) -> str:
     workloads = [one.case.workload for one in scaling.measurements]
     return f" (concurrency {workloads[0].concurrency})" if workloads and not workloads[0].is_open else ""

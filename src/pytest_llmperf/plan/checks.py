@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from pytest_llmperf.units import parse_share
+
 
 class PlanError(ValueError):
     """A value in a plan is unusable. The message names the field, the value and the remedy."""
@@ -23,9 +25,8 @@ def degree(name: str, value: object) -> int:
 
 def parse_fraction(name: str, value: object) -> float:
     """Return a share such as `0.05` or `"5 %"` as a fraction above 0 and below 1, or raise PlanError naming `name`."""
-    text = str(value).strip()
     try:
-        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        number = parse_share(str(value).strip())
     except ValueError:
         number = -1.0
     if not 0 < number < 1:

@@ -1,8 +1,4 @@
-"""What a test demands of the host beyond the GPUs that its degrees take: how many, how large, which, and how linked.
-
-Sizes as sold are in GB (10^9 bytes), and a little below that in what the driver tells: an "80 GB" H100 has 79.6 GiB. So GB and
-GiB are kept apart here.
-"""
+"""What a test demands of the host beyond the GPUs that its degrees take: how many, how large, which, and how linked."""
 
 from __future__ import annotations
 
@@ -10,10 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.units import parse_size
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_UNITS = {"": 1 << 30, "gib": 1 << 30, "mib": 1 << 20, "tib": 1 << 40, "gb": 10**9, "mb": 10**6, "tb": 10**12}
 
 
 @dataclass(frozen=True)
@@ -53,11 +49,3 @@ def parse_needs(arguments: Mapping[str, object]) -> Needs:
     if linked is not None and not isinstance(linked, bool):
         raise ValueError(f"llmperf(nvlink={linked!r}): must be True or False")
     return Needs(int(whole[0]) if whole else None, size, str(name).strip() if name else None, bool(linked))
-
-
-def parse_size(value: object) -> int | None:
-    """Return a size such as `80` (GiB), `"80 GiB"` or `"80GB"` in bytes; None for what is no size above 0."""
-    written = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*([a-z]*)", str(value).strip().lower())
-    if written is None or written[2] not in _UNITS or isinstance(value, bool):
-        return None
-    return round(float(written[1]) * _UNITS[written[2]]) or None

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmperf.judge.diagnosis import likely_cause
-from pytest_llmperf.judge.scaling import Scaling, scaling_of
 from pytest_llmperf.measure.client.messages import ClientError
 from pytest_llmperf.measure.engines.engine import EngineError
 from pytest_llmperf.measure.measurement import Measurement
 from pytest_llmperf.plan.arguments import workload_from
 from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.checks import PlanError
-from pytest_llmperf.report.scaling import scaling_assertion
+from pytest_llmperf.report.scaling import Scaling, scaling_assertion, scaling_of
 from pytest_llmperf.report.text import assertion
 from pytest_llmperf.run.cases import RunError
 from pytest_llmperf.run.judging import compare

@@ -9,15 +9,15 @@ from pytest_llmperf.measure.host.preflight import islands
 from pytest_llmperf.plugin.state import ITEM, SESSION
 from pytest_llmperf.report.outcome import from_data
 from pytest_llmperf.report.scaling import scaling_lines
+from pytest_llmperf.report.tables import review_table, summary_table
 from pytest_llmperf.report.text import (
     counts_line,
     headline,
     metric_line,
     prospects,
-    review_table,
+    render,
     self_test_line,
     suite_line,
-    summary_table,
 )
 from pytest_llmperf.run.rules import prospects_of, stored_and_new, unused_baselines
 
@@ -71,14 +71,14 @@ def summarize(reporter: Any, config: pytest.Config) -> None:
 
 
 def _lines(outcomes: Sequence[Outcome], state: SessionState, config: pytest.Config) -> Iterator[str]:
-    yield from summary_table(outcomes).splitlines()
+    yield from render(summary_table(outcomes)).splitlines()
     for outcome in outcomes:
         if outcome.status is Status.INCONCLUSIVE:
             yield headline(outcome)
             rows = [row for row in outcome.verdict.metrics if row.status is Status.INCONCLUSIVE]
             yield from (f"  {metric_line(row)}, {row.rule}" for row in rows)
         elif outcome.status is Status.RECORDED:
-            yield from (*outcome.notes, *review_table(outcome).splitlines())
+            yield from (*outcome.notes, *render(review_table(outcome)).splitlines())
     yield from scaling_lines(outcomes, direct_links=_direct_links(state))
     for path in _unused(state, config):
         yield f"unused baseline: {path} (its test is gone; delete the file)"

@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from pytest_llmperf.judge.verdict import MetricVerdict, Status
 from pytest_llmperf.measure.metrics import find
+from pytest_llmperf.report.tables import Table, change, metrics_table
 from pytest_llmperf.units import percent, quantity
 
 if TYPE_CHECKING:
@@ -24,26 +25,11 @@ _LARGEST_BOUND = 100.0  # as a fraction: beyond it a bound says nothing, and its
 _ASSERTION_LINES = 5  # pytest cuts an explanation after 8 lines or 640 characters
 
 
-def change(row: MetricVerdict) -> str:
-    """Return how much worse or better, e.g. `12.1 % worse`; in the metric's own direction."""
-    if row.worse is None:
-        return "-"
-    if abs(row.worse) < 0.0005:
-        return "same"
-    if row.worse <= 0:
-        return f"{-row.worse:.1%} better"
-    return f"{row.worse:.1%} worse" if row.worse < 2 else f"{1 + row.worse:.1f}x as much"
-
-
-def bounds(row: MetricVerdict) -> str:
-    """Return the one-sided bounds of the change, e.g. `[+4.1 %, +8.0 %]`, empty where there are none."""
-    if row.worse_low is None and row.worse_high is None:
-        return ""
-    return f"[{_bound(row.worse_low, '-inf')}, {_bound(row.worse_high, 'inf')}]"
-
-
-def _bound(value: float | None, unbounded: str) -> str:
-    return unbounded if value is None or abs(value) > _LARGEST_BOUND else f"{value:+.1%}"
+def render(table: Table) -> str:
+    """Return a table as text, its footnotes below it."""
+    align = [column.align for column in table.columns] if table.rows else None  # tabulate has no alignment for no rows
+    headers = [column.header for column in table.columns]
+    return "\n".join([tabulate(table.rows, headers=headers, disable_numparse=True, colalign=align), *table.footnotes])
 
 
 def headline(outcome: Outcome) -> str:
@@ -75,77 +61,7 @@ def assertion(outcome: Outcome) -> list[str]:
 
 def section(outcome: Outcome) -> str:
     """Return what a failing test's report says of a case: verdict, what may be the reason, and every metric."""
-    return "\n".join([headline(outcome), *outcome.verdict.reasons, *outcome.notes, "", metrics_table(outcome)])
-
-
-def metrics_table(outcome: Outcome) -> str:
-    """Return every metric of a case, observed ones too."""
-    rows = [
-        (row.metric, *(quantity(one, find(row.metric).unit) for one in row.compared),
-         change(row), bounds(row), "" if row.tolerance is None else percent(row.tolerance),
-         "" if row.detectable is None else percent(row.detectable), row.status or "observed", row.rule)
-        for row in outcome.verdict.metrics
-        if row.measured is not None or row.baseline is not None
-    ]  # fmt: skip
-    return tabulate(
-        rows,
-        headers=("metric", "baseline", "now", "change", "bounds", "tolerance", "detectable", "verdict", "rule"),
-        disable_numparse=True,
-    )
-
-
-def summary_table(outcomes: Sequence[Outcome]) -> str:
-    """Return one line per case: the figures that most readers want."""
-    shown = ("output_tokens_per_s", "ttft_p50_s", "tpot_p50_s", "preemptions")
-    rows = []
-    for outcome in outcomes:
-        verdicts = {row.metric: row for row in outcome.verdict.metrics}
-        cells = [_cell(verdicts.get(name), name) for name in shown]
-        rows.append((outcome.id, *cells, len(outcome.launches), outcome.status))
-    headers = ("case", "output tok/s", "TTFT p50", "TPOT p50", "preempt.", "launches", "verdict")
-    return tabulate(rows, headers=headers, disable_numparse=True)
-
-
-def _cell(row: MetricVerdict | None, name: str) -> str:
-    if row is None or row.measured is None:
-        return "-"
-    value = quantity(row.compared[1], find(name).unit)
-    if find(name).unit != "s":
-        value = value.removesuffix(find(name).unit).strip()
-    changed = "" if row.worse is None or abs(row.worse) < 0.0005 else f" ({change(row)})"
-    return value + changed
-
-
-def review_table(outcome: Outcome) -> str:
-    """Return every metric of a baseline that was just recorded: old, new, change; and its noise where it was calibrated."""
-    rows = []
-    for row in outcome.verdict.metrics:
-        if row.measured is None and row.baseline is None:
-            continue
-        metric, parts = find(row.metric), row.noise
-        noise = (_sd(parts.rounds), _sd(parts.launches), _sd(parts.jobs)) if parts else ("", "", "")
-        found = "" if row.detectable is None else percent(row.detectable)
-        proposed = "" if row.tolerance is None else percent(row.tolerance, up=True)
-        rows.append(
-            (
-                row.metric,
-                quantity(row.baseline, metric.unit),
-                quantity(row.measured, metric.unit),
-                change(row),
-                *noise,
-                found,
-                proposed,
-            )
-        )
-    headers = ("metric", "old", "new", "change", "rounds sd", "launches sd", "jobs sd", "detectable", "tolerance to propose")
-    used = [i for i in range(len(headers)) if i < 4 or any(row[i] for row in rows)]
-    table = tabulate([[row[i] for i in used] for row in rows], headers=[headers[i] for i in used], disable_numparse=True)
-    wide = {row.metric: percent(row.tolerance, up=True) for row in outcome.verdict.metrics if row.tolerance}
-    return f"{table}\nto gate by what can be found: @pytest.mark.llmperf(gate={wide})" if wide else table
-
-
-def _sd(log_percent: float | None) -> str:
-    return "?" if log_percent is None else f"{log_percent:.2g}%"
+    return "\n".join([headline(outcome), *outcome.verdict.reasons, *outcome.notes, "", render(metrics_table(outcome))])
 
 
 def prospects(cases: Iterable[tuple[str, list[Comparison]]], *, verbose: bool) -> list[str]:
