@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pytest_llmperf.measure.client.load import to_record
+from pytest_llmperf.measure.client.answers import to_record
 from pytest_llmperf.measure.client.messages import ClientError, RoundLog
 from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.engines import api

@@ -1,0 +1,118 @@
+"""The connections of a round: made before it begins, or while others are served, and read through one epoll.
+
+The kernel is asked to stamp what arrives (SO_TIMESTAMPNS): its stamp does not depend on when this process ran.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import ssl
+import time
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.measure.client.exchange import Connection, Tls
+
+if TYPE_CHECKING:
+    from pytest_llmperf.measure.client.messages import RoundPlan
+
+_SO_TIMESTAMPNS = 35  # asm-generic/socket.h; Python's socket module does not name it
+_CONNECT_TIMEOUT_S = 10.0
+_READ_BYTES = 1 << 16
+_CLOSED = "the server closed the connection during the TLS handshake"
+
+
+class Connections:
+    """What is connected to one server, or on its way to be."""
+
+    def __init__(self, plan: RoundPlan) -> None:
+        """Note the server; nothing is connected yet."""
+        self.epoll = select.epoll()
+        self.open: dict[int, Connection] = {}
+        """By file descriptor, those that are being made too."""
+        self._server = plan.host, plan.port
+        self._tls = ssl.create_default_context() if plan.tls else None
+        self._address: tuple[socket.AddressFamily, Any] | None = None
+
+    def connect(self) -> Connection:
+        """Return a connection that is made now, before the round begins, or raise OSError."""
+        raw = socket.create_connection(self._server, timeout=_CONNECT_TIMEOUT_S)
+        try:
+            self._address = raw.family, raw.getpeername()
+            secure = self._secured()
+            if secure:
+                out, done = secure.shake_hands(b"")
+                while not done:
+                    raw.sendall(out)
+                    data = raw.recv(_READ_BYTES)
+                    if not data:
+                        raise ConnectionError(_CLOSED)
+                    out, done = secure.shake_hands(data)
+                raw.sendall(out)
+        except BaseException:
+            raw.close()
+            raise
+        return self._added(Connection(raw, secure), select.EPOLLIN)
+
+    def dial(self) -> Connection:
+        """Return a connection that is being made, while others are served; it sends when it is usable."""
+        assert self._address is not None  # the round began with a connection
+        family, address = self._address
+        raw = socket.socket(family, socket.SOCK_STREAM)
+        raw.setblocking(False)
+        code = raw.connect_ex(address)
+        if code not in (0, errno.EINPROGRESS):
+            raw.close()
+            raise OSError(code, os.strerror(code))
+        connection = Connection(raw, self._secured(), dialed_s=time.monotonic())
+        return self._added(connection, select.EPOLLIN | select.EPOLLOUT)
+
+    def establish(self, connection: Connection) -> bool:
+        """Go on with making a connection; return whether it is usable now, or raise OSError."""
+        if code := connection.raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(code, os.strerror(code))
+        if connection.secure:
+            data = b""
+            with contextlib.suppress(BlockingIOError):
+                data = connection.raw.recv(_READ_BYTES)
+                if not data:
+                    raise ConnectionError(_CLOSED)
+            out, done = connection.secure.shake_hands(data)
+            # A few hundred bytes on a connection that has carried nothing yet: the kernel takes them.
+            if out:
+                connection.raw.send(out)
+            if not done:
+                self.epoll.modify(connection.fd, select.EPOLLIN)
+                return False
+        connection.dialed_s = None
+        self.epoll.modify(connection.fd, select.EPOLLIN)
+        return True
+
+    def overdue(self, now_s: float) -> list[Connection]:
+        """Return those that are being made for too long."""
+        return [each for each in self.open.values() if each.dialed_s and now_s - each.dialed_s > _CONNECT_TIMEOUT_S]
+
+    def drop(self, connection: Connection) -> None:
+        """Close a connection, in whatever state it is."""
+        del self.open[connection.fd]
+        connection.raw.close()
+
+    def close(self) -> None:
+        """Close all of them."""
+        for connection in list(self.open.values()):
+            self.drop(connection)
+        self.epoll.close()
+
+    def _secured(self) -> Tls | None:
+        return Tls(self._tls, self._server[0]) if self._tls else None
+
+    def _added(self, connection: Connection, mask: int) -> Connection:
+        connection.raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.raw.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        connection.raw.setblocking(False)
+        self.epoll.register(connection.fd, mask)
+        self.open[connection.fd] = connection
+        return connection

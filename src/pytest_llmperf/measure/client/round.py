@@ -1,0 +1,318 @@
+"""One round on open connections: what is sent when, what is read, and when a response has ended."""
+
+from __future__ import annotations
+
+import select
+import struct
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.measure.client.exchange import Exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_llmperf.measure.client.answers import Answers
+    from pytest_llmperf.measure.client.connect import Connections
+    from pytest_llmperf.measure.client.exchange import Connection
+    from pytest_llmperf.measure.client.messages import RoundPlan
+
+_UNPACK = struct.Struct("qq").unpack  # struct timespec
+_READ_BYTES = 1 << 18
+_UNPARSED_BYTES = 8 << 20
+"""Finished responses of more bytes than this are parsed although there is something to read."""
+_PARSED_AT_ONCE = 4
+_MOST_UNPARSED_BYTES = 24 << 20
+_IDLE_NS = 2_000_000
+"""A response is parsed, which takes up to a millisecond, only while nothing is due for that long."""
+_NAP_S = 200e-6
+"""Where reads come in quicker succession than this, they are let gather for as long: a wake costs more than a read, and the
+kernel has stamped each arrival by then. The shortest gaps between an engine's tokens are ten times as long."""
+_LOOK_S = 0.25
+"""How often time-outs are looked at."""
+_AT_ONCE_NS = 1_000_000_000
+"""A server that closes a connection within this time has not worked on the request."""
+_FOREVER_NS = 1 << 62
+
+
+class Round:
+    """The state of one round: which connection carries which exchange, and what is left to send."""
+
+    def __init__(self, plan: RoundPlan, links: Connections, answers: Answers) -> None:
+        """Be ready to play the plan on these connections."""
+        self.plan = plan
+        self.links = links
+        self.answers = answers
+        self.epoll = links.epoll
+        self.connections = links.open
+        self.idle: list[Connection] = []
+        self.talks = deque(plan.conversations())
+        self.in_flight = 0
+        self.kernel_stamps = self.clock_stamps = 0
+        self.offset_ns = time.time_ns() - time.monotonic_ns()
+        self.start_ns = 0
+        self.waited_s = 1.0
+        self.buffer = memoryview(bytearray(_READ_BYTES))
+        self.buffers = [self.buffer]
+
+    # -- sending
+
+    def _start(self, connection: Connection, exchange: Exchange) -> None:
+        connection.exchange = exchange
+        self.in_flight += 1
+        if connection.dialed_s is not None:
+            return  # it is sent as soon as there is somebody to send it to
+        # One that is sent again counts from the first time: whoever closed the connection, it is the user who waits.
+        exchange.sent_ns = exchange.sent_ns or time.monotonic_ns()
+        if connection.secure:
+            exchange.unsent = memoryview(connection.secure.encrypted(bytes(exchange.unsent)))
+        self._send(connection, exchange)
+
+    def _send(self, connection: Connection, exchange: Exchange) -> None:
+        waits = False
+        try:
+            while exchange.unsent:
+                exchange.unsent = exchange.unsent[connection.raw.send(exchange.unsent) :]
+        except BlockingIOError:
+            waits = True
+        except OSError:
+            exchange.unsent = memoryview(b"")  # the read that follows finds the connection closed and says so
+        if waits != connection.waits:
+            connection.waits = waits
+            self.epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT if waits else select.EPOLLIN)
+
+    def _advance(self, connection: Connection, from_ns: int) -> None:
+        """Send what follows on a free connection: the conversation's next request, or in a closed loop another one's first."""
+        if not connection.queue and not self.plan.due_ns and self.talks:
+            connection.queue.extend(self.talks.popleft())
+        if not connection.queue:
+            if self.plan.due_ns:
+                connection.rested = True
+                self.idle.append(connection)
+            return
+        index = connection.queue.popleft()
+        self._start(connection, Exchange(index, self.plan.requests[index], from_ns))
+
+    def _send_due(self) -> int:
+        """Send what is due and return the nanoseconds until something is; a long time where nothing is to come."""
+        while self.talks:
+            now = time.monotonic_ns()
+            due = self.start_ns + self.plan.due_ns[self.talks[0][0]]
+            if due > now:
+                return due - now
+            talk = deque(self.talks.popleft())
+            try:
+                connection = self.idle.pop() if self.idle else self.links.dial()
+            except OSError as error:
+                self.answers.lose(talk, f"cannot connect: {error}")
+                continue
+            connection.queue = talk
+            self._advance(connection, due)
+        return _FOREVER_NS
+
+    def _establish(self, connection: Connection) -> None:
+        """Go on with making a connection, and send what waits for it."""
+        try:
+            usable = self.links.establish(connection)
+        except OSError as error:
+            self._unreachable(connection, error)
+            return
+        if usable and connection.exchange is not None:
+            self.in_flight -= 1  # `start` counts it again
+            self._start(connection, connection.exchange)
+
+    def _unreachable(self, connection: Connection, error: OSError) -> None:
+        """Lose what a connection was made for, and all that was to follow: the others would only wait as long."""
+        assert connection.exchange is not None
+        self.in_flight -= 1
+        lost = deque([connection.exchange.index, *connection.queue])
+        while self.talks:
+            lost.extend(self.talks.popleft())
+        self.answers.lose(lost, f"cannot connect: {error}")
+        self.links.drop(connection)
+
+    # -- receiving
+
+    def run(self, start_ns: int) -> bool:
+        """Play the round on open connections; return whether it stalled."""
+        self.start_ns = self.answers.start_ns = start_ns
+        while (now := time.monotonic_ns()) < start_ns:
+            time.sleep((start_ns - now) / 1e9)
+        if not self.plan.due_ns:
+            for connection in list(self.connections.values()):
+                self._advance(connection, 0)
+        else:
+            self.idle = list(self.connections.values())
+            for connection in self.idle:
+                connection.rested = True
+        last_read_s = look_s = time.monotonic()
+        while True:
+            until_ns = self._send_due() if self.plan.due_ns else _FOREVER_NS
+            if not self.in_flight and not self.talks:
+                return False
+            came = self._receive(until_ns)
+            now_s = time.monotonic()
+            if came or not self.in_flight:
+                last_read_s = now_s  # between two arrivals nobody owes us a token
+            elif now_s - last_read_s > self.plan.stall_timeout_s:
+                self.talks.clear()
+                self._abandon(f"no token on any connection for {self.plan.stall_timeout_s:g} s", lambda _: True)
+                return True
+            if now_s - look_s > _LOOK_S:
+                look_s = now_s
+                self._abandon(f"not complete after {self.plan.request_timeout_s:g} s", self._is_overdue)
+                for connection in self.links.overdue(now_s):
+                    self._unreachable(connection, TimeoutError("timed out"))
+
+    def _receive(self, until_ns: int) -> bool:
+        """Read what has arrived; else parse, or wait until something arrives, at most `until_ns`. Return whether bytes came."""
+        # A few at a time: while one parses, what arrives is not read, and tokens that gather there share a stamp.
+        answers = self.answers
+        for _ in range(_PARSED_AT_ONCE):
+            if answers.unparsed_bytes > _UNPARSED_BYTES:
+                answers.parse()
+        while answers.unparsed_bytes > _MOST_UNPARSED_BYTES:
+            answers.parse()
+        if answers.finished and until_ns > _IDLE_NS:
+            events = self.epoll.poll(0)
+            if not events:
+                answers.parse()
+        else:
+            events = self._wait(until_ns)
+        came = False
+        for fd, mask in events:
+            connection = self.connections.get(fd)
+            if connection is None:
+                continue
+            if connection.dialed_s is not None:
+                self._establish(connection)
+                continue
+            if mask & select.EPOLLOUT and connection.exchange is not None and connection.exchange.unsent:
+                self._send(connection, connection.exchange)
+            came |= self._read(connection)
+        return came
+
+    def _wait(self, until_ns: int) -> list[tuple[int, int]]:
+        if self.waited_s < _NAP_S < until_ns / 1e9:
+            time.sleep(_NAP_S)
+        began_s = time.monotonic()
+        wait_s = min(until_ns / 1e9, _LOOK_S)
+        if wait_s < _LOOK_S:
+            # epoll's time-out is whole milliseconds, and rounds up; an epoll can itself be waited for, to the microsecond.
+            select.select([self.epoll.fileno()], [], [], wait_s)
+            wait_s = 0
+        events = self.epoll.poll(wait_s)
+        self.waited_s = time.monotonic() - began_s
+        return events
+
+    def _read(self, connection: Connection) -> bool:
+        try:
+            # Into one buffer, and out of it what came: a new buffer for each read would leave holes in memory.
+            size, ancillary, _, _ = connection.receive(self.buffers, 64)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._closed(connection, str(error))
+            return False
+        if ancillary:  # nothing else has been asked of the kernel
+            seconds, nanoseconds = _UNPACK(ancillary[0][2])
+            stamp = seconds * 1_000_000_000 + nanoseconds - self.offset_ns
+            self.kernel_stamps += 1
+        else:
+            stamp = time.monotonic_ns()
+            self.clock_stamps += 1
+        if not size:
+            self._closed(connection, "the server closed the connection")
+            return False
+        data = bytes(self.buffer[:size])
+        if connection.secure:
+            try:
+                data = connection.secure.decrypted(data)
+            except OSError as error:
+                self._closed(connection, f"TLS: {error}")
+                return False
+        exchange = connection.exchange
+        if exchange is None:
+            if data or not connection.secure or connection.secure.closed:
+                self._drop_idle(connection)  # bytes that nobody asked for, or an end
+            return True
+        if data:
+            self._take(connection, exchange, stamp, data)
+        if connection.secure and connection.secure.closed and self.connections.get(connection.fd) is connection:
+            self._closed(connection, "the server closed the connection")
+        return True
+
+    def _take(self, connection: Connection, exchange: Exchange, stamp: int, data: bytes) -> None:
+        exchange.reads.append((stamp, data))
+        exchange.received += len(data)
+        if exchange.chunked and exchange.rest is None and data.endswith(b"}\n\n\r\n"):
+            return  # an event of a stream: most reads end here
+        if exchange.is_complete(data):
+            self._finish(connection, None)
+            # What was not even taken whole leaves a connection of which nobody knows where it stands.
+            if exchange.closes or exchange.unsent:
+                self._replace(connection, stamp)
+            else:
+                connection.rested = True
+                self._advance(connection, stamp)
+
+    def _closed(self, connection: Connection, why: str) -> None:
+        exchange = connection.exchange
+        if exchange is None:
+            self._drop_idle(connection)
+            return
+        complete = exchange.head and not exchange.chunked and exchange.length is None
+        at_once = time.monotonic_ns() - exchange.sent_ns < _AT_ONCE_NS
+        if not exchange.reads and not exchange.retried and connection.rested and at_once:
+            # A kept-alive connection that the server had closed meanwhile: the request was never looked at.
+            self.in_flight -= 1
+            again = Exchange(exchange.index, self.plan.requests[exchange.index], exchange.from_ns, retried=True)
+            again.sent_ns = exchange.sent_ns
+            self._replace(connection, 0, again)
+            return
+        self._finish(connection, None if complete else f"{why} in the middle of the response")
+        self._replace(connection, time.monotonic_ns())
+
+    def _drop_idle(self, connection: Connection) -> None:
+        if connection in self.idle:
+            self.idle.remove(connection)
+        self.links.drop(connection)
+
+    def _replace(self, connection: Connection, from_ns: int, exchange: Exchange | None = None) -> None:
+        """Go on with a connection's work on a new one; where none can be made, that work and all that was to follow is lost."""
+        queue = connection.queue
+        self.links.drop(connection)
+        if not exchange and not queue and (self.plan.due_ns or not self.talks):
+            return
+        try:
+            fresh = self.links.dial()
+        except OSError as error:
+            lost = deque([exchange.index] if exchange else ())
+            lost.extend(queue)
+            while self.talks and not self.plan.due_ns:
+                lost.extend(self.talks.popleft())
+            self.answers.lose(lost, f"cannot connect: {error}")
+            return
+        fresh.queue = queue
+        if exchange:
+            self._start(fresh, exchange)
+        else:
+            self._advance(fresh, from_ns)
+
+    def _finish(self, connection: Connection, error: str | None) -> None:
+        exchange = connection.exchange
+        assert exchange is not None
+        connection.exchange = None
+        self.in_flight -= 1
+        self.answers.add(exchange, error)
+
+    def _abandon(self, error: str, hopeless: Callable[[Exchange], bool]) -> None:
+        for connection in list(self.connections.values()):
+            if connection.exchange is not None and hopeless(connection.exchange):
+                self._finish(connection, error)
+                self.answers.lose(connection.queue, "never sent: the request before it in its conversation failed")
+                self._replace(connection, time.monotonic_ns())
+
+    def _is_overdue(self, exchange: Exchange) -> bool:
+        return bool(exchange.sent_ns) and time.monotonic_ns() - exchange.sent_ns > self.plan.request_timeout_s * 1e9
