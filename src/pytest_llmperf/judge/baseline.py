@@ -121,12 +121,12 @@ def dump(baseline: Baseline) -> str:
     data["case"] = data.pop("case_id")
     data["version"] = VERSION
     lines = [f"  {json.dumps(key)}: {json.dumps(data[key], sort_keys=True, allow_nan=False)}" for key in sorted(data)]
-    stored = ",\n".join(_dump_launch(one) for one in launches)
+    stored = ",\n".join(_dump_launch(launch) for launch in launches)
     return "{\n" + ",\n".join(lines) + ',\n  "launches": [\n' + stored + "\n  ]\n}\n"
 
 
 def _dump_launch(launch: dict[str, Any]) -> str:
-    rounds = ",\n".join(f"      {json.dumps(one, sort_keys=True, allow_nan=False)}" for one in launch.pop("rounds"))
+    rounds = ",\n".join(f"      {json.dumps(each, sort_keys=True, allow_nan=False)}" for each in launch.pop("rounds"))
     # Only sound launches are stored, warnings were told, and how long it took is of no use later.
     del launch["invalid"], launch["warnings"], launch["played_s"]
     if not launch["memory"]:

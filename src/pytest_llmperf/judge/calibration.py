@@ -34,9 +34,9 @@ def calibrated(
         if gate is not None and parts is not None:
             values = noise.values(metric, recorded.launches)
             comparison = Comparison(metric, values, gate, design, believed.get((recorded.case_id, metric.name)))
-            found = comparison.detectable
-            proposed = None if found is None else max(math.ceil(100 * found), 1) / 100
-            row = replace(row, noise=parts, detectable=found, tolerance=proposed)
+            detectable = comparison.detectable
+            proposed = None if detectable is None else max(math.ceil(100 * detectable), 1) / 100
+            row = replace(row, noise=parts, detectable=detectable, tolerance=proposed)
         rows.append(row)
     return tuple(rows)
 

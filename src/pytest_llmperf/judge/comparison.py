@@ -44,7 +44,7 @@ class Comparison:
         """Whether the metric does not vary, so that two launches tell."""
         if self.metric.kind != "exact":
             return False
-        values = [one[0] for one in self.rounds]
+        values = [launch[0] for launch in self.rounds]
         return len(values) == 1 or counts.is_exact(values, tolerance=self.design.tolerance)
 
     @cached_property
@@ -94,7 +94,7 @@ class Comparison:
         if self.metric.kind == "count":
             return counts.decide_count(_counts(self.rounds), _counts(now), design=self.design, tolerance=self.gate.share)
         if self.exact:
-            before, new = ([one[0] for one in side] for side in (self.rounds, now))
+            before, new = ([launch[0] for launch in side] for side in (self.rounds, now))
             higher = self.metric.better == "higher"
             return counts.decide_exact(before, new, design=self.design, higher_is_better=higher, rel=self.gate.share)
         before_levels, scatter = self._baseline
@@ -102,19 +102,19 @@ class Comparison:
 
 
 def _counts(side: list[list[float]]) -> counts.Counts:
-    totals = [sum(one) for one in side]
-    whole = tuple(int(total) if math.isfinite(total) and total == int(total) else total for total in totals)
-    return counts.Counts(whole, tuple(len(one) for one in side))  # type: ignore[arg-type]  # it refuses what is no count
+    totals = [sum(launch) for launch in side]
+    events = tuple(int(total) if math.isfinite(total) and total == int(total) else total for total in totals)
+    return counts.Counts(events, tuple(len(launch) for launch in side))  # type: ignore[arg-type]  # it refuses what is no count
 
 
 def prospects(
     stored: Baseline, gated: Mapping[str, Tolerance], design: stats.Design, beliefs: Mapping[str, Belief]
 ) -> list[Comparison]:
     """Return the gating comparisons of a stored case, as far as their baselines are usable."""
-    found = []
+    usable = []
     for name, gate in gated.items():
         metric, values = metrics.find(name), noise.values(metrics.find(name), stored.launches)
         comparison = Comparison(metric, values, gate, design, beliefs.get(name))
         if all(values) and comparison.usable:
-            found.append(comparison)
-    return found
+            usable.append(comparison)
+    return usable

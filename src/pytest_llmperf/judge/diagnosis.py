@@ -140,5 +140,5 @@ def scaling_advice(scaling: Curve, *, direct_links: bool | None) -> list[str]:
 
 
 def _batch(scaling: Curve) -> str:
-    workloads = [one.case.workload for one in scaling.measurements]
+    workloads = [measurement.case.workload for measurement in scaling.measurements]
     return f" (concurrency {workloads[0].concurrency})" if workloads and not workloads[0].is_open else ""

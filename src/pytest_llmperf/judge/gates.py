@@ -28,16 +28,16 @@ class Tolerance:
 
 def gates(entries: Iterable[Gate] = (), *, tolerance: float) -> dict[str, Tolerance]:
     """Return the gating metrics; later entries win. Raises PlanError for an entry that is about no metric."""
-    found = {metric.name: Tolerance(_default(metric, tolerance)) for metric in METRICS if metric.gating}
+    gating = {metric.name: Tolerance(_default(metric, tolerance)) for metric in METRICS if metric.gating}
     for entry in entries:
         names = _matching(entry.metrics)
         if not names:
             raise PlanError(f"{entry.origin}: {entry.metrics!r} is not a metric; known are {', '.join(BY_NAME)}")
         for name in names:
-            found.pop(name, None)
+            gating.pop(name, None)
             if entry.on:
-                found[name] = Tolerance(entry.tolerance or _default(find(name), tolerance), asked=True)
-    return found
+                gating[name] = Tolerance(entry.tolerance or _default(find(name), tolerance), asked=True)
+    return gating
 
 
 def _matching(pattern: str) -> list[str]:

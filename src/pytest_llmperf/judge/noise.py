@@ -105,7 +105,7 @@ class _Stored:
     def between(self, variance: float) -> float:
         """Return the variance between jobs by the method of moments (below 0 where there is none); `variance`: of launches."""
         sizes = np.array([self.jobs.count(job) for job in dict.fromkeys(self.jobs)], dtype=np.float64)
-        means = np.array([self.levels[[one == job for one in self.jobs]].mean() for job in dict.fromkeys(self.jobs)])
+        means = np.array([self.levels[[each == job for each in self.jobs]].mean() for job in dict.fromkeys(self.jobs)])
         mean_square = float((sizes * (means - self.levels.mean()) ** 2).sum()) / (sizes.size - 1)
         typical = float((sizes.sum() - (sizes**2).sum() / sizes.sum()) / (sizes.size - 1))
         return (mean_square - variance) / typical
@@ -117,17 +117,17 @@ def _stored(
     rounds = values(metric, launches)
     try:
         scatter = stats.round_scatter(rounds)
-        found = levels(metric, rounds, scatter)
+        of_launches = levels(metric, rounds, scatter)
     except stats.UnusableSampleError:
         return None
-    near = [x[abs(x - np.median(x)) <= stats.reach(scatter)] for x in (np.log(one) * 100 for one in rounds)]
+    near = [x[abs(x - np.median(x)) <= stats.reach(scatter)] for x in (np.log(each) * 100 for each in rounds)]
     squares, freedom = sum(float(((x - x.mean()) ** 2).sum()) for x in near if x.size), sum(max(x.size - 1, 0) for x in near)
     return _Stored(
         key=(case_id, metric.name),
-        levels=found,
+        levels=of_launches,
         scatter=scatter,
         round_sd=math.sqrt(squares / freedom) if freedom else 0.0,
-        jobs=tuple(one.job for one in launches),
+        jobs=tuple(launch.job for launch in launches),
         rounds=float(np.mean([*map(len, rounds)])),
         engine=engine,
         drift=drift,
@@ -139,28 +139,31 @@ def beliefs(baselines: Iterable[Baseline], gated: Mapping[str, Iterable[str]] | 
 
     `gated` holds the gating metrics per case id; without it they are the table's defaults.
     """
-    found: dict[tuple[str, str], Belief] = {}
+    believed: dict[tuple[str, str], Belief] = {}
     stored = list(baselines)
     for kind in RATIOS:
         default, summaries = stats.PRIORS[kind], list[_Stored]()
-        for one in stored:
-            names = metrics.GATING if gated is None else gated.get(one.case_id, ())
+        for baseline in stored:
+            names = metrics.GATING if gated is None else gated.get(baseline.case_id, ())
             wanted = [metrics.find(name) for name in names if metrics.find(name).kind == kind]
-            engine, drift = json.dumps(one.provenance.engine, sort_keys=True), drift_on(one.host)
-            summaries += filter(None, (_stored(one.case_id, metric, one.launches, engine, drift) for metric in wanted))
+            engine, drift = json.dumps(baseline.provenance.engine, sort_keys=True), drift_on(baseline.host)
+            rows = (_stored(baseline.case_id, metric, baseline.launches, engine, drift) for metric in wanted)
+            summaries += filter(None, rows)
         if summaries:
-            spread = [(ss / df if df else 0.0, df, one.scatter) for one in summaries for ss, df in [one.within]]
+            spread = [(ss / df if df else 0.0, df, summary.scatter) for summary in summaries for ss, df in [summary.within]]
             priors = fit_priors(*zip(*spread, strict=True), default=default, weights=_weights(summaries))
-            found |= _with_drift(dict(zip((one.key for one in summaries), priors, strict=True)), summaries)
-    return found
+            believed |= _with_drift(dict(zip((summary.key for summary in summaries), priors, strict=True)), summaries)
+    return believed
 
 
 def _weights(summaries: Sequence[_Stored]) -> list[float]:
     shares = dict[str, float]()
-    for engine in {one.engine for one in summaries}:
-        together = [one for one in summaries if one.engine == engine and one.within[1]]
-        shares[engine] = independence([one.residuals for one in together], min((one.within[1] for one in together), default=0))
-    return [shares[one.engine] for one in summaries]
+    for engine in {summary.engine for summary in summaries}:
+        together = [summary for summary in summaries if summary.engine == engine and summary.within[1]]
+        shares[engine] = independence(
+            [summary.residuals for summary in together], min((summary.within[1] for summary in together), default=0)
+        )
+    return [shares[summary.engine] for summary in summaries]
 
 
 def _with_drift(priors: Mapping[tuple[str, str], stats.Prior], summaries: Iterable[_Stored]) -> dict[tuple[str, str], Belief]:
@@ -170,20 +173,20 @@ def _with_drift(priors: Mapping[tuple[str, str], stats.Prior], summaries: Iterab
     """
     shares, freedom = defaultdict[str, list[float]](list), defaultdict[str, int](int)
     stored = list(summaries)
-    for one in (one for one in stored if one.tells_jobs):
-        ss, df = one.within
-        prior, metric = priors[one.key], one.key[1]
+    for summary in (summary for summary in stored if summary.tells_jobs):
+        ss, df = summary.within
+        prior, metric = priors[summary.key], summary.key[1]
         variance = max((prior.df * prior.variance + ss) / (prior.df + df), stats.FLOOR_SD**2)
-        shares[metric].append(one.between(variance) / variance)
-        freedom[metric] = max(freedom[metric], len(set(one.jobs)) - 1)
-    found = {}
-    for one in stored:
-        told, df = max(float(np.mean(shares[one.key[1]] or 0.0)), 0.0), freedom[one.key[1]]
-        host = one.drift or stats.Drift(0.0, (), 0)
+        shares[metric].append(summary.between(variance) / variance)
+        freedom[metric] = max(freedom[metric], len(set(summary.jobs)) - 1)
+    believed = {}
+    for summary in stored:
+        measured, df = max(float(np.mean(shares[summary.key[1]] or 0.0)), 0.0), freedom[summary.key[1]]
+        host = summary.drift or stats.Drift(0.0, (), 0)
         total = df + host.df
-        share = (df * told + host.df * host.share) / total if total else 0.0
-        found[one.key] = Belief(priors[one.key], stats.Drift(share, one.jobs, total) if total else None)
-    return found
+        share = (df * measured + host.df * host.share) / total if total else 0.0
+        believed[summary.key] = Belief(priors[summary.key], stats.Drift(share, summary.jobs, total) if total else None)
+    return believed
 
 
 def parts(metric: Metric, launches: Sequence[Launch]) -> Parts | None:

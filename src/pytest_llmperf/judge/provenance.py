@@ -41,17 +41,21 @@ def engine_facts(case: Case) -> dict[str, Any]:
 
 def changes(before: Provenance, now: Provenance) -> list[str]:
     """Return what differs between the baseline's making and now, one line each."""
-    found = [
+    differing = [
         f"engine {name}: {before.engine.get(name)} -> {now.engine.get(name)}"
         for name in ("kind", "model", "tp", "pp", "dp")
         if before.engine.get(name) != now.engine.get(name)
     ]
-    old_args, new_args = (dict(parse_engine_args(str(one.engine.get("args", "")), origin="baseline")) for one in (before, now))
-    found += _differences("engine argument --", _shown(old_args), _shown(new_args))
-    found += _differences("environment ", before.engine.get("env", {}), now.engine.get("env", {}))
-    found += _differences("version of ", before.versions, now.versions)
+    old_args, new_args = (
+        dict(parse_engine_args(str(provenance.engine.get("args", "")), origin="baseline")) for provenance in (before, now)
+    )
+    differing += _differences("engine argument --", _shown(old_args), _shown(new_args))
+    differing += _differences("environment ", before.engine.get("env", {}), now.engine.get("env", {}))
+    differing += _differences("version of ", before.versions, now.versions)
     # What an older plugin did not record is not known to have changed.
-    return found + _differences("host ", before.host, {name: value for name, value in now.host.items() if name in before.host})
+    return differing + _differences(
+        "host ", before.host, {name: value for name, value in now.host.items() if name in before.host}
+    )
 
 
 def _shown(args: dict[str, tuple[str, ...]]) -> dict[str, str]:

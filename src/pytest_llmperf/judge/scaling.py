@@ -90,14 +90,14 @@ class Curve:
 
     def __getitem__(self, degree: int) -> Point:
         """Return the point of a degree; raises KeyError for one that was not measured."""
-        found = next((point for point in self.points if point.degree == degree), None)
-        if found is None:
+        point = next((point for point in self.points if point.degree == degree), None)
+        if point is None:
             why = f" ({self.unfit[degree]})" if degree in self.unfit else ""
             known = ", ".join(map(str, self.degrees))
             raise KeyError(
                 f"TP {degree} was not measured{why}; measured are {known}: add it to the marker's tp and to --llmperf-tp"
             )
-        return found
+        return point
 
     def speed_up(self, degree: int) -> float:
         """Return throughput / that of the smallest degree; raises KeyError for a degree that was not measured."""
@@ -147,7 +147,7 @@ def measured_points(measurements: Sequence[Measurement]) -> tuple[Point, ...]:
 
 
 def _medians(measurement: Measurement) -> dict[str, float]:
-    parts = chain.from_iterable((launch.metrics, *(one.metrics for one in launch.rounds)) for launch in measurement.launches)
+    parts = chain.from_iterable((launch.metrics, *(each.metrics for each in launch.rounds)) for launch in measurement.launches)
     medians = {}
     for name in dict.fromkeys(chain.from_iterable(parts)):
         try:

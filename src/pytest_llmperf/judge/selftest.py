@@ -55,7 +55,7 @@ class _Injection:
 
 def self_test(stored: Baseline, gated: Mapping[str, Tolerance], design: Design, beliefs: Mapping[str, Belief]) -> list[Check]:
     """Return what each gate says of known changes of its metric; the baseline's own launches stand in for the run's."""
-    found = []
+    checks = []
     case = _case(stored)
     stored = replace(stored, workload_fingerprint=case.workload.fingerprint)
     for name, gate in gated.items():
@@ -63,14 +63,14 @@ def self_test(stored: Baseline, gated: Mapping[str, Tolerance], design: Design, 
         values = [value for launch in stored.launches for value in launch.values(name) if value is not None]
         if not values:
             fault = "the baseline has no such metric: the gate can never fire" if gate.asked else None
-            found.append(Check(name, "none", Status.NOT_COMPARABLE, fault))
+            checks.append(Check(name, "none", Status.NOT_COMPARABLE, fault))
             continue
         for injection in _injections(metric, gate.share, sum(values) / len(values)):
             measured = Measurement(case, _changed(stored, metric, injection.apply, design.launches))
             verdict = judge(measured, stored, design=design, gated={name: gate}, beliefs=beliefs)
             status = next(row.status for row in verdict.metrics if row.metric == name) or verdict.status
-            found.append(Check(name, injection.change, status, injection.wanted(status)))
-    return found
+            checks.append(Check(name, injection.change, status, injection.wanted(status)))
+    return checks
 
 
 def _case(stored: Baseline) -> Case:
@@ -78,7 +78,8 @@ def _case(stored: Baseline) -> Case:
     known = {name: stored.workload[name] for name in ("requests",) if name in stored.workload}
     known["output_tokens"] = _lengths(stored.workload.get("output_tokens", Workload.output_tokens))
     classes = tuple(
-        RequestClass(one["name"], one["share"], 1, _lengths(one["output_tokens"])) for one in stored.workload.get("classes", ())
+        RequestClass(stored_class["name"], stored_class["share"], 1, _lengths(stored_class["output_tokens"]))
+        for stored_class in stored.workload.get("classes", ())
     )
     return Case(stored.case_id, EngineSpec(), Workload(**known, concurrency=1, classes=classes))
 
@@ -94,8 +95,8 @@ def _changed(stored: Baseline, metric: Metric, apply: Callable[[float], float | 
         return metrics if value is None else {**metrics, metric.name: apply(value)}
 
     return tuple(
-        replace(one, metrics=changed(one.metrics), rounds=tuple(Round(changed(each.metrics)) for each in one.rounds))
-        for one in islice(cycle(stored.launches), count)
+        replace(launch, metrics=changed(launch.metrics), rounds=tuple(Round(changed(each.metrics)) for each in launch.rounds))
+        for launch in islice(cycle(stored.launches), count)
     )
 
 

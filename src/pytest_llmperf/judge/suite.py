@@ -60,7 +60,8 @@ def decide_suite(engines: Sequence[EngineLevels], *, design: Design, drift: Drif
     if not engines or not all(engine.pairs for engine in engines):
         raise UnusableSampleError("There is no engine, or one without comparisons.")
     sides = [
-        tuple(_common(side, what) for side, what in zip(zip(*one.pairs, strict=True), _SIDES, strict=True)) for one in engines
+        tuple(_common(side, what) for side, what in zip(zip(*engine.pairs, strict=True), _SIDES, strict=True))
+        for engine in engines
     ]
     several = [b for b, _ in sides if b.size > 1]
     prior = fit_prior([np.var(b, ddof=1) for b in several], [b.size - 1 for b in several])
@@ -77,22 +78,22 @@ def decide_suite(engines: Sequence[EngineLevels], *, design: Design, drift: Drif
         look += c.size
     se, df = math.sqrt(variance), variance**2 / squares  # Welch-Satterthwaite
     tail = design.alpha * max(design.suite_share, 1e-12)
-    reach, p = t_critical(tail, df) * se, float(stdtr(df, -d / se))
+    margin, p = t_critical(tail, df) * se, float(stdtr(df, -d / se))
     means = _job_means(engines, [b for b, _ in sides])
     if means.size >= _JOBS_THAT_TELL:
         believed = drift or Drift(0.0, (), 0)
         freedom = means.size - 1 + believed.df
         between = (float(((means - means.mean()) ** 2).sum()) + believed.df * believed.share * launch_sd**2) / freedom
         spread = math.sqrt(max(between, FLOOR_SD**2) * (1 + 1 / means.size))
-        reach = max(reach, t_critical(tail, freedom) * spread)
+        margin = max(margin, t_critical(tail, freedom) * spread)
         p = max(p, float(stdtr(freedom, -d / spread)))
-    proven = look >= 2 and abs(d) >= max(reach, LEAST)
+    proven = look >= 2 and abs(d) >= max(margin, LEAST)
     outcome: Outcome = "pass" if not proven else "regressed" if d > 0 else "improved"
     rule = "mean of all comparisons"
     if proven and means.size < _JOBS_THAT_TELL:
         outcome = "inconclusive"
         rule += f"; baselines of {_JOBS_THAT_TELL} runs or more would tell whether the host is slow today"
-    return Decision(outcome=outcome, rule=rule, launches=look, estimate=d, lower=d - reach, upper=d + reach, p=p, se=se, df=df)
+    return Decision(outcome=outcome, rule=rule, launches=look, estimate=d, lower=d - margin, upper=d + margin, p=p, se=se, df=df)
 
 
 _SIDES = ("baseline", "candidate")
@@ -106,7 +107,7 @@ def _job_means(engines: Sequence[EngineLevels], baselines: Sequence[NDArray[np.f
     return np.array(
         [
             sum(
-                len(engine.pairs) / total * b[[one == job for one in engine.jobs[: b.size]]].mean()
+                len(engine.pairs) / total * b[[each == job for each in engine.jobs[: b.size]]].mean()
                 for engine, b in zip(engines, baselines, strict=True)
             )
             for job in sorted(shared)
@@ -137,5 +138,5 @@ def judge_suite(verdicts: Iterable[tuple[str, Verdict]], host: str = "") -> Deci
                 jobs[engine] = min(known, verdict.baseline_jobs, key=len)
     if sum(map(len, pairs.values())) < 2:
         return None  # a single comparison is not made twice
-    levels = [EngineLevels(tuple(found), jobs[engine]) for engine, found in pairs.items()]
+    levels = [EngineLevels(tuple(of_engine), jobs[engine]) for engine, of_engine in pairs.items()]
     return decide_suite(levels, design=Design(), drift=noise.drift_on(host))

@@ -153,7 +153,7 @@ def judge(
         return Verdict(Status.NOT_COMPARABLE, rows, reasons, launches, len(stored.launches))
     asked = gates(tolerance=design.tolerance) if gated is None else gated
     wanted = _metrics(measurement.launches, stored.launches, asked)
-    rows = tuple(_judge_metric(one, measurement, stored, asked.get(one.name), design, beliefs) for one in wanted)
+    rows = tuple(_judge_metric(metric, measurement, stored, asked.get(metric.name), design, beliefs) for metric in wanted)
     jobs = tuple(launch.job for launch in stored.launches)
     return Verdict(_together(rows), rows, launches=launches, baseline_launches=len(stored.launches), baseline_jobs=jobs)
 
@@ -172,10 +172,12 @@ def not_comparable(measurement: Measurement, stored: Baseline) -> tuple[str, ...
 
 
 def _together(rows: Iterable[MetricVerdict]) -> Status:
-    found = {row.status for row in rows}
+    statuses = {row.status for row in rows}
     order = (Status.REGRESSED, Status.NOT_COMPARABLE, Status.UNDECIDED, Status.INCONCLUSIVE, Status.IMPROVED)
     # Without a single comparison nothing has passed.
-    return next((one for one in order if one in found), Status.PASS if Status.PASS in found else Status.NOT_COMPARABLE)
+    return next(
+        (status for status in order if status in statuses), Status.PASS if Status.PASS in statuses else Status.NOT_COMPARABLE
+    )
 
 
 def observed(now: Sequence[Launch], before: Sequence[Launch] | None) -> tuple[MetricVerdict, ...]:
@@ -186,14 +188,14 @@ def observed(now: Sequence[Launch], before: Sequence[Launch] | None) -> tuple[Me
 def _metrics(now: Iterable[Launch], before: Iterable[Launch], asked: Iterable[str] = ()) -> list[Metric]:
     """Return the table's metrics, those of the classes that there are, and whatever is asked for besides."""
     measured = chain.from_iterable(
-        found for launch in (*before, *now) for found in (launch.metrics, *(one.metrics for one in launch.rounds))
+        figures for launch in (*before, *now) for figures in (launch.metrics, *(each.metrics for each in launch.rounds))
     )
     of_classes = (name for name in measured if metrics.CLASS_SEPARATOR in name)
     return [metrics.find(name) for name in dict.fromkeys([*metrics.BY_NAME, *of_classes, *asked])]
 
 
 def _median(values: list[list[float]]) -> float | None:
-    flat = [value for one in values for value in one]
+    flat = [value for launch in values for value in launch]
     return statistics.median(flat) if flat else None
 
 

@@ -83,9 +83,9 @@ def _requests(parsed: Mapping[str, Any]) -> int:
 
 
 def _classes(value: object, folder: Path, usual: Mapping[str, int | Lengths]) -> tuple[RequestClass, ...]:
-    if not isinstance(value, dict) or not all(isinstance(one, dict) for one in value.values()):
+    if not isinstance(value, dict) or not all(isinstance(given, dict) for given in value.values()):
         raise PlanError(f"classes={value!r}: must be a dict of dicts, e.g. {{'short': {{'share': 0.8, 'prompt_tokens': 64}}}}")
-    found = []
+    classes = []
     for name, given in value.items():
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
             raise PlanError(f"classes: {name!r} is not a name; write letters, digits, '_', '.' or '-'")
@@ -96,8 +96,8 @@ def _classes(value: object, folder: Path, usual: Mapping[str, int | Lengths]) ->
         share = _positive(f"classes: {name}: share", given.get("share", 1))
         lengths = {key: parse_lengths(f"classes: {name}: {key}", given.get(key, length), folder) for key, length in usual.items()}
         body = _json(given.get("extra_body", {}), f"classes: {name}: extra_body")
-        found.append(RequestClass(name, share, **lengths, extra_body=body, lora=str(given.get("lora", ""))))
-    return tuple(found)
+        classes.append(RequestClass(name, share, **lengths, extra_body=body, lora=str(given.get("lora", ""))))
+    return tuple(classes)
 
 
 def _positive(name: str, value: object) -> float:

@@ -87,11 +87,13 @@ def read_trace(file: File) -> tuple[Arrival, ...]:
     `Request tokens` and `Response tokens`, whose failed requests (no response tokens) are left out.
     """
     read = _burstgpt if Path(file.path).suffix.lower() == ".csv" else _mooncake
-    found = sorted(read(file), key=lambda one: one.at_s)
-    if not found:
+    arrivals = sorted(read(file), key=lambda arrival: arrival.at_s)
+    if not arrivals:
         raise PlanError(f"{file.path}: no arrivals; a trace is Mooncake's JSONL or BurstGPT's CSV")
-    first_s = found[0].at_s
-    return tuple(Arrival(one.at_s - first_s, one.prompt_tokens, one.output_tokens, one.blocks) for one in found)
+    first_s = arrivals[0].at_s
+    return tuple(
+        Arrival(arrival.at_s - first_s, arrival.prompt_tokens, arrival.output_tokens, arrival.blocks) for arrival in arrivals
+    )
 
 
 @functools.cache
@@ -102,10 +104,10 @@ def read_dataset(file: File) -> tuple[Conversation, ...]:
     `{"messages": [{"role": ..., "content": ...}], "max_tokens": ...}` in each line.
     """
     read = _messages if Path(file.path).suffix.lower() == ".jsonl" else _sharegpt
-    found = tuple(one for one in read(file) if one.messages)
-    if not found:
+    conversations = tuple(conversation for conversation in read(file) if conversation.messages)
+    if not conversations:
         raise PlanError(f"{file.path}: no conversation with a user's message; a dataset is ShareGPT's JSON or JSONL of messages")
-    return found
+    return conversations
 
 
 def _text(file: File) -> str:
@@ -158,7 +160,7 @@ def _count(value: Any) -> int:
 def _messages(file: File) -> Iterator[Conversation]:
     def parse(row: dict[str, Any]) -> Conversation:
         tokens = row.get("max_completion_tokens") or row.get("max_tokens")
-        said = tuple((str(one["role"]), one["content"]) for one in row["messages"])
+        said = tuple((str(message["role"]), message["content"]) for message in row["messages"])
         if not all(isinstance(text, str) for _, text in said):
             raise TypeError("only messages of text are sent")
         return Conversation(_up_to_question(said), None if tokens is None else _count(tokens))
@@ -170,13 +172,13 @@ def _sharegpt(file: File) -> Iterator[Conversation]:
     number = 0
     try:
         for number, row in enumerate(json.loads(_text(file)), 1):  # noqa: B007  the error below names it
-            said = tuple((_ROLES.get(one["from"], "user"), str(one["value"])) for one in row.get("conversations", ()))
+            said = tuple((_ROLES.get(message["from"], "user"), str(message["value"])) for message in row.get("conversations", ()))
             # What follows the first question is answered anew: a benchmark sends that question, as peers do.
             first = next((index for index, (role, _) in enumerate(said) if role == "user"), None)
             yield Conversation(said[: first + 1] if first is not None else ())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        found = f"{file.path}, entry {number}: {type(error).__name__}: {error}"
-        raise PlanError(f"{found}; ShareGPT's JSON is a list of conversations") from None
+        where = f"{file.path}, entry {number}: {type(error).__name__}: {error}"
+        raise PlanError(f"{where}; ShareGPT's JSON is a list of conversations") from None
 
 
 def _up_to_question(said: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:

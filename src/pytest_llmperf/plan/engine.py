@@ -50,13 +50,13 @@ def parse_engine_args(source: str | dict[str, Any] | Sequence[str], *, origin: s
         except ValueError as error:
             raise PlanError(f"{origin}={source!r}: {error}; quote it as on a shell command line") from None
     pairs = _from_mapping(source, origin) if isinstance(source, dict) else _from_words(list(source), origin)
-    found: dict[str, tuple[str, ...]] = {}
+    arguments: dict[str, tuple[str, ...]] = {}
     for name, values in pairs:
         if name in _RESERVED:
             raise PlanError(f"{origin}: --{name} is set by the plugin; use {_RESERVED[name]} instead")
-        found.pop(name[3:] if name.startswith("no-") else f"no-{name}", None)
-        found[name] = values
-    return tuple(sorted(found.items()))
+        arguments.pop(name[3:] if name.startswith("no-") else f"no-{name}", None)
+        arguments[name] = values
+    return tuple(sorted(arguments.items()))
 
 
 def _from_mapping(source: dict[str, Any], origin: str) -> Iterable[tuple[str, tuple[str, ...]]]:
@@ -71,7 +71,7 @@ def _from_mapping(source: dict[str, Any], origin: str) -> Iterable[tuple[str, tu
         elif isinstance(value, dict):
             yield name, (json.dumps(value, sort_keys=True),)
         elif isinstance(value, (list, tuple)):
-            yield name, tuple(str(one) for one in value)
+            yield name, tuple(str(item) for item in value)
         else:
             yield name, (str(value),)
 

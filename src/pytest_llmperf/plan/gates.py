@@ -33,12 +33,12 @@ def parse_gate(source: object, *, origin: str) -> tuple[Gate, ...]:
         pairs = [(name.strip(), value.strip()) for name, _, value in (word.partition("=") for word in words)]
     else:
         pairs = list(source.items()) if isinstance(source, dict) else [(None, None)]
-    found = []
+    gates = []
     for name, value in pairs:
         if not isinstance(name, str) or not name:
             raise PlanError(f"{origin}={source!r}: must be a dict of metrics and tolerances, e.g. {{'ttft_p90_s': '8 %'}}")
         if value is True or value is False or str(value).lower() in ("on", "off"):
-            found.append(Gate(name, on=value is True or str(value).lower() == "on", origin=origin))
+            gates.append(Gate(name, on=value is True or str(value).lower() == "on", origin=origin))
         else:
-            found.append(Gate(name, True, parse_fraction(f"{origin}: {name}", value), origin))
-    return tuple(found)
+            gates.append(Gate(name, True, parse_fraction(f"{origin}: {name}", value), origin))
+    return tuple(gates)

@@ -83,6 +83,6 @@ def _axis_values(name: str, value: object) -> tuple[Any, ...]:
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     if not values:
         raise PlanError(f"llmperf({name}=...): an empty list allows nothing; leave the argument out to allow everything")
-    if name == "model" and not all(isinstance(one, str) for one in values):
+    if name == "model" and not all(isinstance(item, str) for item in values):
         raise PlanError(f"llmperf(model={value!r}): must be the name or the folder of a model")
-    return tuple(axis_value(name, one, origin=name) for one in values)
+    return tuple(axis_value(name, item, origin=name) for item in values)

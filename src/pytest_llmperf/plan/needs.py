@@ -37,9 +37,9 @@ def parse_needs(arguments: Mapping[str, object]) -> Needs:
     Raises ValueError that names argument, value and remedy.
     """
     asked = {name: arguments[name] for name in NEEDS if arguments.get(name) is not None}
-    number, memory, name, linked = (asked.get(one) for one in NEEDS)
-    whole = re.fullmatch(r"\+?0*[1-9][0-9]{0,5}", str(number).strip())
-    if number is not None and (isinstance(number, bool) or not whole):
+    number, memory, name, linked = (asked.get(field) for field in NEEDS)
+    count = re.fullmatch(r"\+?0*[1-9][0-9]{0,5}", str(number).strip())
+    if number is not None and (isinstance(number, bool) or not count):
         raise ValueError(f"llmperf(min_gpus={number!r}): must be a whole number from 1, e.g. 4")
     size = parse_size(memory)
     if memory is not None and size is None:
@@ -48,4 +48,4 @@ def parse_needs(arguments: Mapping[str, object]) -> Needs:
         raise ValueError(f"llmperf(gpu={name!r}): must be a part of the GPU's name, e.g. 'H200'")
     if linked is not None and not isinstance(linked, bool):
         raise ValueError(f"llmperf(nvlink={linked!r}): must be True or False")
-    return Needs(int(whole[0]) if whole else None, size, str(name).strip() if name else None, bool(linked))
+    return Needs(int(count[0]) if count else None, size, str(name).strip() if name else None, bool(linked))

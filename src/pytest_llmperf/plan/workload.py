@@ -95,25 +95,25 @@ class Workload:
     def mean_output_tokens(self) -> float:
         """Return the mean number of output tokens of a request."""
         if self.classes:
-            return sum(one.share * mean_length(one.output_tokens) for one in self.classes) / sum(
-                one.share for one in self.classes
+            return sum(kind.share * mean_length(kind.output_tokens) for kind in self.classes) / sum(
+                kind.share for kind in self.classes
             )
         return mean_length(self.output_tokens)
 
     def class_share(self, name: str) -> float:
         """Return the share of requests that are of a class, 0 for one that there is not."""
-        return sum(one.share for one in self.classes if one.name == name) / sum(one.share for one in self.classes or _ONE)
+        return sum(kind.share for kind in self.classes if kind.name == name) / sum(kind.share for kind in self.classes or _ONE)
 
     @property
     def shares_prompts(self) -> bool:
         """Return whether an engine's prefix cache may find prompts of a round that it has seen: then hits prove nothing wrong."""
-        has_blocks = bool(self.trace) and any(one.blocks for one in read_trace(self.trace))
+        has_blocks = bool(self.trace) and any(arrival.blocks for arrival in read_trace(self.trace))
         return bool(self.prefix_tokens or self.turns > 1 or has_blocks)
 
     @property
     def description(self) -> dict[str, Any]:
         """Return what is stored and shown of it: plain data, without what has not been asked for."""
-        shown = {one.name: getattr(self, one.name) for one in fields(self)}
+        shown = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: _plain(value) for name, value in shown.items() if name in _ALWAYS or value != DEFAULTS[name]}
 
     @property
@@ -133,56 +133,56 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Lengths):
         return str(value)
     if isinstance(value, RequestClass):
-        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
-    return [_plain(one) for one in value] if isinstance(value, tuple) else value
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _contradictions(workload: Workload) -> Iterable[str]:
     """Yield what is wrong with a workload, in the words of its arguments."""
-    one = workload
-    if not one.is_open and one.concurrency > one.requests:
+    load = workload
+    if not load.is_open and load.concurrency > load.requests:
         yield (
-            f"requests={one.requests}: fewer than concurrency={one.concurrency}, which could never be reached;"
+            f"requests={load.requests}: fewer than concurrency={load.concurrency}, which could never be reached;"
             " send at least as many requests as are to run at once"
         )
-    if one.requests % one.turns:
-        yield f"requests={one.requests}: must be a multiple of turns={one.turns}, so that every conversation is whole"
-    if one.turns > 1 and not one.is_open and one.concurrency > one.requests // one.turns:
+    if load.requests % load.turns:
+        yield f"requests={load.requests}: must be a multiple of turns={load.turns}, so that every conversation is whole"
+    if load.turns > 1 and not load.is_open and load.concurrency > load.requests // load.turns:
         yield (
-            f"requests={one.requests}, turns={one.turns}: only {one.requests // one.turns} conversations,"
-            f" fewer than concurrency={one.concurrency}; send at least {one.concurrency * one.turns} requests"
+            f"requests={load.requests}, turns={load.turns}: only {load.requests // load.turns} conversations,"
+            f" fewer than concurrency={load.concurrency}; send at least {load.concurrency * load.turns} requests"
         )
-    if one.rate and one.trace:
+    if load.rate and load.trace:
         yield "rate and trace: a trace has its own arrivals; leave rate out, or give speed"
-    if one.speed != 1 and not one.trace:
-        yield f"speed={one.speed:g}: only a trace can be replayed faster; give trace, or another rate"
+    if load.speed != 1 and not load.trace:
+        yield f"speed={load.speed:g}: only a trace can be replayed faster; give trace, or another rate"
     for name, others in (
         ("dataset", ("classes", "trace", "turns", "prefix_tokens")),
         ("trace", ("classes", "turns", "prefix_tokens", "api")),
     ):
         for other in others:
-            if getattr(one, name) and getattr(one, other) != DEFAULTS[other]:
+            if getattr(load, name) and getattr(load, other) != DEFAULTS[other]:
                 yield f"{name} and {other}: prompts come from the one or the other; leave {other} out"
-    if one.dataset and Path(one.dataset.path).suffix == ".jsonl" and one.api != "chat":
+    if load.dataset and Path(load.dataset.path).suffix == ".jsonl" and load.api != "chat":
         yield "dataset of messages (.jsonl): these are sent to the chat API; add api='chat'"
-    if one.api not in APIS:
-        yield f"api={one.api!r}: must be one of {', '.join(APIS)}"
-    if not one.stream and (limits := [name for name, _ in one.slo if name in _NEEDS_STREAM]):
+    if load.api not in APIS:
+        yield f"api={load.api!r}: must be one of {', '.join(APIS)}"
+    if not load.stream and (limits := [name for name, _ in load.slo if name in _NEEDS_STREAM]):
         yield f"slo={limits[0]!r}: without a stream only the end of a response is seen; leave stream=False out, or limit e2e_s"
-    if parse_arrivals(one.arrivals) is None:
-        yield f"arrivals={one.arrivals!r}: must be poisson, constant or gamma(BURSTINESS), e.g. gamma(0.5)"
-    if one.classes and one.requests // one.turns < len(one.classes):
-        yield f"requests={one.requests}: too few for {len(one.classes)} classes; send at least one conversation of each"
-    if one.arrivals != DEFAULTS["arrivals"] and not one.rate:
-        yield f"arrivals={one.arrivals!r}: only requests that are sent at a rate arrive so; add rate"
+    if parse_arrivals(load.arrivals) is None:
+        yield f"arrivals={load.arrivals!r}: must be poisson, constant or gamma(BURSTINESS), e.g. gamma(0.5)"
+    if load.classes and load.requests // load.turns < len(load.classes):
+        yield f"requests={load.requests}: too few for {len(load.classes)} classes; send at least one conversation of each"
+    if load.arrivals != DEFAULTS["arrivals"] and not load.rate:
+        yield f"arrivals={load.arrivals!r}: only requests that are sent at a rate arrive so; add rate"
 
 
 def parse_arrivals(text: str) -> float | None:
     """Return the burstiness of arrivals (the gamma distribution's shape; infinite: constant), None where it is unknown."""
     if text in ("poisson", "constant"):
         return 1.0 if text == "poisson" else math.inf
-    found = re.fullmatch(r"gamma\(\s*([\d.]+)\s*\)", text)
+    match = re.fullmatch(r"gamma\(\s*([\d.]+)\s*\)", text)
     try:
-        return float(found[1]) or None if found else None
+        return float(match[1]) or None if match else None
     except ValueError:
         return None

@@ -145,7 +145,7 @@ def scalings(outcomes: Iterable[Outcome]) -> list[tuple[str, Scaling]]:
         kind = KINDS.get(outcome.engine.get("kind", ""))
         if kind is None or kind.starts:
             groups.setdefault((_without_degree(outcome), _without_tp(outcome.engine)), []).append(outcome)
-    return [(name, one) for (name, _), group in groups.items() for one in _of_group(group)]
+    return [(name, scaling) for (name, _), group in groups.items() for scaling in _of_group(group)]
 
 
 def _without_degree(outcome: Outcome) -> str:

@@ -71,14 +71,14 @@ def prospects(cases: Iterable[tuple[str, list[Comparison]]], *, verbose: bool) -
     """
     lines, short = [], []
     for case_id, comparisons in cases:
-        found = [(one, one.detectable) for one in comparisons]
-        able = [f"{one.metric.name} {percent(detectable)}" for one, detectable in found if detectable is not None]
+        rated = [(comparison, comparison.detectable) for comparison in comparisons]
+        able = [f"{comparison.metric.name} {percent(detectable)}" for comparison, detectable in rated if detectable is not None]
         if verbose and able:
             budget = comparisons[0].design.launches
             lines.append(f"llmperf: {case_id}: slow-down found 19 times in 20 within {budget} launches: {', '.join(able)}")
-        for one, detectable in found:
-            if detectable is not None and detectable > one.gate.share:
-                short.append(_shortfall(case_id, one, detectable))
+        for comparison, detectable in rated:
+            if detectable is not None and detectable > comparison.gate.share:
+                short.append(_shortfall(case_id, comparison, detectable))
     shown = short if verbose else short[:_SHORTFALLS]
     more = [f"llmperf: and {len(short) - len(shown)} more such tolerances; -v shows all"] if len(short) > len(shown) else []
     return [*lines, *shown, *more]
@@ -87,16 +87,16 @@ def prospects(cases: Iterable[tuple[str, list[Comparison]]], *, verbose: bool) -
 _SHORTFALLS = 4
 
 
-def _shortfall(case_id: str, one: Comparison, detectable: float) -> str:
-    needed = one.launches_needed
+def _shortfall(case_id: str, comparison: Comparison, detectable: float) -> str:
+    needed, of_baseline = comparison.launches_needed, len(comparison.rounds)
     if needed is not None:
         cure = f"it takes {needed} launches (--llmperf-max-launches={needed})"
     else:
-        cure = f"no number of launches will do against {len(one.rounds)} of the baseline: extend it with --update-baselines"
+        cure = f"no number of launches will do against {of_baseline} of the baseline: extend it with --update-baselines"
     return (
-        f"llmperf: {case_id}: {one.metric.name} may not be decided: its tolerance of {percent(one.gate.share)} is below the"
-        f" {percent(detectable)} that {one.design.launches} launches find 19 times in 20; {cure}, or a tolerance of"
-        f" {percent(detectable, up=True)}"
+        f"llmperf: {case_id}: {comparison.metric.name} may not be decided: its tolerance of {percent(comparison.gate.share)} is"
+        f" below the {percent(detectable)} that {comparison.design.launches} launches find 19 times in 20; {cure}, or a tolerance"
+        f" of {percent(detectable, up=True)}"
     )
 
 

@@ -35,8 +35,8 @@ class Counts:
         """Raise UnusableSampleError where the counts are none."""
         if not self.events or len(self.events) != len(self.rounds):
             raise UnusableSampleError(f"{len(self.events)} launches have counts, {len(self.rounds)} a number of rounds.")
-        whole = all(0 <= x < 2**53 and x == int(x) for x in self.events)  # beyond, a float is no count any more
-        if not whole or not all(1 <= n < math.inf for n in self.rounds):
+        counted = all(0 <= x < 2**53 and x == int(x) for x in self.events)  # beyond, a float is no count any more
+        if not counted or not all(1 <= n < math.inf for n in self.rounds):
             raise UnusableSampleError(f"Counts are whole numbers over one round or more, not {self.events} in {self.rounds}.")
 
     @property
@@ -84,9 +84,9 @@ def decide_count(
     scale = math.sqrt(1 / sum(baseline.rounds) + 1 / sum(candidate.rounds))
     # Poisson's variance, 1, is the least that counts which do not repeat can have.
     dispersion = max((COUNT_PRIOR.df * COUNT_PRIOR.variance + ss_b + ss_c) / (COUNT_PRIOR.df + df), 1.0)
-    reach = 0.0 if repeats else t_critical(design.beta_at(look), COUNT_PRIOR.df + df) * math.sqrt(dispersion) * scale
+    margin = 0.0 if repeats else t_critical(design.beta_at(look), COUNT_PRIOR.df + df) * math.sqrt(dispersion) * scale
     p, p_fewer = (_count_p(baseline, candidate, sign * d / scale, ss_b + ss_c, sign) for sign in (1, -1))
-    inside = candidate.rate <= limit if repeats else ((base + d + reach) / 2) ** 2 < limit
+    inside = candidate.rate <= limit if repeats else ((base + d + margin) / 2) ** 2 < limit
     outcome: Outcome
     if inside:
         fewer = p_fewer < design.alpha_at(look)
@@ -95,7 +95,7 @@ def decide_count(
         outcome, rule = "regressed", "more events, by totals and by launches"
     else:
         outcome, rule = undecided(look, design)
-    low, mid, high = (200 * math.log(max(base + x, 1e-9) / base) for x in (d - reach, d, d + reach))
+    low, mid, high = (200 * math.log(max(base + x, 1e-9) / base) for x in (d - margin, d, d + margin))
     return Decision(outcome=outcome, rule=rule, launches=look, estimate=mid, lower=low, upper=high, p=p, df=df)
 
 

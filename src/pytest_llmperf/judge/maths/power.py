@@ -30,8 +30,8 @@ def minimum_detectable_effect(baseline: ArrayLike, *, design: Design, prior: Pri
     expected = prior.variance if not df else (prior.df * prior.variance + ss) / (prior.df + df)
     # The candidate's launches will add their own evidence on the noise; it is expected to be what is believed now.
     se, freedom = standard_error(ss + (k - 1) * expected, df + k - 1, prior=prior, sizes=(b.size, k), drift=drift)
-    found = (t_critical(design.alpha_at(k), freedom) + t_critical(_MISS, freedom)) * se
-    return math.expm1(min(found, _HOPELESS) / 100)
+    effect = (t_critical(design.alpha_at(k), freedom) + t_critical(_MISS, freedom)) * se
+    return math.expm1(min(effect, _HOPELESS) / 100)
 
 
 def launches_needed(baseline: ArrayLike, *, design: Design, prior: Prior, drift: Drift | None = None) -> int | None:

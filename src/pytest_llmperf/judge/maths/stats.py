@@ -206,35 +206,35 @@ def decide(baseline: ArrayLike, candidate: ArrayLike, *, design: Design, prior: 
     se, df = standard_error(ss, df_b + c.size - 1, prior=prior, sizes=(b.size, c.size), drift=drift)
     ordered = np.sort(c) - b.mean()
     typical = float(ordered[(c.size - 1) // 2]), float(ordered[c.size // 2])
-    found = _verdict(float(c.mean() - b.mean()), se, df, typical, look=c.size, design=design)
-    if found.outcome == "more" and drift is not None and drift.share:
+    decision = _verdict(float(c.mean() - b.mean()), se, df, typical, look=c.size, design=design)
+    if decision.outcome == "more" and drift is not None and drift.share:
         launch, more = (prior.df * prior.variance + ss) / (prior.df + df_b + c.size - 1), design.launches - c.size
         last = standard_error(
             ss + more * launch, df_b + design.launches - 1, prior=prior, sizes=(b.size, design.launches), drift=drift
         )
-        if _hopeless(found, *last, design=design):
-            return replace(found, outcome="inconclusive", rule=HOPELESS)
-    return found
+        if _hopeless(decision, *last, design=design):
+            return replace(decision, outcome="inconclusive", rule=HOPELESS)
+    return decision
 
 
 HOPELESS: Final = "runs differ too much for more launches to tell: record the baseline in more runs, or on a quieter host"
 
 
-def _hopeless(found: Decision, se: float, df: float, *, design: Design) -> bool:
+def _hopeless(decision: Decision, se: float, df: float, *, design: Design) -> bool:
     """Return whether not even the whole budget of launches could decide, with `se` and `df` as they will be then.
 
     The estimate may still move, by as much as the launches that it lacks would make it more certain.
     """
-    moves = 2 * math.sqrt(max((found.se or 0.0) ** 2 - se**2, 0.0))
-    passes = found.estimate - moves + t_critical(design.beta_at(design.launches), df) * se < design.margin
-    highest = found.estimate + moves
+    moves = 2 * math.sqrt(max((decision.se or 0.0) ** 2 - se**2, 0.0))
+    passes = decision.estimate - moves + t_critical(design.beta_at(design.launches), df) * se < design.margin
+    highest = decision.estimate + moves
     fails = highest - t_critical(design.alpha_at(design.launches), df) * se > 0 and highest >= design.margin / 2
     return not passes and not fails
 
 
 def within_jobs(levels: NDArray[np.float64], jobs: Sequence[str] | None) -> tuple[float, int]:
     """Return sum of squares and degrees of freedom of launch levels around their job's mean; None takes all as one job."""
-    groups = [levels] if jobs is None else [levels[[one == job for one in jobs]] for job in dict.fromkeys(jobs)]
+    groups = [levels] if jobs is None else [levels[[each == job for each in jobs]] for job in dict.fromkeys(jobs)]
     return sum(float(((x - x.mean()) ** 2).sum()) for x in groups), levels.size - len(groups)
 
 
