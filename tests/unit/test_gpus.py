@@ -78,10 +78,10 @@ class Script:
 def busy(used: float = 0, processes: dict[int, float | None] | None = None, **more: Any) -> Reading:
     """A reading of a GPU under full load, GiB in, bytes out."""
     users = None if processes is None else {pid: None if n is None else int(n * GIB) for pid, n in processes.items()}
-    return Reading(0.0, int(used * GIB), users, **{"utilization": 1.0, "sm_clock_mhz": 1980.0, **more})
+    return Reading(int(used * GIB), users, **{"utilization": 1.0, "sm_clock_mhz": 1980.0, **more})
 
 
-IDLE = Reading(0.0, GIB // 2, {}, 80.0, 345.0, 3201.0, 0.0, 32.0)
+IDLE = Reading(GIB // 2, {}, 345.0, 0.0, 32.0)
 
 
 @pytest.fixture(autouse=True)
@@ -215,8 +215,8 @@ def test_where_only_process_ids_are_told_memory_is_what_the_device_uses_since_be
 
 
 def test_memory_that_is_not_told_is_none():
-    script, watch = watching(Reading(0.0))
-    found = played(script, watch, [Reading(0.0)])
+    script, watch = watching(Reading())
+    found = played(script, watch, [Reading()])
     assert (found.peak_bytes, found.end_bytes, found.trouble) == ((None,), (None,), ())
 
 
@@ -403,7 +403,7 @@ def test_events_before_the_engine_are_not_its_own():
 
 def test_a_gpu_that_stops_to_tell_its_memory_is_trouble():
     script, watch = watching(IDLE)
-    found = played(script, watch, [busy(17, {ENGINE: 16})], [Reading(0.0)])
+    found = played(script, watch, [busy(17, {ENGINE: 16})], [Reading()])
     assert found.trouble == ("GPU 0 no longer tells how much of its memory is in use",)
 
 
@@ -518,12 +518,12 @@ def test_some_memory_more_than_before_is_the_drivers():
 
 def test_a_gpu_that_no_longer_tells_its_memory_has_not_given_it_back():
     script, watch = watching(IDLE)
-    script.readings = [[Reading(0.0)]]
+    script.readings = [[Reading()]]
     assert watch.held(0.0) == {"GPU-0": "GPU 0 no longer tells how much of its memory is in use"}
 
 
 def test_a_gpu_that_never_told_its_memory_holds_none():
-    _, watch = watching(Reading(0.0))
+    _, watch = watching(Reading())
     assert watch.held(0.0) == {}
 
 

@@ -93,14 +93,8 @@ _ARCHITECTURES = {
 }
 
 
-def parameters(config: dict[str, Any]) -> int | None:
-    """Return how many parameters a decoder model has by its config.json, exactly; None where its architecture is not known."""
-    counted = _parameters(config)
-    return None if counted is None else sum(counted)
-
-
 def _parameters(config: dict[str, Any]) -> tuple[int, int] | None:
-    """Return the parameters in the layers' matrices, which quantization shrinks, and all others."""
+    """Return the parameters in the layers' matrices, which quantization shrinks, and all others; None for other architectures."""
     names = config.get("architectures")
     kind = _ARCHITECTURES.get(names[0]) if isinstance(names, list) and len(names) == 1 and isinstance(names[0], str) else None
     sizes = _sizes(config, "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
