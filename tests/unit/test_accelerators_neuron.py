@@ -223,7 +223,7 @@ def test_a_monitor_that_is_not_there_is_an_error() -> None:
 
 
 def test_a_monitor_that_tells_nothing_any_more_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_llmperf.measure.gpus.neuron._STALE_S", 0.0)
+    monkeypatch.setattr("pytest_llmperf.measure.gpus.neuron.STALE_S", 0.0)
     with neuron(monitor_of(with_errors(0))) as found, pytest.raises(NeuronToolsError, match="tells nothing"):
         found.read(found.devices(), processes=False)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.measure.client.response import RequestRecord
     from pytest_llmperf.measure.gpus.memory import RankMemory
-    from pytest_llmperf.measure.gpus.watch import GpuRound
+    from pytest_llmperf.measure.gpus.summary import GpuRound
     from pytest_llmperf.measure.telemetry import Capacity, Telemetry
 
 
@@ -190,7 +190,7 @@ def energy_per_token(sample: RoundSample) -> float | None:
 
 
 def of_gpus(name: str) -> Callable[[RoundSample], float | None]:
-    """Return a formula: a field of `gpus.GpuRound`."""
+    """Return a formula: a field of `GpuRound`."""
     return lambda sample: getattr(sample.gpus, name) if sample.gpus else None
 
 

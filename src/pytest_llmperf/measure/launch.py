@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.measure import audit, formulas, metrics, telemetry
 from pytest_llmperf.measure.client.prompts import WARM_UP, prompts
 from pytest_llmperf.measure.gpus.memory import rank_memory
+from pytest_llmperf.measure.gpus.sampling import RoundWatch
 from pytest_llmperf.measure.host.model import model_config
 from pytest_llmperf.measure.host.preflight import link_warning, power_warning
 from pytest_llmperf.measure.measurement import Launch, Round
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.client.prompts import Prompt
     from pytest_llmperf.measure.client.response import RequestRecord
     from pytest_llmperf.measure.engines.engine import Engine
-    from pytest_llmperf.measure.gpus.watch import GpuRound
+    from pytest_llmperf.measure.gpus.summary import GpuRound
     from pytest_llmperf.plan.workload import Workload
 
 _STEADY = 0.02
@@ -79,7 +80,7 @@ def measure_launch(
         played = play.round()
         if played.trouble and len(disturbed) < _MOST_DISTURBED and not played.problems:
             progress(f"round dropped: {played.trouble[0]}")
-            if play.calm():
+            if play.wait_until_undisturbed():
                 disturbed.append(played.trouble[0])
                 continue
         rounds.append(played)
@@ -174,7 +175,7 @@ class _Player:
         """Play the next round."""
         workload, drawn = self.workload, self._prompts(self.number)
         recorder, watch = telemetry.Recorder(self.engine), self.engine.watch
-        watched = watch.round() if watch else None
+        watched = RoundWatch(watch) if watch else None
         with recorder, watched or contextlib.nullcontext():
             log = self.send(drawn)
         gpu_round = watched.result() if watched else None
@@ -195,9 +196,9 @@ class _Player:
         self.late = self.late or audit.lateness(log)
         return _Played(Round(found), tuple(sample.complete), of_complete, problems, gpu_round)
 
-    def calm(self) -> bool:
+    def wait_until_undisturbed(self) -> bool:
         """Let the GPUs cool down and others leave them; return whether a minute did it."""
-        return self.engine.watch is None or self.engine.watch.calm(_CALM_S)
+        return self.engine.watch is None or self.engine.watch.wait_until_undisturbed(_CALM_S)
 
     def _prompts(self, number: int) -> list[Prompt]:
         return prompts(self.workload, number, vocabulary=self.vocabulary, nonce=self.settings.nonce)

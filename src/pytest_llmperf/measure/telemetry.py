@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _LOG_CAPACITY = re.compile(r"KV cache size: ([\d,]+) tokens")
 _LOG_CONCURRENCY = re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.,]+)x")
-_SAMPLE_INTERVAL_S = 0.5
+SAMPLE_INTERVAL_S = 0.5
 _COUNTERS = {
     "preemptions": "vllm:num_preemptions_total",
     "prompt_tokens": "vllm:prompt_tokens_total",
@@ -134,7 +134,7 @@ class Recorder:
             self._sampler.join()
 
     def _sample(self) -> None:
-        while not self._ended.wait(_SAMPLE_INTERVAL_S):
+        while not self._ended.wait(SAMPLE_INTERVAL_S):
             series = parse_metrics(self._read() or "", _USE, _RUNNING)
             use = [value for name, _, value in series if name == _USE]
             self._peaks += [max(use)] if use else []

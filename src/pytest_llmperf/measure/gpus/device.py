@@ -69,7 +69,9 @@ THERMAL = "thermal slow-down"
 HARDWARE = "hardware slow-down"
 POWER_BRAKE = "power brake"
 SET_LOWER = "clocks set lower"
-"""Normal too: somebody has chosen them, or the driver's own choice is reached. The others mean that something is wrong."""
+"""Normal too: somebody has chosen them, or the driver's own choice is reached."""
+DISTURBED = (THERMAL, HARDWARE, POWER_BRAKE)
+"""These mean that something is wrong."""
 
 
 class Accelerators(Protocol):

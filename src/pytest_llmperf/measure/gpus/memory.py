@@ -1,4 +1,4 @@
-"""The GPU memory of an engine's ranks, as values: `measured.gpu_memory`. Where the bytes come from is in `gpus.py`."""
+"""The GPU memory of an engine's ranks, as values: `measured.gpu_memory`. Where the bytes come from is in `summary.py`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pytest_llmperf.measure.gpus.device import GIB
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_llmperf.measure.gpus.watch import GpuRound, GpuWatch
+    from pytest_llmperf.measure.gpus.summary import GpuRound
+    from pytest_llmperf.measure.gpus.watch import GpuWatch
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 _TIMEOUT_S = 30.0
-_STALE_S = 10.0
+STALE_S = 10.0
 _GRACE_S = 5.0
 _TOOLS = "/opt/aws/neuron/bin"
 _CONFIG = {
@@ -134,7 +134,7 @@ class Monitor:
                 self._start()
             self._changed.wait_for(lambda: self._last or self._ended, _TIMEOUT_S)
             last, ended = self._last, self._ended
-        if ended or last is None or time.perf_counter() - last[0] > _STALE_S:
+        if ended or last is None or time.perf_counter() - last[0] > STALE_S:
             words = self._log.read_text().strip()[-300:] if self._log and self._log.exists() else ""
             state = "has ended" if ended else "tells nothing (any more)"
             raise NeuronToolsError(f"`{self._command[0]}` {state}; its last words: {words or 'none'}")

@@ -90,7 +90,7 @@ class Tenancy:
             yield watch
         finally:
             try:
-                left = watch.held(_RELEASE_S)
+                left = watch.wait_until_released(_RELEASE_S)
             except AcceleratorError as error:
                 left = {gpu.uuid: f"GPU {gpu.index} may still be in use: {error}" for gpu in watch.gpus}
             for gpu, before in zip(watch.gpus, watch.before, strict=True):
