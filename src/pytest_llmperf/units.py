@@ -25,3 +25,8 @@ def quantity(value: float | None, unit: str) -> str:
 def percent(share: float, *, up: bool = False) -> str:
     """Return a fraction in percent with the digits that matter, e.g. `5 %`, `7.4 %`; whole and rounded up if `up`."""
     return f"{math.ceil(100 * share - 1e-9)} %" if up else f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+
+
+def gib(size: float, digits: int = 1) -> str:
+    """Return bytes in GiB, e.g. `79.6 GiB`."""
+    return f"{size / GIB:.{digits}f} GiB"

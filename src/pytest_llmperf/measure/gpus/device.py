@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-GIB = 1 << 30
-
 
 class AcceleratorError(ValueError):
     """The driver of the accelerators, or its tool, does not answer, or not as it is documented. The message says which."""

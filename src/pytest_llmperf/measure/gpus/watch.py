@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from pytest_llmperf.measure.gpus.device import DISTURBED, GIB, AcceleratorError, Gpu, Reading, Totals
+from pytest_llmperf.measure.gpus.device import DISTURBED, AcceleratorError, Gpu, Reading, Totals
 from pytest_llmperf.measure.gpus.summary import engine_bytes
+from pytest_llmperf.units import gib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -124,9 +125,7 @@ class GpuWatch:
                 if now.used_bytes is None and old.used_bytes is not None:
                     left[gpu.uuid] = f"GPU {gpu.index} no longer tells how much of its memory is in use"
                 elif more > BACK_TO_IDLE_BYTES:
-                    left[gpu.uuid] = (
-                        f"GPU {gpu.index} still has {more / GIB:.1f} GiB more in use than before its engine{_who(now)}"
-                    )
+                    left[gpu.uuid] = f"GPU {gpu.index} still has {gib(more)} more in use than before its engine{_who(now)}"
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(POLL_S)  # a poll with a deadline: the driver frees memory some seconds after a process has ended
@@ -139,7 +138,7 @@ def _who(reading: Reading) -> str:
 
 def in_words(pid: int, used: int | None, name: str | None = None) -> str:
     """Return a user of a GPU in words, e.g. `pid 4711 (python3), 2.0 GiB`; its name is looked up where it isn't given."""
-    return f"pid {pid} ({name or _name(pid)})" + (f", {used / GIB:.1f} GiB" if used else "")
+    return f"pid {pid} ({name or _name(pid)})" + (f", {gib(used)}" if used else "")
 
 
 def _name(pid: int) -> str:
