@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.measure.gpus.device import Gpu
 from pytest_llmperf.measure.host.machine import Host
-from pytest_llmperf.measure.host.model import bundled_model, model_config
+from pytest_llmperf.measure.host.model import bundled_model, model_config, weight_bytes
 from pytest_llmperf.measure.host.preflight import (
     device_shortage,
     link_warning,
@@ -21,7 +21,6 @@ from pytest_llmperf.measure.host.preflight import (
     shortage,
     smallest_tp,
 )
-from pytest_llmperf.measure.host.weights import weight_bytes
 from pytest_llmperf.plan.engine import EngineSpec, parse_engine_args
 from pytest_llmperf.plan.needs import Needs
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.measure.host.model import bundled_model, model_config
-from pytest_llmperf.measure.host.weights import has_experts, text_config, weight_bytes, whole
+from pytest_llmperf.measure.host.model import bundled_model, has_experts, model_config, text_config, weight_bytes, whole
 from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.plan.needs import NO_NEEDS
 from pytest_llmperf.units import gib
