@@ -17,7 +17,7 @@ def quantity(value: float | None, unit: str) -> str:
     if unit == "index":
         return f"{value:.3f}"
     if unit == "bytes":
-        return f"{value / GIB:.2f} GiB"
+        return gib(value, 2)
     if unit == "share":
         return f"{value:.1%}"
     return f"{value:,.0f} {unit}" if abs(value) >= 100 or value == int(value) else f"{value:.3g} {unit}"
@@ -50,3 +50,8 @@ def parse_size(value: object) -> int | None:
     if written is None or written[2] not in _SIZES or isinstance(value, bool):
         return None
     return round(float(written[1]) * _SIZES[written[2]]) or None
+
+
+def gib(size: float, digits: int = 1) -> str:
+    """Return bytes in GiB, e.g. `79.6 GiB`."""
+    return f"{size / GIB:.{digits}f} GiB"

@@ -340,7 +340,7 @@ import time
 from pathlib import Path
 
 from pytest_llmperf.measure import launch
-from pytest_llmperf.measure.gpus.watch import RoundWatch
+from pytest_llmperf.measure.gpus.sampling import RoundWatch
 
 launch._CALM_S = 0.0  # a stranger would be INVALID at once
 HERE, ME = Path(__file__).parent, os.environ.get("PYTEST_XDIST_WORKER")

@@ -48,21 +48,15 @@ FIRST = Gpu(
 )
 SECOND = replace(FIRST, index=1, uuid="b6ff74a0-0000-1000-80ae-7c8cefe1f084", peers=(0,))
 BUSY = Reading(
-    at_s=1.0,
     used_bytes=121344 * 2**20,
-    power_w=742.0,
     sm_clock_mhz=2100.0,
-    memory_clock_mhz=1300.0,
     utilization=0.97,
     temperature_c=71.0,
     limits=(POWER_CAP, THERMAL),
 )
 IDLE = Reading(
-    at_s=1.0,
     used_bytes=284 * 2**20,
-    power_w=137.0,
     sm_clock_mhz=132.0,
-    memory_clock_mhz=900.0,
     utilization=0.0,
     temperature_c=38.0,
 )
@@ -97,7 +91,7 @@ class Host:
 
 
 def read(amd: Amd, *, processes: bool) -> list[Reading]:
-    return [replace(reading, at_s=1.0) for reading in amd.read(amd.devices(), processes=processes)]
+    return amd.read(amd.devices(), processes=processes)
 
 
 # --- what is read --------------------------------------------------------------------------------------------------
@@ -131,10 +125,9 @@ def test_numbers_may_come_without_units() -> None:
         row["vram"]["size"] = 196592
         row["limit"]["socket_power"] = 750
     assert tuple(parse_devices(text("list"), json.dumps(static), json.dumps(metric), text("topology"))) == (FIRST, SECOND)
-    metric[0]["power"]["socket_power"] = 742
     metric[0]["mem_usage"]["used_vram"] = 121344
     metric[0]["usage"]["gfx_activity"] = 97
-    assert parse_metric(json.dumps(metric), 1.0)[0][0] == BUSY
+    assert parse_metric(json.dumps(metric))[0][0] == BUSY
 
 
 def test_indices_are_hips_where_hip_counts_otherwise_than_amd_smi() -> None:
@@ -186,7 +179,7 @@ def test_readings_of_a_busy_and_an_idle_gpu() -> None:
 
 def test_a_reading_is_of_the_gpus_asked_for_in_their_order() -> None:
     found = Host().open().read([SECOND, FIRST], processes=False)
-    assert [reading.power_w for reading in found] == [137.0, 742.0]
+    assert [reading.sm_clock_mhz for reading in found] == [132.0, 2100.0]
 
 
 def test_a_process_that_cannot_be_looked_into_has_an_id_only() -> None:
@@ -204,22 +197,16 @@ def test_totals_are_energy_and_uncorrected_errors() -> None:
 
 
 def test_a_radeon_does_not_tell_its_highest_clock_its_energy_and_its_limits() -> None:
-    found = parse_metric(text("metric_radeon"), 1.0)
+    found = parse_metric(text("metric_radeon"))
     first = Reading(
-        at_s=1.0,
         used_bytes=20450 * 2**20,
-        power_w=214.0,
         sm_clock_mhz=2774.0,
-        memory_clock_mhz=1258.0,
         utilization=0.91,
         temperature_c=63.0,
     )
     second = Reading(
-        at_s=1.0,
         used_bytes=57 * 2**20,
-        power_w=23.4,
         sm_clock_mhz=15.0,
-        memory_clock_mhz=96.0,
         utilization=0.01,
         temperature_c=32.0,
     )
@@ -230,11 +217,11 @@ def test_a_radeon_does_not_tell_its_highest_clock_its_energy_and_its_limits() ->
 
 def test_a_warning_in_front_of_the_document_is_passed_over() -> None:
     warned = "WARNING: User is missing the following required groups: render, video. Please add user.\n" + text("metric")
-    assert parse_metric(warned, 1.0) == parse_metric(text("metric"), 1.0)
+    assert parse_metric(warned) == parse_metric(text("metric"))
 
 
 def test_a_single_gpu_may_come_without_a_list() -> None:
-    assert parse_metric(json.dumps(load("metric")[0]), 1.0)[0][0] == BUSY
+    assert parse_metric(json.dumps(load("metric")[0]))[0][0] == BUSY
 
 
 # --- what is wrong -------------------------------------------------------------------------------------------------
@@ -242,14 +229,14 @@ def test_a_single_gpu_may_come_without_a_list() -> None:
     "printed", ["", "No devices found", "[", "3", '"N/A"', '{"cpu_data": []}', "[3]", "[[]]", '[{"gpu": "0"}]']
 )
 def test_a_document_that_is_not_a_list_of_gpus_is_an_error(printed: str) -> None:
-    for parse in (lambda it: parse_metric(it, 1.0), parse_processes, lambda it: parse_devices(it, "[]", "[]", None)):
+    for parse in (parse_metric, parse_processes, lambda it: parse_devices(it, "[]", "[]", None)):
         with pytest.raises(AmdSmiError, match="should print"):
             parse(printed)
 
 
 def test_the_error_says_what_was_found() -> None:
     with pytest.raises(AmdSmiError) as caught:
-        parse_metric("AMDSMI not initialized", 1.0)
+        parse_metric("AMDSMI not initialized")
     assert str(caught.value) == "`amd-smi` should print JSON; found 'AMDSMI not initialized'."
 
 
@@ -262,7 +249,7 @@ def test_a_unit_that_is_not_documented_is_an_error() -> None:
     metric = load("metric")
     metric[0]["energy"]["total_energy_consumption"]["unit"] = "kJ"
     with pytest.raises(AmdSmiError, match=r"tells `energy.total_energy_consumption` in 'kJ'"):
-        parse_metric(json.dumps(metric), 1.0)
+        parse_metric(json.dumps(metric))
 
 
 def test_a_process_without_an_id_is_an_error() -> None:
@@ -340,9 +327,9 @@ def assert_no_new_zero(told: object, before: object) -> None:
 @given(with_gaps("metric"))
 @settings(max_examples=150, deadline=None)
 def test_what_a_metric_does_not_tell_is_never_0(document: str) -> None:
-    before = parse_metric(text("metric"), 1.0)
+    before = parse_metric(text("metric"))
     try:
-        found = parse_metric(document, 1.0)
+        found = parse_metric(document)
     except AmdSmiError:
         return
     for number, (reading, totals) in found.items():
@@ -383,6 +370,6 @@ def test_what_a_device_does_not_tell_is_never_0(listed: str, static: str, metric
 @settings(max_examples=100, deadline=None)
 def test_no_document_raises_anything_but_the_documented_error(document: object) -> None:
     printed = json.dumps(document)
-    for parse in (lambda it: parse_metric(it, 1.0), parse_processes, lambda it: parse_devices(it, it, it, it), parse_versions):
+    for parse in (parse_metric, parse_processes, lambda it: parse_devices(it, it, it, it), parse_versions):
         with contextlib.suppress(AmdSmiError):
             parse(printed)

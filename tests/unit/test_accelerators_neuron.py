@@ -121,25 +121,25 @@ def test_without_a_driver_there_is_no_version() -> None:
 
 # --- what they do --------------------------------------------------------------------------------------------------
 def test_an_application_uses_the_cores_that_it_has_memory_on() -> None:
-    found = [parse_reading(text("monitor"), index, 1.0, processes=True) for index in range(4)]
+    found = [parse_reading(text("monitor"), index, processes=True) for index in range(4)]
     assert found == [
-        Reading(at_s=1.0, used_bytes=USED, processes={20843: USED}, utilization=2.926414908153532 / 100),
-        Reading(at_s=1.0, used_bytes=USED, processes={21050: USED}, utilization=3.0803098003189486 / 100),
-        Reading(at_s=1.0, used_bytes=0, processes={}, utilization=0.0),
-        Reading(at_s=1.0, used_bytes=0, processes={}, utilization=0.0),
+        Reading(used_bytes=USED, processes={20843: USED}, utilization=2.926414908153532 / 100),
+        Reading(used_bytes=USED, processes={21050: USED}, utilization=3.0803098003189486 / 100),
+        Reading(used_bytes=0, processes={}, utilization=0.0),
+        Reading(used_bytes=0, processes={}, utilization=0.0),
     ]
 
 
 def test_processes_are_told_only_where_they_are_asked_for() -> None:
-    assert parse_reading(text("monitor"), 0, 1.0, processes=False).processes is None
+    assert parse_reading(text("monitor"), 0, processes=False).processes is None
 
 
 def test_a_core_that_no_application_lists_is_not_told() -> None:
     used = 193986816 + 176285056 + 20971520
-    found = [parse_reading(text("monitor_trn2"), index, 1.0, processes=True) for index in (1, 2)]
+    found = [parse_reading(text("monitor_trn2"), index, processes=True) for index in (1, 2)]
     assert found == [
-        Reading(at_s=1.0, used_bytes=used, processes={4711: used}, utilization=0.4202),
-        Reading(at_s=1.0, processes={}),
+        Reading(used_bytes=used, processes={4711: used}, utilization=0.4202),
+        Reading(processes={}),
     ]
 
 
@@ -152,33 +152,31 @@ def test_an_application_that_lists_only_its_cores_says_nothing_of_others() -> No
         counters = report["neuroncore_counters"]
         counters["neuroncores_in_use"] = {own: counters["neuroncores_in_use"][own]}
     for index in (0, 1):
-        assert parse_reading(json.dumps(document), index, 1.0, processes=True) == parse_reading(
-            text("monitor"), index, 1.0, processes=True
-        )
+        assert parse_reading(json.dumps(document), index, processes=True) == parse_reading(text("monitor"), index, processes=True)
 
 
 def test_no_application_at_all_is_nothing_in_use() -> None:
     document = json.dumps({"neuron_runtime_data": [], "system_data": {}})
-    assert parse_reading(document, 0, 1.0, processes=True) == Reading(at_s=1.0, used_bytes=0, processes={}, utilization=0.0)
+    assert parse_reading(document, 0, processes=True) == Reading(used_bytes=0, processes={}, utilization=0.0)
 
 
 @pytest.mark.parametrize("group", ["memory_used", "neuroncore_counters"])
 def test_an_error_of_a_group_means_that_it_is_not_told(group: str) -> None:
     document = load("monitor")
     document["neuron_runtime_data"][0]["report"][group]["error"] = "device is busy"
-    found = parse_reading(json.dumps(document), 0, 1.0, processes=True)
-    told = parse_reading(text("monitor"), 0, 1.0, processes=True)
+    found = parse_reading(json.dumps(document), 0, processes=True)
+    told = parse_reading(text("monitor"), 0, processes=True)
     if group == "memory_used":
-        assert found == Reading(at_s=1.0, processes={20843: None}, utilization=told.utilization)
+        assert found == Reading(processes={20843: None}, utilization=told.utilization)
     else:
-        assert found == Reading(at_s=1.0, used_bytes=told.used_bytes, processes=told.processes)
+        assert found == Reading(used_bytes=told.used_bytes, processes=told.processes)
 
 
 def test_an_error_of_an_application_leaves_every_core_untold() -> None:
     document = load("monitor")
     document["neuron_runtime_data"][1]["error"] = "timeout"
-    found = [parse_reading(json.dumps(document), index, 1.0, processes=True) for index in (0, 3)]
-    assert found == [Reading(at_s=1.0, processes={20843: USED, 21050: None}), Reading(at_s=1.0, processes={21050: None})]
+    found = [parse_reading(json.dumps(document), index, processes=True) for index in (0, 3)]
+    assert found == [Reading(processes={20843: USED, 21050: None}), Reading(processes={21050: None})]
 
 
 def test_errors_are_those_of_memory_and_of_the_cores_sram() -> None:
@@ -191,10 +189,8 @@ def test_one_monitor_is_started_at_the_first_reading_and_ended_by_close() -> Non
     prints = "print(json.dumps({'system_data': {}, 'neuron_runtime_data': [{'pid': os.getpid()}]}))"
     with neuron([sys.executable, "-c", PRINTS.format(prints)]) as found:
         gpus = found.devices()[:1]
-        before = time.perf_counter()
         first, second = (found.read(gpus, processes=True)[0] for _ in range(2))
         assert first == second
-        assert before < first.at_s < time.perf_counter()
         (pid,) = first.processes or {}
         os.kill(pid, 0)
     with pytest.raises(ProcessLookupError):
@@ -227,7 +223,7 @@ def test_a_monitor_that_is_not_there_is_an_error() -> None:
 
 
 def test_a_monitor_that_tells_nothing_any_more_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pytest_llmperf.measure.gpus.neuron._STALE_S", 0.0)
+    monkeypatch.setattr("pytest_llmperf.measure.gpus.neuron.STALE_S", 0.0)
     with neuron(monitor_of(with_errors(0))) as found, pytest.raises(NeuronToolsError, match="tells nothing"):
         found.read(found.devices(), processes=False)
 
@@ -258,7 +254,7 @@ def test_a_device_without_number_cores_memory_or_address_is_an_error(field: str)
 @pytest.mark.parametrize("printed", ["", "[]", "{}", "3", '{"neuron_runtime_data": 3}', '{"neuron_runtime_data": [3]}'])
 def test_a_report_that_is_not_as_documented_is_an_error(printed: str) -> None:
     with pytest.raises(NeuronToolsError, match=r"`neuron-monitor` should .*; found"):
-        parse_reading(printed, 0, 1.0, processes=True)
+        parse_reading(printed, 0, processes=True)
 
 
 def test_a_command_that_fails_is_an_error_with_its_last_words() -> None:
@@ -322,9 +318,9 @@ def with_a_gap(draw: st.DrawFn, name: str) -> str:
 def test_what_a_report_does_not_tell_is_never_0(drawn: tuple[str, str]) -> None:
     name, document = drawn
     for index in range(4):
-        before = parse_reading(text(name), index, 1.0, processes=True)
+        before = parse_reading(text(name), index, processes=True)
         try:
-            found = parse_reading(document, index, 1.0, processes=True)
+            found = parse_reading(document, index, processes=True)
         except NeuronToolsError:
             continue
         if json.loads(document).get("neuron_runtime_data") == []:
@@ -358,6 +354,6 @@ def test_what_a_device_does_not_tell_is_never_0(document: str) -> None:
 @settings(max_examples=100, deadline=None)
 def test_no_document_raises_anything_but_the_documented_error(document: object) -> None:
     for printed in (json.dumps(document), json.dumps({"neuron_runtime_data": document, "system_data": document})):
-        for parse in (parse_devices, parse_errors, lambda it: parse_reading(it, 0, 1.0, processes=True)):
+        for parse in (parse_devices, parse_errors, lambda it: parse_reading(it, 0, processes=True)):
             with contextlib.suppress(NeuronToolsError):
                 parse(printed)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.measure.gpus import watch as module
 from pytest_llmperf.measure.gpus.device import AcceleratorError, Gpu, Reading, Totals
 from pytest_llmperf.measure.gpus.memory import GpuMemory, RankMemory, rank_memory
-from pytest_llmperf.measure.gpus.watch import GpuRound, GpuWatch, in_words
+from pytest_llmperf.measure.gpus.sampling import RoundWatch
+from pytest_llmperf.measure.gpus.summary import GpuRound, RoundReadings, summarize
+from pytest_llmperf.measure.gpus.watch import GpuWatch, in_words, process_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -78,31 +80,35 @@ class Script:
 def busy(used: float = 0, processes: dict[int, float | None] | None = None, **more: Any) -> Reading:
     """A reading of a GPU under full load, GiB in, bytes out."""
     users = None if processes is None else {pid: None if n is None else int(n * GIB) for pid, n in processes.items()}
-    return Reading(0.0, int(used * GIB), users, **{"utilization": 1.0, "sm_clock_mhz": 1980.0, **more})
+    return Reading(int(used * GIB), users, **{"utilization": 1.0, "sm_clock_mhz": 1980.0, **more})
 
 
-IDLE = Reading(0.0, GIB // 2, {}, 80.0, 345.0, 3201.0, 0.0, 32.0)
+IDLE = Reading(GIB // 2, {}, 345.0, 0.0, 32.0)
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples and polls follow each other without a pause; the scripts say how many matter."""
-    monkeypatch.setattr(module, "_INTERVAL_S", 0.0)
-    monkeypatch.setattr(module, "_POLL_S", 0.0)
+    monkeypatch.setattr("pytest_llmperf.measure.gpus.sampling.INTERVAL_S", 0.0)
+    monkeypatch.setattr("pytest_llmperf.measure.gpus.watch.POLL_S", 0.0)
 
 
-def watching(*before: Reading, tree: Sequence[int] = (ENGINE,)) -> tuple[Script, GpuWatch]:
-    """A watch of GPUs that were like this before the engine, whose processes are those of the tree."""
+def gpus(number: int) -> list[Gpu]:
+    return [Gpu(i, f"GPU-{i}", "H200", 140 * GIB, sm_clock_mhz=1980.0) for i in range(number)]
+
+
+def watching(*before: Reading, engine: int = ENGINE) -> tuple[Script, GpuWatch]:
+    """A watch of GPUs that were like this before the engine; ENGINE, which no process is, has no descendants."""
     script = Script(before)
-    watch = GpuWatch(script, [Gpu(i, f"GPU-{i}", "H200", 140 * GIB, sm_clock_mhz=1980.0) for i in range(len(before))])
-    watch._tree = set(tree)  # ids of processes that live could not be written into a script
+    watch = GpuWatch(script, gpus(len(before)), lambda pid: {pid} if pid == ENGINE else process_tree(pid))
+    watch.follow(engine)
     return script, watch
 
 
 def played(script: Script, watch: GpuWatch, *samples: Sequence[Reading] | AcceleratorError) -> GpuRound:
     """A round in which these were sampled: the last one is that of its end, and may be sampled more often."""
     script.readings, script.asked = list(samples), []
-    with (one := watch.round()):
+    with (one := RoundWatch(watch)):
         script.wait_for(len(samples) - 1)
     return one.result()
 
@@ -215,8 +221,8 @@ def test_where_only_process_ids_are_told_memory_is_what_the_device_uses_since_be
 
 
 def test_memory_that_is_not_told_is_none():
-    script, watch = watching(Reading(0.0))
-    found = played(script, watch, [Reading(0.0)])
+    script, watch = watching(Reading())
+    found = played(script, watch, [Reading()])
     assert (found.peak_bytes, found.end_bytes, found.trouble) == ((None,), (None,), ())
 
 
@@ -255,8 +261,7 @@ child.wait()
 
 def test_the_engines_processes_are_all_descendants_of_what_is_followed_also_when_they_have_ended(child):
     grandchild = int(child.stdout.readline())
-    _, watch = watching(IDLE, tree=())
-    watch.follow(child.pid)
+    _, watch = watching(IDLE, engine=child.pid)
     assert watch.tree() == {child.pid, grandchild}
     child.stdin.close()
     child.wait(10)
@@ -265,10 +270,9 @@ def test_the_engines_processes_are_all_descendants_of_what_is_followed_also_when
 
 def test_a_process_of_the_engine_that_lives_only_within_the_round_is_no_stranger(child):
     grandchild = int(child.stdout.readline())
-    script, watch = watching(IDLE, tree=())
-    watch.follow(child.pid)
+    script, watch = watching(IDLE, engine=child.pid)
     script.readings, script.asked = [[busy(17, {grandchild: 16})]], []
-    with (one := watch.round()):
+    with (one := RoundWatch(watch)):
         script.wait_for(2)
         child.stdin.close()
         child.wait(10)
@@ -305,7 +309,7 @@ def test_the_name_of_a_foreign_process_is_kept_when_it_ends_within_the_round(chi
     script, watch = watching(IDLE)
     script.readings, script.asked = [[busy(17, {ENGINE: 16, child.pid: 1})]], []
     name = in_words(child.pid, GIB)
-    with (one := watch.round()):
+    with (one := RoundWatch(watch)):
         script.wait_for(2)
         child.stdin.close()
         child.wait(10)
@@ -318,7 +322,7 @@ def test_a_limit_that_is_not_the_power_cap_is_trouble_with_its_share_and_the_hea
     script, watch = watching(IDLE)
     hot = [busy(17, {ENGINE: 16}, limits=(limit,), temperature_c=91.0)]
     script.readings, script.asked = [hot], []
-    with (one := watch.round()):
+    with (one := RoundWatch(watch)):
         script.wait_for(3)
     assert one.result().trouble == (f"GPU 0: {limit} in 100% of the samples, 91 degrees at most",)
 
@@ -403,7 +407,7 @@ def test_events_before_the_engine_are_not_its_own():
 
 def test_a_gpu_that_stops_to_tell_its_memory_is_trouble():
     script, watch = watching(IDLE)
-    found = played(script, watch, [busy(17, {ENGINE: 16})], [Reading(0.0)])
+    found = played(script, watch, [busy(17, {ENGINE: 16})], [Reading()])
     assert found.trouble == ("GPU 0 no longer tells how much of its memory is in use",)
 
 
@@ -415,31 +419,31 @@ def test_gpus_that_cannot_be_read_are_trouble_and_not_a_crash():
     assert replace(found, cpu_share=None) == GpuRound((None,), (None,), trouble=(why,))
     script.readings = [NOT_TOLD]
     watch.mark_started()
-    assert (watch.started, watch.calm(0.0)) == ((None,), False)
+    assert (watch.started, watch.wait_until_undisturbed(0.0)) == ((None,), False)
 
 
 # ---------------------------------------------------------------------------------------------------------- figures
 
 
-def test_energy_is_the_difference_of_the_counters_summed_over_the_gpus(monkeypatch):
-    script, watch = watching(IDLE, IDLE)
-    script.counters = [[Totals(100.0), Totals(200.0)], [Totals(700.0), Totals(1000.0)]]
-    times = iter([10.0, 12.0])
-    one = watch.round()
-    monkeypatch.setattr(one, "_mark", _marks_at(one, times))
-    script.readings = [[busy(17, {ENGINE: 16}), busy(17, {ENGINE: 16})]]
-    with one:
-        pass
-    found = one.result()
+def read(*samples: Sequence[Reading], first: Sequence[Totals], last: Sequence[Totals], duration_s: float = 1.0) -> RoundReadings:
+    """What was read in a round of as many GPUs as there are counters."""
+    count = len(first)
+    return RoundReadings(gpus(count), [IDLE] * count, samples, first, first, last, duration_s, {ENGINE})
+
+
+def test_energy_is_the_difference_of_the_counters_summed_over_the_gpus():
+    first, last = [Totals(100.0), Totals(200.0)], [Totals(700.0), Totals(1000.0)]
+    found = summarize(read([busy(17, {ENGINE: 16})] * 2, first=first, last=last, duration_s=2.0))
     assert (found.energy_j, found.power_w) == (1400.0, 700.0)
 
 
-def _marks_at(one: module.RoundWatch, times: Iterator[float]) -> Any:
-    def mark() -> None:
-        one._times_s.append(next(times))
-        one._totals.append(one._watch.totals())
-
-    return mark
+def test_energy_is_that_of_the_round_alone():
+    script, watch = watching(IDLE, IDLE)
+    script.counters = [[Totals(100.0), Totals(200.0)], [Totals(700.0), Totals(1000.0)]]
+    began_s = time.perf_counter()
+    found = played(script, watch, [busy(17, {ENGINE: 16})] * 2)
+    assert found.energy_j == 1400.0
+    assert found.power_w > 1400.0 / (time.perf_counter() - began_s)
 
 
 @pytest.mark.parametrize("counters", [[(100.0, None), (200.0, None)], [(100.0, 900.0), (200.0, 3.0)]], ids=["missing", "reset"])
@@ -451,15 +455,11 @@ def test_energy_that_is_not_told_of_every_gpu_is_none(counters):
 
 
 def test_utilization_is_a_mean_the_clock_a_median_of_busy_samples_and_heat_the_most():
-    script, watch = watching(IDLE)
-    script.readings, script.asked = [], []
-    one = watch.round()
-    one._times_s, one._totals = [0.0, 1.0], [[Totals()], [Totals()]]
-    one._samples = [
+    samples = [
         [busy(17, {ENGINE: 16}, utilization=share, sm_clock_mhz=clock, temperature_c=heat)]
         for share, clock, heat in ((0.0, 345.0, 40.0), (1.0, 1900.0, 51.0), (0.6, 1700.0, 50.0))
     ]
-    found = one.result()
+    found = summarize(read(*samples, first=[Totals()], last=[Totals()]))
     assert found.utilization == pytest.approx(1.6 / 3)
     assert (found.sm_clock_mhz, found.temperature_c) == (1800.0, 51.0)
 
@@ -474,7 +474,7 @@ def threads() -> list[str]:
 def test_nothing_is_sampled_outside_of_rounds():
     script, watch = watching(IDLE)
     assert script.asked == [True]
-    with watch.round():
+    with RoundWatch(watch):
         script.wait_for(3)
         assert threads() == ["llmperf-gpus"]
     assert threads() == []
@@ -482,7 +482,7 @@ def test_nothing_is_sampled_outside_of_rounds():
 
 def test_the_sampling_ends_also_when_the_round_fails():
     _, watch = watching(IDLE)
-    with pytest.raises(pytest.fail.Exception), watch.round():
+    with pytest.raises(pytest.fail.Exception), RoundWatch(watch):
         pytest.fail("of the client")
     assert threads() == []
 
@@ -498,13 +498,13 @@ def test_the_share_of_a_core_that_the_sampling_took_is_told():
 def test_memory_that_comes_back_is_waited_for():
     script, watch = watching(IDLE)
     script.readings = [[busy(17, {ENGINE: 16})], [busy(17, {})], [IDLE]]
-    assert watch.held(60.0) == {}
+    assert watch.wait_until_released(60.0) == {}
 
 
 def test_memory_that_does_not_come_back_is_named_by_gpu_with_who_has_it():
     script, watch = watching(IDLE, IDLE, IDLE)
     script.readings = [[IDLE, busy(16.5, {os.getpid(): 16}), busy(4.5, {})]]
-    assert watch.held(0.0) == {
+    assert watch.wait_until_released(0.0) == {
         "GPU-1": f"GPU 1 still has 16.0 GiB more in use than before its engine: {in_words(os.getpid(), 16 * GIB)}",
         "GPU-2": "GPU 2 still has 4.0 GiB more in use than before its engine, and the driver names no process that has it",
     }
@@ -513,29 +513,29 @@ def test_memory_that_does_not_come_back_is_named_by_gpu_with_who_has_it():
 def test_some_memory_more_than_before_is_the_drivers():
     script, watch = watching(IDLE)
     script.readings = [[busy(0.7, {})]]
-    assert watch.held(0.0) == {}
+    assert watch.wait_until_released(0.0) == {}
 
 
 def test_a_gpu_that_no_longer_tells_its_memory_has_not_given_it_back():
     script, watch = watching(IDLE)
-    script.readings = [[Reading(0.0)]]
-    assert watch.held(0.0) == {"GPU-0": "GPU 0 no longer tells how much of its memory is in use"}
+    script.readings = [[Reading()]]
+    assert watch.wait_until_released(0.0) == {"GPU-0": "GPU 0 no longer tells how much of its memory is in use"}
 
 
 def test_a_gpu_that_never_told_its_memory_holds_none():
-    _, watch = watching(Reading(0.0))
-    assert watch.held(0.0) == {}
+    _, watch = watching(Reading())
+    assert watch.wait_until_released(0.0) == {}
 
 
 @pytest.mark.parametrize("wrong", [busy(17, limits=("thermal slow-down",)), busy(17, {ENGINE: 16, STRANGER: 1})])
 def test_calm_is_waited_for(wrong):
     script, watch = watching(IDLE)
     script.readings = [[wrong], [wrong], [busy(17, {ENGINE: 16}, limits=("power cap",))]]
-    assert watch.calm(60.0)
+    assert watch.wait_until_undisturbed(60.0)
     assert len(script.readings) == 1
 
 
 def test_calm_that_does_not_come_is_not_waited_for_longer():
     script, watch = watching(IDLE)
     script.readings = [[busy(17, limits=("power brake",))]]
-    assert not watch.calm(0.0)
+    assert not watch.wait_until_undisturbed(0.0)

@@ -89,7 +89,7 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Locks:
     def no_wait(text: str) -> None:
         pytest.fail(f"waits: {text}")
 
-    monkeypatch.setattr(leases, "_POLL_S", 0.0)
+    monkeypatch.setattr(leases, "POLL_S", 0.0)
     return Locks(tmp_path, no_wait)
 
 

@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.formulas import LaunchSample, RoundSample
+from pytest_llmperf.measure.metric import MIN_EXCEEDANCES, Metric
 from pytest_llmperf.measure.metrics import (
     BY_NAME,
     GATING,
     METRICS,
-    MIN_EXCEEDANCES,
-    Metric,
     documentation,
     find,
     launch_metrics,

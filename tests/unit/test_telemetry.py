@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pytest_llmperf.measure import telemetry
@@ -64,13 +64,13 @@ def recorded(*texts: str | None) -> Telemetry:
 
 
 def test_every_vllm_series_is_found_and_no_other() -> None:
-    series = parse_metrics(REAL)
+    series = parse_metrics(REAL, "vllm:")
     assert len(series) == sum(line.startswith("vllm:") for line in REAL.splitlines())
     assert all(name.startswith("vllm:") for name, _, _ in series)
 
 
 def test_a_series_has_its_labels_and_its_value() -> None:
-    assert ("vllm:prompt_tokens_total", {"engine": "0", "model_name": "tiny"}, 12804.0) in parse_metrics(REAL)
+    assert ("vllm:prompt_tokens_total", {"engine": "0", "model_name": "tiny"}, 12804.0) in parse_metrics(REAL, "vllm:")
 
 
 @pytest.mark.parametrize(
@@ -80,23 +80,35 @@ def test_a_series_has_its_labels_and_its_value() -> None:
         ("vllm:x{} 5", ("vllm:x", {}, 5.0)),
         ('vllm:x{a="b"} 1.5e+06', ("vllm:x", {"a": "b"}, 1.5e6)),
         ('vllm:x{a="}",b="1,2"} 5', ("vllm:x", {"a": "}", "b": "1,2"}, 5.0)),
-        (r'vllm:x{a="say \"hi\"",b="c"} 5', ("vllm:x", {"a": r"say \"hi\"", "b": "c"}, 5.0)),
+        (r'vllm:x{a="say \"hi\"",b="c"} 5', ("vllm:x", {"a": 'say "hi"', "b": "c"}, 5.0)),
         ('vllm:x{le="+Inf"} +Inf', ("vllm:x", {"le": "+Inf"}, float("inf"))),
     ],
 )
 def test_a_line_is_read_as_prometheus_writes_it(line: str, expected: tuple[str, dict[str, str], float]) -> None:
-    assert parse_metrics(line) == [expected]
+    assert parse_metrics(line, "vllm:") == [expected]
+
+
+def test_only_the_series_that_are_asked_for_are_parsed() -> None:
+    names = [name for name, _, _ in parse_metrics(REAL, "vllm:prompt_tokens_total", "vllm:num_requests_running")]
+    assert names == ["vllm:num_requests_running", "vllm:prompt_tokens_total"]
+
+
+@pytest.mark.parametrize("line", ["", "# HELP vllm:x 5", "# TYPE vllm:x counter", "python_info 1"])
+def test_a_line_that_is_no_vllm_series_is_passed_over(line: str) -> None:
+    assert parse_metrics(line, "vllm:") == []
 
 
 @pytest.mark.parametrize(
-    "line", ["", "# HELP vllm:x 5", "# TYPE vllm:x counter", "python_info 1", "vllm:x", "vllm:x{", "vllm:x five", "vllm:x{} -"]
+    "line", ["vllm:x", "vllm:x{", "vllm:x five", "vllm:x{} -", 'vllm:x{a="b", ="c"} five', f"vllm:x {10**400}e", "vllm:x 5 later"]
 )
-def test_a_line_that_is_no_vllm_series_is_passed_over(line: str) -> None:
-    assert parse_metrics(line) == []
+def test_a_malformed_line_is_passed_over_and_the_others_are_read(line: str) -> None:
+    assert parse_metrics(f"vllm:a 1\n{line}\nvllm:b 2", "vllm:") == [("vllm:a", {}, 1.0), ("vllm:b", {}, 2.0)]
 
 
 @settings(deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40))
+@example('a="b", ="c"', "5")
+@example("", str(10**400))
 def test_no_text_makes_the_reading_fail(labels: str, rest: str) -> None:
     text = f"{rest}\nvllm:num_preemptions_total{{{labels}}} {rest}\nvllm:cache_config_info{{{labels}}} 1"
     read_counters(text)
@@ -149,22 +161,24 @@ def test_metrics_on_one_side_only_give_no_difference(texts: tuple[str | None, ..
     assert recorded(*texts).preemptions is None
 
 
+def samplers() -> int:
+    return sum(thread.name == "llmperf-telemetry" for thread in threading.enumerate())
+
+
 def test_the_sampler_ends_with_the_round() -> None:
-    recorder = Recorder(cast("Engine", Texts(REAL)))
-    with recorder:
-        assert recorder._sampler.is_alive()
-    assert not recorder._sampler.is_alive()
+    with Recorder(cast("Engine", Texts(REAL))):
+        assert samplers() == 1
+    assert samplers() == 0
 
 
 def test_the_sampler_ends_with_a_round_that_fails() -> None:
-    recorder = Recorder(cast("Engine", Texts(REAL)))
-    with pytest.raises(KeyError), recorder:
+    with pytest.raises(KeyError), Recorder(cast("Engine", Texts(REAL))):
         raise KeyError
-    assert not recorder._sampler.is_alive()
+    assert samplers() == 0
 
 
 def test_the_largest_use_of_the_kv_cache_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(telemetry, "_SAMPLE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(telemetry, "SAMPLE_INTERVAL_S", 0.0)
     use = [f'vllm:kv_cache_usage_perc{{engine="{engine}"}} {value}\n' for engine, value in ((0, 0.2), (1, 0.9), (0, 0.4))]
     texts = Texts(counted(preemptions=0), use[0] + use[1], use[2])
     recorder = Recorder(cast("Engine", texts))

@@ -11,7 +11,6 @@ import pytest
 
 from pytest_llmperf.measure.engines.engine import EngineError
 from pytest_llmperf.measure.gpus import leases, tenancy
-from pytest_llmperf.measure.gpus import watch as gpus
 from pytest_llmperf.measure.gpus.device import AcceleratorError
 from pytest_llmperf.measure.gpus.tenancy import Tenancy
 from pytest_llmperf.measure.gpus.watch import GpuWatch
@@ -22,6 +21,8 @@ from pytest_llmperf.testing import nvml
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from pytest_llmperf.measure.host.machine import Host
 
 GIB = 1 << 30
 
@@ -42,8 +43,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvml, "_reads", {})
     monkeypatch.setattr(nvml, "_told", set())
     monkeypatch.setattr(tenancy, "_RELEASE_S", 0.0)
-    monkeypatch.setattr(gpus, "_POLL_S", 0.0)
-    monkeypatch.setattr(leases, "_POLL_S", 0.0)
+    monkeypatch.setattr("pytest_llmperf.measure.gpus.watch.POLL_S", 0.0)
+    monkeypatch.setattr(leases, "POLL_S", 0.0)
 
 
 @pytest.fixture
@@ -51,8 +52,8 @@ def run() -> Iterator[Callable[..., Tenancy]]:
     """Return a function that makes the tenancy of one more run on the machine as it is now."""
     with ExitStack() as stack:
 
-        def begin(*, alone: bool = False, waiting: Callable[[str], None] = waits) -> Tenancy:
-            found = Tenancy(describe_host(simulated=True), alone=alone, patience_s=0.0, waiting=waiting)
+        def begin(host: Host | None = None, *, alone: bool = False, waiting: Callable[[str], None] = waits) -> Tenancy:
+            found = Tenancy(host or describe_host(simulated=True), alone=alone, patience_s=0.0, waiting=waiting)
             stack.callback(found.close)
             return found
 
@@ -215,7 +216,7 @@ def test_gpus_that_cannot_be_read_after_their_engine_are_in_quarantine(run, monk
         raise AcceleratorError("NVML: GPU 0 does not answer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(GpuWatch, "held", no_answer)
+        patch.setattr(GpuWatch, "wait_until_released", no_answer)
         with pytest.raises(EngineError) as error:
             turn(found)
     assert str(error.value) == (
@@ -300,6 +301,5 @@ def test_a_run_can_be_closed_twice(run):
 
 
 def test_a_run_keeps_to_the_gpus_that_it_may_use(run):
-    found = run()
-    found._host = replace(found._host, devices=found._host.devices[1:])
-    assert turn(found) == (1,)
+    host = describe_host(simulated=True)
+    assert turn(run(replace(host, devices=host.devices[1:]))) == (1,)

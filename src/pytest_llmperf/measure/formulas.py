@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.measure.client.response import RequestRecord
     from pytest_llmperf.measure.gpus.memory import RankMemory
-    from pytest_llmperf.measure.gpus.watch import GpuRound
+    from pytest_llmperf.measure.gpus.summary import GpuRound
     from pytest_llmperf.measure.telemetry import Capacity, Telemetry
 
 
@@ -65,8 +65,7 @@ class RoundSample:
 
     def of_class(self, name: str) -> RoundSample:
         """Return the sample of one class of requests."""
-        mine = tuple(record for record, found in zip(self.records, self.classes, strict=True) if found == name)
-        return replace(self, records=mine, classes=())
+        return replace(self, records=_of_class(self.records, self.classes, name), classes=())
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,14 @@ class LaunchSample:
     """The class of each of them; empty where there are none."""
     memory: tuple[RankMemory, ...] = ()
     """The GPU memory of each rank; empty on CPU."""
+
+    def of_class(self, name: str) -> LaunchSample:
+        """Return the sample of one class of requests."""
+        return replace(self, complete=_of_class(self.complete, self.classes, name), classes=())
+
+
+def _of_class(records: Sequence[RequestRecord], classes: Sequence[str], name: str) -> tuple[RequestRecord, ...]:
+    return tuple(record for record, group in zip(records, classes, strict=True) if group == name)
 
 
 def rate(amount: Callable[[RequestRecord], float]) -> Callable[[RoundSample], float | None]:
@@ -190,13 +197,13 @@ def energy_per_token(sample: RoundSample) -> float | None:
 
 
 def of_gpus(name: str) -> Callable[[RoundSample], float | None]:
-    """Return a formula: a field of `gpus.GpuRound`."""
+    """Return a formula: a field of `GpuRound`."""
     return lambda sample: getattr(sample.gpus, name) if sample.gpus else None
 
 
 def _peaks(sample: LaunchSample) -> list[int] | None:
     """Return the peak of every rank, None where one is not known."""
-    known = [one.peak_bytes for one in sample.memory if one.peak_bytes is not None]
+    known = [rank.peak_bytes for rank in sample.memory if rank.peak_bytes is not None]
     return known if known and len(known) == len(sample.memory) else None
 
 
@@ -214,7 +221,7 @@ def memory_balance(sample: LaunchSample) -> float | None:
 
 def memory_growth(sample: LaunchSample) -> float | None:
     """Return the bytes by which the rank that grew most has grown from the first round's end to the last's."""
-    grown = [one.grown_bytes for one in sample.memory if one.grown_bytes is not None]
+    grown = [rank.grown_bytes for rank in sample.memory if rank.grown_bytes is not None]
     return float(max(grown)) if grown else None
 
 

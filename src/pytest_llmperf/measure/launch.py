@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -17,20 +17,21 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.measure import audit, formulas, metrics, telemetry
 from pytest_llmperf.measure.client.prompts import WARM_UP, prompts
 from pytest_llmperf.measure.gpus.memory import rank_memory
+from pytest_llmperf.measure.gpus.sampling import RoundWatch
 from pytest_llmperf.measure.host.model import model_config
 from pytest_llmperf.measure.host.preflight import link_warning, power_warning
 from pytest_llmperf.measure.measurement import Launch, Round
 from pytest_llmperf.plan.kinds import kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from pytest_llmperf.measure.client.messages import RoundLog
     from pytest_llmperf.measure.client.processes import LoadClient
     from pytest_llmperf.measure.client.prompts import Prompt
     from pytest_llmperf.measure.client.response import RequestRecord
     from pytest_llmperf.measure.engines.engine import Engine
-    from pytest_llmperf.measure.gpus.watch import GpuRound
+    from pytest_llmperf.measure.gpus.summary import GpuRound
     from pytest_llmperf.plan.workload import Workload
 
 _STEADY = 0.02
@@ -47,7 +48,7 @@ class RoundSettings:
     """How rounds are played."""
 
     nonce: str
-    """Keeps the prompts of different cases apart; see `workload.prompts`."""
+    """Keeps the prompts of different cases apart; see `client.prompts`."""
     rounds: int = 5
     job: str = ""
     request_timeout_s: float = 600.0
@@ -68,57 +69,71 @@ def measure_launch(
     load process is.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    # What an endpoint serves is known by the name it answers to; its spec only has the name that the user gave it.
-    model = engine.spec.model if kind_of(engine.spec.kind).starts else engine.endpoint.model
-    vocabulary = model_config(model).get("vocab_size")
-    play = _Player(engine, client, workload, settings, vocabulary)
-    invalid = play.warm_up()
-    rounds: list[_Played] = []
-    dropped, disturbed = 0, list[str]()
-    while not invalid and len(rounds) < settings.rounds:
-        played = play.round()
-        if played.trouble and len(disturbed) < _MOST_DISTURBED and not played.problems:
-            progress(f"round dropped: {played.trouble[0]}")
-            if play.calm():
-                disturbed.append(played.trouble[0])
-                continue
-        rounds.append(played)
-        invalid = [*played.problems, *played.trouble]
-        progress(f"round {len(rounds)}/{settings.rounds}: {played.round.metrics['output_tokens_per_s'] or 0:,.0f} tok/s")
-        if len(rounds) == 2 and dropped < _MOST_DROPPED and not _agree(*(one.round for one in rounds)):
-            rounds.pop(0)
-            dropped += 1
-    if invalid:
+    player = _Player(engine, client, workload, settings)
+    rounds = _play_rounds(player, progress)
+    if rounds.invalid:
         engine.check()
     capacity = telemetry.read_capacity(engine.metrics_text(), engine.log_text())
-    complete = tuple(chain.from_iterable(one.complete for one in rounds))
-    classes = tuple(chain.from_iterable(one.classes for one in rounds))
-    memory = rank_memory(engine.watch, [one.gpu_round for one in rounds if one.gpu_round]) if engine.watch else ()
+    complete = tuple(chain.from_iterable(played.complete for played in rounds.kept))
+    classes = tuple(chain.from_iterable(played.classes for played in rounds.kept))
+    memory = rank_memory(engine.watch, [played.gpus for played in rounds.kept if played.gpus]) if engine.watch else ()
     return Launch(
         id=uuid.uuid4().hex[:12],
         started=started,
-        rounds=tuple(one.round for one in rounds),
+        rounds=tuple(played.round for played in rounds.kept),
         metrics=metrics.launch_metrics(formulas.LaunchSample(engine.startup_s, capacity, complete, classes, memory)),
-        dropped_rounds=dropped,
-        invalid=tuple(invalid),
-        warnings=tuple(_warnings(play, rounds, disturbed)),
+        dropped_rounds=rounds.dropped,
+        invalid=tuple(rounds.invalid),
+        warnings=tuple(_warnings(player, rounds)),
         versions=dict(engine.versions),
         job=settings.job,
         memory=memory,
-        played_s=play.played_s,
+        played_s=player.played_s,
     )
 
 
-def _warnings(play: _Player, rounds: Sequence[_Played], disturbed: Sequence[str]) -> Iterator[str]:
+@dataclass
+class _Rounds:
+    """The rounds of a launch."""
+
+    kept: list[_Played] = field(default_factory=list)
+    dropped: int = 0
+    """Rounds before the engine was steady."""
+    disturbed: list[str] = field(default_factory=list)
+    """Why rounds were measured again."""
+    invalid: list[str] = field(default_factory=list)
+
+
+def _play_rounds(player: _Player, progress: Callable[[str], None]) -> _Rounds:
+    """Warm up and play the rounds, up to the first that makes the launch invalid."""
+    wanted = player.settings.rounds
+    rounds = _Rounds(invalid=player.warm_up())
+    while not rounds.invalid and len(rounds.kept) < wanted:
+        played = player.round()
+        if played.trouble and len(rounds.disturbed) < _MOST_DISTURBED and not played.problems:
+            progress(f"round dropped: {played.trouble[0]}")
+            if player.wait_until_undisturbed():
+                rounds.disturbed.append(played.trouble[0])
+                continue
+        rounds.kept.append(played)
+        rounds.invalid = [*played.problems, *played.trouble]
+        progress(f"round {len(rounds.kept)}/{wanted}: {played.round.metrics['output_tokens_per_s'] or 0:,.0f} tok/s")
+        if len(rounds.kept) == 2 and rounds.dropped < _MOST_DROPPED and not _agree(*(played.round for played in rounds.kept)):
+            del rounds.kept[0]
+            rounds.dropped += 1
+    return rounds
+
+
+def _warnings(player: _Player, rounds: _Rounds) -> Iterator[str]:
     """Yield what a reader should know of how the rounds were measured."""
-    yield from audit.warnings(play.workload, [one.round.metrics for one in rounds])
-    if play.late:
-        yield play.late
-    if play.engine.watch:
-        gpus = play.engine.watch.gpus
-        yield from filter(None, (link_warning(play.engine.spec, gpus), power_warning(gpus)))
-    yield from dict.fromkeys(text for one in rounds if one.gpu_round for text in one.gpu_round.warnings)
-    yield from (f"a round was measured again: {reason}" for reason in disturbed)
+    yield from audit.warnings(player.workload, [played.round.metrics for played in rounds.kept])
+    if player.late:
+        yield player.late
+    if player.engine.watch:
+        gpus = player.engine.watch.gpus
+        yield from filter(None, (link_warning(player.engine.spec, gpus), power_warning(gpus)))
+    yield from dict.fromkeys(text for played in rounds.kept if played.gpus for text in played.gpus.warnings)
+    yield from (f"a round was measured again: {reason}" for reason in rounds.disturbed)
 
 
 def _agree(earlier: Round, later: Round) -> bool:
@@ -135,26 +150,26 @@ class _Played:
     classes: tuple[str, ...]
     """The class of each complete request; empty where there are none."""
     problems: list[str]
-    gpu_round: GpuRound | None = None
+    gpus: GpuRound | None = None
 
     @property
     def trouble(self) -> tuple[str, ...]:
         """Return what was wrong with the GPUs: unlike a problem it may pass."""
-        return self.gpu_round.trouble if self.gpu_round else ()
+        return self.gpus.trouble if self.gpus else ()
 
 
 class _Player:
     """Plays rounds one after the other, each with prompts of its own."""
 
-    def __init__(
-        self, engine: Engine, client: LoadClient, workload: Workload, settings: RoundSettings, vocabulary: int | None
-    ) -> None:
+    def __init__(self, engine: Engine, client: LoadClient, workload: Workload, settings: RoundSettings) -> None:
         self.engine = engine
         self.client = client
         self.workload = workload
         self.settings = settings
-        self.vocabulary = vocabulary
-        self.number = 0
+        # What an endpoint serves is known by the name it answers to; its spec only has the name that the user gave it.
+        model = engine.spec.model if kind_of(engine.spec.kind).starts else engine.endpoint.model
+        self._vocabulary = model_config(model).get("vocab_size")
+        self._number = 0
         self.late: str | None = None
         """That requests were sent late in some round, and how much."""
         self.played_s = 0.0
@@ -164,21 +179,21 @@ class _Player:
 
         Where the load process was busy, one more is started now: not between two rounds, which would then not be alike.
         """
-        log = self.send(self._prompts(WARM_UP))
+        log = self._send(self._prompts(WARM_UP))
         while audit.is_busy(log) and self.client.processes < audit.MOST_PROCESSES:
             self.client.grow()
-            log = self.send(self._prompts(WARM_UP - self.client.processes))
+            log = self._send(self._prompts(WARM_UP - self.client.processes))
         return audit.failures(log.records)
 
     def round(self) -> _Played:
         """Play the next round."""
-        workload, drawn = self.workload, self._prompts(self.number)
+        workload, drawn = self.workload, self._prompts(self._number)
         recorder, watch = telemetry.Recorder(self.engine), self.engine.watch
-        watched = watch.round() if watch else None
-        with recorder, watched or contextlib.nullcontext():
-            log = self.send(drawn)
-        gpu_round = watched.result() if watched else None
-        self.number += 1
+        gpu_watch = RoundWatch(watch) if watch else None
+        with recorder, gpu_watch or contextlib.nullcontext():
+            log = self._send(drawn)
+        gpus = gpu_watch.result() if gpu_watch else None
+        self._number += 1
         classes = tuple(prompt.request_class for prompt in drawn) if workload.classes else ()
         sample = formulas.RoundSample(
             log.records,
@@ -187,22 +202,22 @@ class _Player:
             concurrency=None if workload.is_open else workload.concurrency,
             slo=workload.slo,
             cpu_share=log.cpu_share,
-            gpus=gpu_round,
+            gpus=gpus,
         )
-        found = metrics.round_metrics(sample)
+        # Not strict: there may be no classes.
         of_complete = tuple(name for name, record in zip(classes, log.records, strict=False) if record.error is None)
         problems = audit.problems(log, sample.telemetry, workload, ranks=self.engine.spec.ranks)
         self.late = self.late or audit.lateness(log)
-        return _Played(Round(found), tuple(sample.complete), of_complete, problems, gpu_round)
+        return _Played(Round(metrics.round_metrics(sample)), tuple(sample.complete), of_complete, problems, gpus)
 
-    def calm(self) -> bool:
+    def wait_until_undisturbed(self) -> bool:
         """Let the GPUs cool down and others leave them; return whether a minute did it."""
-        return self.engine.watch is None or self.engine.watch.calm(_CALM_S)
+        return self.engine.watch is None or self.engine.watch.wait_until_undisturbed(_CALM_S)
 
     def _prompts(self, number: int) -> list[Prompt]:
-        return prompts(self.workload, number, vocabulary=self.vocabulary, nonce=self.settings.nonce)
+        return prompts(self.workload, number, vocabulary=self._vocabulary, nonce=self.settings.nonce)
 
-    def send(self, drawn: list[Prompt]) -> RoundLog:
+    def _send(self, drawn: list[Prompt]) -> RoundLog:
         """Send the requests of one round."""
         settings, workload = self.settings, self.workload
         began_s = time.perf_counter()
@@ -217,7 +232,7 @@ class _Player:
         self.played_s += time.perf_counter() - began_s
         if log.stalled:
             raise self.engine.failure(
-                f"HANG: no token came on any connection for {self.settings.stall_timeout_s:g} s"
+                f"HANG: no token came on any connection for {settings.stall_timeout_s:g} s"
                 " (--llmperf-stall-timeout), though the engine had not ended."
             )
         return log

@@ -6,11 +6,12 @@ be measured is None and never 0. `FORMULAS` goes into every baseline: when a for
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from pytest_llmperf.measure import formulas
+from pytest_llmperf.measure.metric import LATENCIES, MIN_EXCEEDANCES, latency_rows, sent_rows
+from pytest_llmperf.measure.metric import Metric as Metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -20,100 +21,6 @@ if TYPE_CHECKING:
 
 FORMULAS = 2
 """Version of the formulas below. History: 1, the first; 2, p90 and p99 are those of all requests of a launch."""
-
-MIN_EXCEEDANCES = 10
-"""A percentile gates only where at least this many values of a launch are expected beyond it. With fewer it is the largest
-value but a few, whose noise no tolerance covers: p99 of 200 requests has no finite 95 % bound."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One row of the table."""
-
-    name: str
-    unit: str
-    better: Literal["lower", "higher"]
-    kind: Literal["ratio", "quantile", "tail", "count", "exact"]
-    """How it is judged. Ratio and quantile (a round's median): t-test on the levels of launches. Tail: the same, but the
-    percentile is that of all requests of a launch. Count: counting tests. Exact: a narrow rule."""
-    gating: bool
-    """Whether it can fail a test by default; the others are observed."""
-    formula: str
-    of_round: Callable[[RoundSample], float | None] | None = None
-    of_launch: Callable[[LaunchSample], float | None] | None = None
-    tolerance: float | None = None
-    """The least tolerance that gates by default, as a fraction; None: the run's."""
-    beyond: Callable[[Workload], float] | None = None
-    """How many values of a round lie beyond the percentile; None where that does not matter."""
-
-    def too_few(self, workload: Workload, rounds: int) -> str | None:
-        """Return why a launch of so many rounds is too small for this percentile, None where it is large enough."""
-        if self.beyond is None or (found := self.beyond(workload) * rounds) >= MIN_EXCEEDANCES:
-            return None
-        needed = math.ceil(workload.requests * rounds * MIN_EXCEEDANCES / found) if found else None
-        more = f"; about {needed:,} requests a launch would do" if needed else ""
-        return f"a launch has {found:.2g} values beyond it, {MIN_EXCEEDANCES} are needed{more}"
-
-
-def _once(_: Workload) -> float:
-    return 1.0
-
-
-def _gaps(workload: Workload) -> float:
-    return workload.mean_output_tokens - 1.0
-
-
-# name, values of a request, how many these are, formula
-_LATENCIES = (
-    ("ttft", formulas.ttft, _once, "time to first token: first output token's arrival - request sent"),
-    (
-        "itl",
-        formulas.itl,
-        _gaps,
-        "inter-token latency: time between two arrivals of output tokens; tokens of one read arrive together",
-    ),
-    ("tpot", formulas.tpot, _once, "time per output token of a request: (last token - first token) / (output tokens - 1)"),
-    ("e2e", formulas.e2e, _once, "end to end: response complete - request sent"),
-)
-_TAILS = {90: 0.08, 99: 0.15}
-"""Percentiles of a launch and the tolerance that they gate with, where a project makes them gate: they are noisier."""
-
-
-def _latency_rows() -> list[Metric]:
-    rows = []
-    for name, times, number, formula in _LATENCIES:
-        rows.append(
-            Metric(f"{name}_mean_s", "s", "lower", "ratio", False, f"mean of {formula}", formulas.spread(times, formulas.mean))
-        )
-        # ITL says what TPOT says, and two gates would only split alpha; TPOT hardly depends on how many tokens one read brings.
-        gating = name != "itl"
-        p50 = formulas.spread(times, formulas.percentile(50))
-        rows.append(Metric(f"{name}_p50_s", "s", "lower", "quantile", gating, f"p50 of {formula}", p50))
-        for percent, tolerance in _TAILS.items():
-            rows.append(Metric(
-                f"{name}_p{percent}_s", "s", "lower", "tail", False, f"p{percent}, over all rounds of a launch, of {formula}",
-                of_launch=formulas.spread(times, formulas.percentile(percent)), tolerance=tolerance,
-                beyond=_beyond(number, percent),
-            ))  # fmt: skip
-    return rows
-
-
-def _beyond(number: Callable[[Workload], float], percent: int) -> Callable[[Workload], float]:
-    return lambda workload: workload.requests * number(workload) * (100 - percent) / 100
-
-
-def _sent_rows() -> list[Metric]:
-    """Return latencies from the instant of sending, which an open loop has besides those from the instant that was due."""
-    rows = []
-    for name, times in (("ttft_from_send", formulas.sent_ttft), ("e2e_from_send", formulas.sent_e2e)):
-        for percent in (50, 99):
-            formula = (
-                f"p{percent} of {name[: name.index('_')].upper()} counted from sending; only where requests are sent at a rate"
-            )
-            value = formulas.spread(times, formulas.percentile(percent))
-            rows.append(Metric(f"{name}_p{percent}_s", "s", "lower", "quantile", False, formula, value))
-    return rows
-
 
 COUNT_TOLERANCE = 0.5
 """5 % of a few random events is beyond any budget of launches, so counts have a tolerance of their own (and one event)."""
@@ -141,8 +48,8 @@ METRICS: tuple[Metric, ...] = (
         " flight have been answered (at a rate: the first), and ends when the last is sent",
         formulas.steady_rate,
     ),
-    *_latency_rows(),
-    *_sent_rows(),
+    *latency_rows(),
+    *sent_rows(),
     Metric(
         "goodput_requests_per_s", "requests/s", "higher", "ratio", False,
         "complete requests within every limit of `slo` (itl_s: every gap) / (last response complete - first request sent)",
@@ -302,7 +209,7 @@ def is_metric(name: str) -> bool:
 
 def _has_class(metric: Metric) -> bool:
     """Return whether a metric is taken of each class too: latencies and what is counted in requests."""
-    return metric.name in _OF_CLASS or metric.name.startswith(tuple(f"{name}_" for name, *_ in _LATENCIES))
+    return metric.name in _OF_CLASS or metric.name.startswith(tuple(f"{name}_" for name, *_ in LATENCIES))
 
 
 def names_of(classes: Iterable[str]) -> list[str]:
@@ -311,31 +218,29 @@ def names_of(classes: Iterable[str]) -> list[str]:
     return [*BY_NAME, *(f"{group}{CLASS_SEPARATOR}{name}" for group in classes for name in each)]
 
 
+_Sample = TypeVar("_Sample", "RoundSample", "LaunchSample")
+
+
+def _values(sample: _Sample, formula_of: Callable[[Metric], Callable[[_Sample], float | None] | None]) -> dict[str, float | None]:
+    """Return every metric of a sample that has such a formula, and those of each of its classes."""
+    groups: dict[str, _Sample] = {"": sample}
+    groups |= {group + CLASS_SEPARATOR: sample.of_class(group) for group in dict.fromkeys(sample.classes)}
+    return {
+        prefix + metric.name: formula(part)
+        for prefix, part in groups.items()
+        for metric in METRICS
+        if (formula := formula_of(metric)) and (not prefix or _has_class(metric))
+    }
+
+
 def round_metrics(sample: RoundSample) -> dict[str, float | None]:
     """Return every metric of a round; None for what could not be measured. A percentile of a launch is none of a round."""
-    found = {metric.name: metric.of_round(sample) for metric in METRICS if metric.of_round}
-    for group in dict.fromkeys(sample.classes):
-        mine = sample.of_class(group)
-        found |= {
-            f"{group}{CLASS_SEPARATOR}{metric.name}": metric.of_round(mine)
-            for metric in METRICS
-            if metric.of_round and _has_class(metric)
-        }
-    return found
+    return _values(sample, lambda metric: metric.of_round)
 
 
 def launch_metrics(sample: LaunchSample) -> dict[str, float | None]:
     """Return every metric of a launch as a whole; None for what could not be measured."""
-    found = {metric.name: metric.of_launch(sample) for metric in METRICS if metric.of_launch}
-    for group in dict.fromkeys(sample.classes):
-        pairs = zip(sample.complete, sample.classes, strict=True)
-        mine = replace(sample, complete=tuple(record for record, name in pairs if name == group), classes=())
-        found |= {
-            f"{group}{CLASS_SEPARATOR}{metric.name}": metric.of_launch(mine)
-            for metric in METRICS
-            if metric.of_launch and _has_class(metric)
-        }
-    return found
+    return _values(sample, lambda metric: metric.of_launch)
 
 
 def documentation() -> str:
@@ -358,8 +263,10 @@ def documentation() -> str:
         "| metric | unit | better | class | gates | tolerance | formula |",
         "|---|---|---|---|---|---|---|",
     ]
-    for one in METRICS:
-        gates = "yes" if one.gating else "no"
-        tolerance = f"{one.tolerance:.3g}" if one.tolerance else ""
-        lines.append(f"| `{one.name}` | {one.unit} | {one.better} | {one.kind} | {gates} | {tolerance} | {one.formula} |")
+    for metric in METRICS:
+        gates = "yes" if metric.gating else "no"
+        tolerance = f"{metric.tolerance:.3g}" if metric.tolerance else ""
+        lines.append(
+            f"| `{metric.name}` | {metric.unit} | {metric.better} | {metric.kind} | {gates} | {tolerance} | {metric.formula} |"
+        )
     return "\n".join(lines) + "\n"

@@ -12,17 +12,26 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prometheus_client.parser import text_string_to_metric_families
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Self
 
     from pytest_llmperf.measure.engines.engine import Engine
 
-_SERIES = re.compile(r"^(vllm:\w+)(?:\{(.*)\})?\s+(\S+)$")
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _LOG_CAPACITY = re.compile(r"KV cache size: ([\d,]+) tokens")
 _LOG_CONCURRENCY = re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.,]+)x")
-_SAMPLE_INTERVAL_S = 0.5
+SAMPLE_INTERVAL_S = 0.5
+_COUNTERS = {
+    "preemptions": "vllm:num_preemptions_total",
+    "prompt_tokens": "vllm:prompt_tokens_total",
+    "output_tokens": "vllm:generation_tokens_total",
+    "prefix_hit_tokens": "vllm:prefix_cache_hits_total",
+}
+_USE, _RUNNING, _CACHE = "vllm:kv_cache_usage_perc", "vllm:num_requests_running", "vllm:cache_config_info"
+_MALFORMED = (ValueError, IndexError, OverflowError)
+"""What the parser raises for a malformed line: IndexError for `{a="b", ="c"}`; the last is that of a count beyond all floats."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +68,16 @@ class Telemetry:
     """A counter went down: the engine was restarted during the round."""
 
 
-def parse_metrics(text: str) -> list[tuple[str, dict[str, str], float]]:
-    """Return (name, labels, value) of every vLLM series in Prometheus text format; other lines are passed over."""
-    found = []
+def parse_metrics(text: str, *names: str) -> list[tuple[str, dict[str, str], float]]:
+    """Return (name, labels, value) of every series whose name begins like one of these; malformed lines are passed over."""
+    series = []
     for line in text.splitlines():
-        if match := _SERIES.match(line):
-            with contextlib.suppress(ValueError):
-                found.append((match[1], dict(_LABEL.findall(match[2] or "")), float(match[3])))
-    return found
+        # Only these lines are parsed: all 466 series of a vLLM take 9 ms, twice a second beside the load; two of them 0.1 ms.
+        if line.startswith(names):
+            with contextlib.suppress(*_MALFORMED):
+                [family] = text_string_to_metric_families(line)
+                series += [(sample.name, sample.labels, float(sample.value)) for sample in family.samples]
+    return series
 
 
 def _total(series: list[tuple[str, dict[str, str], float]], name: str) -> float | None:
@@ -76,18 +87,13 @@ def _total(series: list[tuple[str, dict[str, str], float]], name: str) -> float 
 
 def read_counters(text: str | None) -> Counters:
     """Return the counters in a `/metrics` answer."""
-    series = parse_metrics(text or "")
-    return Counters(
-        preemptions=_total(series, "vllm:num_preemptions_total"),
-        prompt_tokens=_total(series, "vllm:prompt_tokens_total"),
-        output_tokens=_total(series, "vllm:generation_tokens_total"),
-        prefix_hit_tokens=_total(series, "vllm:prefix_cache_hits_total"),
-    )
+    series = parse_metrics(text or "", *_COUNTERS.values())
+    return Counters(**{field: _total(series, name) for field, name in _COUNTERS.items()})
 
 
 def read_capacity(metrics: str | None, log: str) -> Capacity:
     """Return the KV cache's size from `/metrics` (vLLM since 0.3x), else from the engine's log."""
-    infos = [labels for name, labels, _ in parse_metrics(metrics or "") if name == "vllm:cache_config_info"]
+    infos = [labels for name, labels, _ in parse_metrics(metrics or "", _CACHE) if name == _CACHE]
     return Capacity(
         kv_cache_tokens=_sum(info.get("kv_cache_size_tokens") for info in infos) or _sum(_LOG_CAPACITY.findall(log)),
         max_concurrency=_sum(info.get("kv_cache_max_concurrency") for info in infos) or _sum(_LOG_CONCURRENCY.findall(log)),
@@ -128,11 +134,11 @@ class Recorder:
             self._sampler.join()
 
     def _sample(self) -> None:
-        while not self._ended.wait(_SAMPLE_INTERVAL_S):
-            series = parse_metrics(self._read() or "")
-            use = [value for name, _, value in series if name == "vllm:kv_cache_usage_perc"]
+        while not self._ended.wait(SAMPLE_INTERVAL_S):
+            series = parse_metrics(self._read() or "", _USE, _RUNNING)
+            use = [value for name, _, value in series if name == _USE]
             self._peaks += [max(use)] if use else []
-            running = _total(series, "vllm:num_requests_running")
+            running = _total(series, _RUNNING)
             self._running += [] if running is None else [running]
 
     def result(self) -> Telemetry:

@@ -13,7 +13,6 @@ import re
 import shutil
 import statistics
 import subprocess
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -109,8 +108,7 @@ class Amd:
         """Return what each tells, with its number in `amd-smi`."""
         if any(gpu.uuid not in self._numbers for gpu in gpus):
             self.devices()
-        text = self._ask("metric")
-        told = parse_metric(text, time.perf_counter())
+        told = parse_metric(self._ask("metric"))
         for gpu in gpus:
             if self._numbers.get(gpu.uuid) not in told:
                 raise AmdSmiError(f"`amd-smi` tells nothing of GPU {gpu.index} ({gpu.uuid}), which it listed before.")
@@ -169,17 +167,14 @@ def parse_devices(listed: str, static: str, metric: str, topology: str | None) -
     return dict(sorted(found.items(), key=lambda item: item[0].index))
 
 
-def parse_metric(text: str, at_s: float) -> dict[int, tuple[Reading, Totals]]:
+def parse_metric(text: str) -> dict[int, tuple[Reading, Totals]]:
     """Return what `amd-smi metric` tells by `amd-smi`'s numbers: readings (without processes) and cumulative counters."""
     found = {}
     for number, row in _rows(text).items():
-        gfx, memory, errors = _clocks(row, "gfx", "clk"), _clocks(row, "mem", "clk"), _at(row, "ecc.total_uncorrectable_count")
+        gfx, errors = _clocks(row, "gfx", "clk"), _at(row, "ecc.total_uncorrectable_count")
         reading = Reading(
-            at_s=at_s,
             used_bytes=_bytes(row, "mem_usage.used_vram"),
-            power_w=_quantity(row, "power.socket_power", unit="W"),
             sm_clock_mhz=statistics.fmean(gfx) if gfx else None,  # one clock for each die
-            memory_clock_mhz=memory[0] if memory else None,
             utilization=_quantity(row, "usage.gfx_activity", unit="%"),
             temperature_c=_quantity(row, "temperature.hotspot", "temperature.edge", unit="C"),
             limits=tuple(

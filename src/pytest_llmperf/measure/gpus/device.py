@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-GIB = 1 << 30
-
 
 class AcceleratorError(ValueError):
     """The driver of the accelerators, or its tool, does not answer, or not as it is documented. The message says which."""
@@ -41,19 +39,15 @@ class Gpu:
 class Reading:
     """What one accelerator does at one instant; None for what it doesn't tell."""
 
-    at_s: float
-    """On the monotonic clock (`time.perf_counter`)."""
     used_bytes: int | None = None
     processes: dict[int, int | None] | None = None
     """Bytes in use by process id; None where that was not asked for or is not told, a None inside where only the id is."""
-    power_w: float | None = None
     sm_clock_mhz: float | None = None
-    memory_clock_mhz: float | None = None
     utilization: float | None = None
     """Share of time in which it was busy."""
     temperature_c: float | None = None
     limits: tuple[str, ...] = ()
-    """What holds its clocks down, in words of `LIMITS`."""
+    """What holds its clocks down: `POWER_CAP` and the other words below."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +67,9 @@ THERMAL = "thermal slow-down"
 HARDWARE = "hardware slow-down"
 POWER_BRAKE = "power brake"
 SET_LOWER = "clocks set lower"
-"""Normal too: somebody has chosen them, or the driver's own choice is reached. The others mean that something is wrong."""
-LIMITS = (POWER_CAP, THERMAL, HARDWARE, POWER_BRAKE, SET_LOWER)
+"""Normal too: somebody has chosen them, or the driver's own choice is reached."""
+DISTURBED = (THERMAL, HARDWARE, POWER_BRAKE)
+"""These mean that something is wrong."""
 
 
 class Accelerators(Protocol):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.measure.gpus.device import Gpu
 
-_POLL_S = 0.1
+POLL_S = 0.1
 
 
 class LeaseError(RuntimeError):
@@ -222,7 +222,7 @@ def _wait(
         elif time.monotonic() - since_s > patience_s:
             raise LeaseError(f"{reasons}. Waited {patience_s:g} s. {remedy}")
         told = _tell_once(locks, told, "waiting for GPUs that other engines have" if leased else f"waiting: {reasons}")
-        time.sleep(_POLL_S)  # a poll: the kernel tells nobody that one of several locks is free
+        time.sleep(POLL_S)  # a poll: the kernel tells nobody that one of several locks is free
 
 
 def _tell_once(locks: Locks, told: str, now: str) -> str:

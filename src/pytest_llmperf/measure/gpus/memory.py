@@ -1,4 +1,4 @@
-"""The GPU memory of an engine's ranks, as values: `measured.gpu_memory`. Where the bytes come from is in `gpus.py`."""
+"""The GPU memory of an engine's ranks, as values: `measured.gpu_memory`. Where the bytes come from is in `summary.py`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure.gpus.device import GIB
+from pytest_llmperf.units import gib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_llmperf.measure.gpus.watch import GpuRound, GpuWatch
+    from pytest_llmperf.measure.gpus.summary import GpuRound
+    from pytest_llmperf.measure.gpus.watch import GpuWatch
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,14 @@ class GpuMemory:
     def __str__(self) -> str:
         """Return each rank's memory, and who stands out by how much."""
         peaks = self.per_rank
-        told = ", ".join(f"rank {one.rank} on GPU {one.gpu}: {peak / GIB:.2f} GiB" for one, peak in _pairs(self.ranks, peaks))
+        told = ", ".join(f"rank {one.rank} on GPU {one.gpu}: {gib(peak, 2)}" for one, peak in _pairs(self.ranks, peaks))
         if len(peaks) < 2 or min(peaks) == max(peaks):
             return told
         middle = statistics.median(peaks)
         far, peak = max(_pairs(self.ranks, peaks), key=lambda pair: (abs(pair[1] - middle), pair[1]))
         others = (sum(peaks) - peak) / (len(peaks) - 1)
         share = f" ({abs(peak / others - 1):.1%})" if others else ""
-        more = f"{abs(peak - others) / GIB:.2f} GiB{share} {'more' if peak > others else 'less'}"
+        more = f"{gib(abs(peak - others), 2)}{share} {'more' if peak > others else 'less'}"
         return f"{told}; rank {far.rank} holds {more} than the other{'s' if len(peaks) > 2 else ''}"
 
 

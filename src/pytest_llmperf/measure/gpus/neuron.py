@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 _TIMEOUT_S = 30.0
-_STALE_S = 10.0
+STALE_S = 10.0
 _GRACE_S = 5.0
 _TOOLS = "/opt/aws/neuron/bin"
 _CONFIG = {
@@ -97,9 +97,9 @@ class Neuron:
         return tuple(self._devices)
 
     def read(self, gpus: Sequence[Gpu], *, processes: bool) -> list[Reading]:
-        """Return what each of these did in the last period; `at_s` is when the monitor told."""
-        at_s, text = self._monitor.last()
-        return [parse_reading(text, gpu.index, at_s, processes=processes) for gpu in gpus]
+        """Return what each of these did in the last period."""
+        text = self._monitor.last()
+        return [parse_reading(text, gpu.index, processes=processes) for gpu in gpus]
 
     def totals(self, gpus: Sequence[Gpu]) -> list[Totals]:
         """Return the counters since the monitor's start: errors of the device that a core is on; no energy, no events."""
@@ -127,18 +127,18 @@ class Monitor:
         self.errors: dict[int, int] = {}
         """Uncorrected memory errors of each device in all documents since the start."""
 
-    def last(self) -> tuple[float, str]:
-        """Return the last document and when it came; the first call waits for one."""
+    def last(self) -> str:
+        """Return the last document; the first call waits for one."""
         with self._changed:
             if not self._started:
                 self._start()
             self._changed.wait_for(lambda: self._last or self._ended, _TIMEOUT_S)
             last, ended = self._last, self._ended
-        if ended or last is None or time.perf_counter() - last[0] > _STALE_S:
+        if ended or last is None or time.perf_counter() - last[0] > STALE_S:
             words = self._log.read_text().strip()[-300:] if self._log and self._log.exists() else ""
             state = "has ended" if ended else "tells nothing (any more)"
             raise NeuronToolsError(f"`{self._command[0]}` {state}; its last words: {words or 'none'}")
-        return last
+        return last[1]
 
     def close(self) -> None:
         """End the monitor and what it started."""
@@ -220,11 +220,11 @@ def parse_devices(text: str) -> dict[Gpu, int]:
     return dict(sorted(found.items(), key=lambda item: item[0].index))
 
 
-def parse_reading(text: str, core: int, at_s: float, *, processes: bool) -> Reading:
+def parse_reading(text: str, core: int, *, processes: bool) -> Reading:
     """Return what one document of `neuron-monitor` tells of a core: sums over the applications that use it."""
     runtimes = _report(text).get("neuron_runtime_data")
     if runtimes is None:
-        return Reading(at_s=at_s)
+        return Reading()
     if not isinstance(runtimes, list) or not all(isinstance(runtime, dict) for runtime in runtimes):
         raise NeuronToolsError(f"`neuron-monitor` should tell a list of applications; found {_shown(runtimes)}.")
     used, busy, users = list[int | None](), list[float | None](), list[tuple[Any, int | None]]()
@@ -240,7 +240,6 @@ def parse_reading(text: str, core: int, at_s: float, *, processes: bool) -> Read
         if size != 0 or share:  # an application lists all cores of the machine, with zeros where it isn't
             users.append((runtime.get("pid"), size))
     return Reading(
-        at_s=at_s,
         # No application at all is nothing in use; that none tells of this core is not.
         used_bytes=None if None in used or (runtimes and not used) else sum(filter(None, used)),
         processes=dict(users) if processes and all(_is_count(pid) for pid, _ in users) else None,

@@ -1,13 +1,12 @@
 """NVIDIA GPUs through NVML (nvidia-ml-py), MIG slices included.
 
-What a GPU does not support, NVML answers with an error: it is None here. Call times on an H200 (driver 580): clocks, power,
+What a GPU does not support, NVML answers with an error: it is None here. Call times on an H200 (driver 580): clocks,
 temperature and limits 2 to 20 us each, memory 80 us, processes 500 us, the energy counter 3 ms. Hence `read` and `totals`.
 """
 
 from __future__ import annotations
 
 import importlib
-import time
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.measure.gpus.device import (
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Numbers of nvml.h; nvidia-ml-py names only some of them, and not the same in every release.
-_SM_CLOCK, _MEMORY_CLOCK = 1, 2
+_SM_CLOCK = 1
 _TEMPERATURE_GPU = 0
 _P2P_NVLINK, _P2P_OK = 2, 0
 _UNCORRECTED, _SINCE_BOOT = 1, 0
@@ -160,14 +159,10 @@ class Nvidia:
         """Return the reading of a GPU or of a slice, whose clocks, heat and limits are those of the whole GPU."""
         memory = self._told("nvmlDeviceGetMemoryInfo", handle)
         busy = self._told("nvmlDeviceGetUtilizationRates", handle)
-        power = self._told("nvmlDeviceGetPowerUsage", handle)
         return Reading(
-            at_s=time.perf_counter(),
             used_bytes=int(memory.used) if memory else None,
             processes=self._processes(handle) if processes else None,
-            power_w=None if power is None else power / 1000,
             sm_clock_mhz=_number(self._told("nvmlDeviceGetClockInfo", whole, _SM_CLOCK)),
-            memory_clock_mhz=_number(self._told("nvmlDeviceGetClockInfo", whole, _MEMORY_CLOCK)),
             utilization=None if busy is None else busy.gpu / 100,
             temperature_c=_number(self._told("nvmlDeviceGetTemperature", whole, _TEMPERATURE_GPU)),
             limits=self._limits(whole),

@@ -9,10 +9,11 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure.engines.engine import EngineError
-from pytest_llmperf.measure.gpus.device import GIB, AcceleratorError
+from pytest_llmperf.measure.gpus.device import AcceleratorError
 from pytest_llmperf.measure.gpus.leases import LeaseError, Locks, host_turn, lease, lock_folder
 from pytest_llmperf.measure.gpus.vendors import open_accelerators
 from pytest_llmperf.measure.gpus.watch import BACK_TO_IDLE_BYTES, GpuWatch, in_words
+from pytest_llmperf.units import GIB, gib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -90,7 +91,7 @@ class Tenancy:
             yield watch
         finally:
             try:
-                left = watch.held(_RELEASE_S)
+                left = watch.wait_until_released(_RELEASE_S)
             except AcceleratorError as error:
                 left = {gpu.uuid: f"GPU {gpu.index} may still be in use: {error}" for gpu in watch.gpus}
             for gpu, before in zip(watch.gpus, watch.before, strict=True):
@@ -116,7 +117,7 @@ class Tenancy:
         if now.processes:
             return f"GPU {gpu.index} is used by {', '.join(in_words(pid, n) for pid, n in now.processes.items())}"
         if used > max(_IN_USE_BYTES, _IN_USE_SHARE * (gpu.memory_bytes or 0)):
-            return f"GPU {gpu.index} has {used / GIB:.1f} GiB in use, and the driver names no process that has it"
+            return f"GPU {gpu.index} has {gib(used)} in use, and the driver names no process that has it"
         return None
 
     def close(self) -> None:

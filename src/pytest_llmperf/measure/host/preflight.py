@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.measure.host.model import bundled_model, model_config
-from pytest_llmperf.measure.host.weights import has_experts, text_config, weight_bytes, whole
+from pytest_llmperf.measure.host.model import bundled_model, has_experts, model_config, text_config, weight_bytes, whole
 from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.plan.needs import NO_NEEDS
+from pytest_llmperf.units import gib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +86,7 @@ def _unmet(spec: EngineSpec, host: Host, needs: Needs) -> str | None:
         return f"needs {gpus} with {needs.gpu!r} in the name (the marker's gpu), {here}"
     fitting = suited(host.devices, needs)
     if needs.min_gpu_memory is not None and len(fitting) < number:
-        return f"needs {gpus} of {_gib(needs.min_gpu_memory)} or more (the marker's min_gpu_memory), {_memory_of(host)}"
+        return f"needs {gpus} of {gib(needs.min_gpu_memory)} or more (the marker's min_gpu_memory), {_memory_of(host)}"
     sizes = [len(island) for island in islands(fitting)]
     groups = spec.pp * spec.dp
     if needs.nvlink and spec.tp > 1 and sum(size // spec.tp for size in sizes) < groups:
@@ -115,7 +115,7 @@ def _memory_of(host: Host) -> str:
     known = [(one.name, one.memory_bytes) for one in host.devices if one.memory_bytes is not None]
     if not known:
         return "this host does not tell how large its GPUs are"
-    sizes = dict.fromkeys(f"{name}: {_gib(size)}" for name, size in known)
+    sizes = dict.fromkeys(f"{name}: {gib(size)}" for name, size in known)
     return f"this host has {len(host.devices)} ({', '.join(sizes)}); an 80 GB card has a little less than 80 GiB: write '80 GB'"
 
 
@@ -243,8 +243,8 @@ def _too_large(spec: EngineSpec, config: dict[str, Any], folder: Path, devices: 
         number = degree * spec.pp * spec.dp
         advice += f", on {number} GPUs where this host has {len(devices)}" if number > len(devices) else ""
     return (
-        f"the weights of {spec.model} take {_gib(weights)} / (TP {spec.tp} x PP {spec.pp}) = {_gib(weights / parts)} on each GPU,"
-        f" more than the {share:g} x {_gib(gpu_bytes)} that vLLM may use; {advice}"
+        f"the weights of {spec.model} take {gib(weights)} / (TP {spec.tp} x PP {spec.pp}) = {gib(weights / parts)} on each GPU,"
+        f" more than the {share:g} x {gib(gpu_bytes)} that vLLM may use; {advice}"
     )
 
 
@@ -264,7 +264,3 @@ def smallest_tp(config: dict[str, Any], folder: Path | None, gpu_bytes: int, uti
 def _value(spec: EngineSpec, name: str) -> str | None:
     values = dict(spec.args).get(name)
     return values[0] if values else None
-
-
-def _gib(size: float) -> str:
-    return f"{size / (1 << 30):.1f} GiB"
