@@ -52,7 +52,7 @@ class Launch:
         """Return a metric's value in every round, or its one value of the launch."""
         if metric in self.metrics:
             return [self.metrics[metric]]
-        return [one.metrics.get(metric) for one in self.rounds]
+        return [round_.metrics.get(metric) for round_ in self.rounds]
 
 
 @dataclass(frozen=True, eq=False)  # `==` is left to the baseline fixture, which judges

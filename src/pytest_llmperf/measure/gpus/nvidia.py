@@ -74,10 +74,10 @@ class Nvidia:
     @property
     def versions(self) -> dict[str, str]:
         """Return the driver's version, and that of the newest CUDA that it runs."""
-        found = {"driver": self._told("nvmlSystemGetDriverVersion")}
+        versions = {"driver": self._told("nvmlSystemGetDriverVersion")}
         cuda = self._told("nvmlSystemGetCudaDriverVersion_v2")
-        found["cuda"] = f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None
-        return {name: str(value) for name, value in found.items() if value is not None}
+        versions["cuda"] = f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None
+        return {name: str(value) for name, value in versions.items() if value is not None}
 
     def _told(self, function: str, *arguments: Any) -> Any:
         """Return what NVML answers, None where it can't."""
@@ -88,7 +88,7 @@ class Nvidia:
 
     def devices(self) -> tuple[Gpu, ...]:
         """Return every GPU that answers, and the MIG slices in place of one in MIG mode; raises AcceleratorError."""
-        nvml, found, handles = self._nvml, list[Gpu](), dict[int, Any]()
+        nvml, devices, handles = self._nvml, list[Gpu](), dict[int, Any]()
         self.lost = {}
         try:
             count = nvml.nvmlDeviceGetCount()
@@ -104,23 +104,23 @@ class Nvidia:
             try:
                 slices = self._slices(handle)
                 if slices is not None:
-                    found += [self._device(index, one, handle, ()) for one in slices]
+                    devices += [self._device(index, part, handle, ()) for part in slices]
                 else:
                     peers = tuple(i for i, other in handles.items() if i != index and self._linked(handle, other))
-                    found.append(self._device(index, handle, handle, peers))
+                    devices.append(self._device(index, handle, handle, peers))
             except nvml.NVMLError as error:
                 self.lost[index] = str(error)
-        return tuple(found)
+        return tuple(devices)
 
-    def _device(self, index: int, handle: Any, whole: Any, peers: tuple[int, ...]) -> Gpu:
+    def _device(self, index: int, handle: Any, physical: Any, peers: tuple[int, ...]) -> Gpu:
         nvml = self._nvml
         uuid = str(nvml.nvmlDeviceGetUUID(handle))
-        self._handles[uuid] = handle, whole
+        self._handles[uuid] = handle, physical
         memory = self._told("nvmlDeviceGetMemoryInfo", handle)
         limit = self._told("nvmlDeviceGetPowerManagementLimit", handle)
         default_limit = self._told("nvmlDeviceGetPowerManagementDefaultLimit", handle)
-        clock = self._told("nvmlDeviceGetApplicationsClock", whole, _SM_CLOCK) or self._told(
-            "nvmlDeviceGetMaxClockInfo", whole, _SM_CLOCK
+        clock = self._told("nvmlDeviceGetApplicationsClock", physical, _SM_CLOCK) or self._told(
+            "nvmlDeviceGetMaxClockInfo", physical, _SM_CLOCK
         )
         return Gpu(
             index=index,
@@ -140,11 +140,11 @@ class Nvidia:
         if not mode or mode[0] != 1:
             return None
         count = self._told("nvmlDeviceGetMaxMigDeviceCount", handle) or 0
-        found = [self._told("nvmlDeviceGetMigDeviceHandleByIndex", handle, number) for number in range(count)]
-        return [one for one in found if one is not None]
+        handles = [self._told("nvmlDeviceGetMigDeviceHandleByIndex", handle, number) for number in range(count)]
+        return [handle for handle in handles if handle is not None]
 
-    def _linked(self, one: Any, other: Any) -> bool:
-        return bool(self._told("nvmlDeviceGetP2PStatus", one, other, _P2P_NVLINK) == _P2P_OK)
+    def _linked(self, handle: Any, other: Any) -> bool:
+        return bool(self._told("nvmlDeviceGetP2PStatus", handle, other, _P2P_NVLINK) == _P2P_OK)
 
     def read(self, gpus: Sequence[Gpu], *, processes: bool) -> list[Reading]:
         """Return what each of these does now."""
@@ -155,24 +155,24 @@ class Nvidia:
             raise AcceleratorError(f"NVML: GPU {gpu.index} ({gpu.uuid}) is no longer there; nvidia-smi should tell more")
         return self._handles[gpu.uuid]
 
-    def _read(self, handle: Any, whole: Any, *, processes: bool) -> Reading:
-        """Return the reading of a GPU or of a slice, whose clocks, heat and limits are those of the whole GPU."""
+    def _read(self, handle: Any, physical: Any, *, processes: bool) -> Reading:
+        """Return the reading of a GPU or of a slice, whose clocks, heat and limits are those of the physical GPU."""
         memory = self._told("nvmlDeviceGetMemoryInfo", handle)
         busy = self._told("nvmlDeviceGetUtilizationRates", handle)
         return Reading(
             used_bytes=int(memory.used) if memory else None,
             processes=self._processes(handle) if processes else None,
-            sm_clock_mhz=_number(self._told("nvmlDeviceGetClockInfo", whole, _SM_CLOCK)),
+            sm_clock_mhz=_number(self._told("nvmlDeviceGetClockInfo", physical, _SM_CLOCK)),
             utilization=None if busy is None else busy.gpu / 100,
-            temperature_c=_number(self._told("nvmlDeviceGetTemperature", whole, _TEMPERATURE_GPU)),
-            limits=self._limits(whole),
+            temperature_c=_number(self._told("nvmlDeviceGetTemperature", physical, _TEMPERATURE_GPU)),
+            limits=self._limits(physical),
         )
 
     def _processes(self, handle: Any) -> dict[int, int | None] | None:
-        found = self._told("nvmlDeviceGetComputeRunningProcesses", handle)
-        if found is None:
+        processes = self._told("nvmlDeviceGetComputeRunningProcesses", handle)
+        if processes is None:
             return None
-        return {int(one.pid): None if one.usedGpuMemory is None else int(one.usedGpuMemory) for one in found}
+        return {int(process.pid): None if process.usedGpuMemory is None else int(process.usedGpuMemory) for process in processes}
 
     def _limits(self, handle: Any) -> tuple[str, ...]:
         bits = self._told("nvmlDeviceGetCurrentClocksEventReasons", handle)
@@ -183,37 +183,37 @@ class Nvidia:
     def totals(self, gpus: Sequence[Gpu]) -> list[Totals]:
         """Return the cumulative counters of each of these, and the critical events since the last call."""
         events = self._new_events(gpus)
-        found = []
+        totals = []
         for gpu in gpus:
-            handle, whole = self._handles_of(gpu)
+            handle, physical = self._handles_of(gpu)
             energy = self._told("nvmlDeviceGetTotalEnergyConsumption", handle)
-            errors = self._told("nvmlDeviceGetTotalEccErrors", whole, _UNCORRECTED, _SINCE_BOOT)
+            errors = self._told("nvmlDeviceGetTotalEccErrors", physical, _UNCORRECTED, _SINCE_BOOT)
             joule = None if energy is None else energy / 1000
-            mine = [text for of, text in events if of in (self._uuid(whole), None)]
-            found.append(Totals(joule, None if errors is None else int(errors), tuple(mine)))
-        return found
+            own = [text for uuid, text in events if uuid in (self._uuid(physical), None)]
+            totals.append(Totals(joule, None if errors is None else int(errors), tuple(own)))
+        return totals
 
     def _uuid(self, handle: Any) -> str | None:
-        found = self._told("nvmlDeviceGetUUID", handle)
-        return None if found is None else str(found)
+        uuid = self._told("nvmlDeviceGetUUID", handle)
+        return None if uuid is None else str(uuid)
 
     def _new_events(self, gpus: Sequence[Gpu]) -> list[tuple[str | None, str]]:
         """Return the XID events that came since the last call, each with its GPU's UUID; None where the GPU is lost."""
-        found: list[tuple[str | None, str]] = []
+        events: list[tuple[str | None, str]] = []
         if self._events is None:
             self._events = self._told("nvmlEventSetCreate")
         if self._events is None:
-            return found
+            return events
         for gpu in gpus:
-            whole = self._handles_of(gpu)[1]
-            uuid = self._uuid(whole)
+            physical = self._handles_of(gpu)[1]
+            uuid = self._uuid(physical)
             if uuid is not None and uuid not in self._heard:
-                self._told("nvmlDeviceRegisterEvents", whole, _XID_EVENT, self._events)
+                self._told("nvmlDeviceRegisterEvents", physical, _XID_EVENT, self._events)
                 self._heard.add(uuid)
         # NVML says "time-out", which is None here, when there is none left.
         while (event := self._told("nvmlEventSetWait_v2", self._events, 0)) is not None:
-            found.append((self._uuid(event.device), f"XID {int(event.eventData)}"))
-        return found
+            events.append((self._uuid(event.device), f"XID {int(event.eventData)}"))
+        return events
 
     def close(self) -> None:
         """Shut NVML down."""
