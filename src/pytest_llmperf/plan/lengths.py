@@ -55,8 +55,8 @@ def parse_lengths(name: str, value: object, folder: Path) -> int | Lengths:
         numbers = tuple(float(word) for word in inside.split(","))
     except ValueError:
         numbers = ()
-    whole = all(number == int(number) for number in numbers if math.isfinite(number))
-    uniform = kind == "uniform" and len(numbers) == 2 and whole and 1 <= numbers[0] <= numbers[1]
+    integers = all(number == int(number) for number in numbers if math.isfinite(number))
+    uniform = kind == "uniform" and len(numbers) == 2 and integers and 1 <= numbers[0] <= numbers[1]
     lognormal = kind == "lognormal" and len(numbers) in (2, 3) and numbers[0] >= 1 and numbers[1] > 0
     if not all(map(math.isfinite, numbers)) or not (uniform or (lognormal and numbers[2:] >= (1,) * len(numbers[2:]))):
         raise PlanError(f"{name}={value!r}: {_LENGTHS}")

@@ -40,16 +40,16 @@ def folder() -> Path:
 def occupy(used: dict[int, int]) -> Path:
     """Note that this process uses so many bytes of these GPUs, until it ends; return the file that says so."""
     file = folder() / f"{os.getpid()}.json"
-    whole = file.with_suffix(".new")
-    whole.write_text(json.dumps(used))
-    whole.replace(file)  # a reader never sees half of it
+    complete = file.with_suffix(".new")
+    complete.write_text(json.dumps(used))
+    complete.replace(file)  # a reader never sees half of it
     atexit.register(file.unlink, missing_ok=True)
     return file
 
 
 def processes(index: int) -> dict[int, int]:
     """Return the bytes that living processes use of a GPU, by process id."""
-    found = {}
+    users = {}
     for file in folder().glob("[0-9]*.json"):
         pid = int(file.stem)
         if not Path(f"/proc/{pid}").exists():
@@ -59,8 +59,8 @@ def processes(index: int) -> dict[int, int]:
         except FileNotFoundError:
             continue
         if used:
-            found[pid] = int(used)
-    return found
+            users[pid] = int(used)
+    return users
 
 
 def set_conditions(conditions: dict[str, dict[str, Any]]) -> None:

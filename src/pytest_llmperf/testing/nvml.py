@@ -109,10 +109,10 @@ def nvmlDeviceGetNvLinkState(handle: int, link: int) -> int:
     return int(link < gpus.condition(handle, "links", 18))
 
 
-def nvmlDeviceGetP2PStatus(one: int, other: int, kind: int) -> int:
+def nvmlDeviceGetP2PStatus(handle: int, other: int, kind: int) -> int:
     """Return 0 where two GPUs are linked: `island` of the conditions says which belong together."""
-    linked = all(gpus.condition(gpu, "links", 18) for gpu in (one, other))
-    return 0 if linked and gpus.condition(one, "island", 0) == gpus.condition(other, "island", 0) else 5
+    linked = all(gpus.condition(gpu, "links", 18) for gpu in (handle, other))
+    return 0 if linked and gpus.condition(handle, "island", 0) == gpus.condition(other, "island", 0) else 5
 
 
 def nvmlDeviceGetApplicationsClock(handle: int, kind: int) -> int:
@@ -139,12 +139,12 @@ def nvmlDeviceGetMemoryInfo(handle: int) -> _Memory:
 
 def nvmlDeviceGetComputeRunningProcesses(handle: int) -> list[_Process]:
     """Return who uses the GPU; `hidden` of the conditions takes the ids away, as in a container."""
-    found = gpus.processes(handle)
+    users = gpus.processes(handle)
     if gpus.condition(handle, "hidden", False):
-        found = {4_190_000 + number: used for number, used in enumerate(found.values())}
+        users = {4_190_000 + number: used for number, used in enumerate(users.values())}
     if (limit := gpus.condition(handle, "foreign", None)) is not None and _within(handle, limit):
-        found[1] = 2 * gpus.GIB
-    return [_Process(pid, used) for pid, used in found.items()]
+        users[1] = 2 * gpus.GIB
+    return [_Process(pid, used) for pid, used in users.items()]
 
 
 def _within(handle: int, times: int) -> bool:

@@ -75,8 +75,8 @@ class Exchange:
         self.head = len(head) + 4
         self.chunked = is_chunked(head)
         self.closes = b"\r\nconnection: close" in head.lower()
-        if found := re.search(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*(?:\r\n|$)", head, re.I):
-            self.length = self.head + int(found[1])
+        if length := re.search(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*(?:\r\n|$)", head, re.I):
+            self.length = self.head + int(length[1])
         return True
 
 
@@ -128,13 +128,13 @@ class Tls:
     def decrypted(self, data: bytes) -> bytes:
         """Return what these bytes bring, which may be nothing yet; raises OSError for a broken stream."""
         self._in.write(data)
-        found = []
+        pieces = []
         try:
             while piece := self._tls.read(_READ_BYTES):
-                found.append(piece)
+                pieces.append(piece)
             self.closed = True
         except ssl.SSLWantReadError:
             pass  # all that has come is read; the rest of a record is still on its way
         except ssl.SSLZeroReturnError:
             self.closed = True
-        return b"".join(found)
+        return b"".join(pieces)

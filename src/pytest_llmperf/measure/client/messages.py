@@ -43,11 +43,11 @@ class RoundPlan:
         talks = self.conversations()
         # In a closed loop each process has at least one request in flight.
         parts = max(1, min(parts, len(talks), len(talks) if self.due_ns else self.concurrency))
-        found = []
+        plans = []
         for part in range(parts):
-            mine = list(chain.from_iterable(talks[part::parts]))
-            found.append((self._only(mine, max(1, len(range(part, self.concurrency, parts)))), mine))
-        return found
+            indices = list(chain.from_iterable(talks[part::parts]))
+            plans.append((self._only(indices, max(1, len(range(part, self.concurrency, parts)))), indices))
+        return plans
 
     def _only(self, indices: Sequence[int], concurrency: int) -> RoundPlan:
         columns = {name: getattr(self, name) for name in ("requests", "output_tokens", "due_ns", "follows", "exact")}

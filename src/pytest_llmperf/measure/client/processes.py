@@ -78,7 +78,11 @@ def _joined(logs: Sequence[RoundLog], places: Sequence[Sequence[int]]) -> RoundL
     """Return the logs of several processes as one, its records in the order of the plan."""
     if len(logs) == 1:
         return logs[0]
-    records = {place: one for log, mine in zip(logs, places, strict=True) for place, one in zip(mine, log.records, strict=True)}
+    records = {
+        place: record
+        for log, indices in zip(logs, places, strict=True)
+        for place, record in zip(indices, log.records, strict=True)
+    }
     busiest = max(logs, key=lambda log: log.cpu_share or 0.0)
     return RoundLog(
         records=tuple(records[place] for place in sorted(records)),

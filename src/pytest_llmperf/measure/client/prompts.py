@@ -96,19 +96,20 @@ def _wanted(workload: Workload) -> tuple[_Wanted, ...]:
             _Wanted(row.prompt_tokens, row.output_tokens, due_s=row.at_s / workload.speed, blocks=row.blocks) for row in rows
         )
     if workload.dataset:
-        found = list(read_dataset(workload.dataset))
-        rng.shuffle(found)
-        said = itertools.islice(itertools.cycle(found), workload.requests)
+        conversations = list(read_dataset(workload.dataset))
+        rng.shuffle(conversations)
+        said = itertools.islice(itertools.cycle(conversations), workload.requests)
         lengths = _lengths(workload.output_tokens, workload.requests, rng)
         wanted = [
-            _Wanted(0, one.output_tokens or length, messages=one.messages) for one, length in zip(said, lengths, strict=True)
+            _Wanted(0, said_before.output_tokens or length, messages=said_before.messages)
+            for said_before, length in zip(said, lengths, strict=True)
         ]
     else:
         wanted = _drawn(workload, rng)
     if not workload.rate:
         return tuple(wanted)
     starts = iter(arrivals(workload, workload.requests // workload.turns))
-    return tuple(one if one.turn else replace(one, due_s=next(starts)) for one in wanted)
+    return tuple(request if request.turn else replace(request, due_s=next(starts)) for request in wanted)
 
 
 def _drawn(workload: Workload, rng: random.Random) -> list[_Wanted]:
@@ -125,13 +126,13 @@ def _drawn(workload: Workload, rng: random.Random) -> list[_Wanted]:
         each += [[_Wanted(*next(pairs), kind=kind, turn=turn) for turn in range(workload.turns)] for _ in range(count)]
     if len(kinds) > 1:
         rng.shuffle(each)
-    return [replace(one, prefix=number % workload.prefixes) for number, turns in enumerate(each) for one in turns]
+    return [replace(request, prefix=number % workload.prefixes) for number, turns in enumerate(each) for request in turns]
 
 
 def _apportioned(total: int, shares: Sequence[float]) -> list[int]:
     """Return whole numbers in these shares that sum to `total`, each at least 1 (largest remainders)."""
     exact = [total * share / sum(shares) for share in shares]
-    counts = [max(1, math.floor(one)) for one in exact]
+    counts = [max(1, math.floor(share)) for share in exact]
     by_need = sorted(range(len(shares)), key=lambda index: counts[index] - exact[index])
     while sum(counts) != total:
         step = 1 if sum(counts) < total else -1
@@ -151,7 +152,7 @@ def _lengths(lengths: int | Lengths, count: int, rng: random.Random) -> list[int
         return [rng.randint(low, high) for _ in range(count)]
     mean, sigma, *most = lengths.numbers
     drawn = (rng.lognormvariate(math.log(mean) - sigma**2 / 2, sigma) for _ in range(count))
-    return [max(1, round(min([one, *most]))) for one in drawn]
+    return [max(1, round(min([length, *most]))) for length in drawn]
 
 
 def arrivals(workload: Workload, count: int) -> list[float]:
@@ -173,12 +174,12 @@ def arrivals(workload: Workload, count: int) -> list[float]:
     duration_s = count / ((first + last) / 2)
     slope = (last - first) / duration_s
     # n(t) = first t + slope t^2 / 2, solved for t without cancellation.
-    return [2 * one / (first + math.sqrt(first**2 + 2 * slope * one)) for one in spread]
+    return [2 * place / (first + math.sqrt(first**2 + 2 * slope * place)) for place in spread]
 
 
 def _warm_up(workload: Workload, wanted: Sequence[_Wanted]) -> list[int]:
     """Return one full wave of the real lengths, by index: of each conversation the first turn, sent as in a measured round."""
-    firsts = [index for index, one in enumerate(wanted) if not one.turn]
+    firsts = [index for index, request in enumerate(wanted) if not request.turn]
     count = _WARM_UP_REQUESTS if workload.is_open else workload.concurrency
     return firsts[:count]
 
@@ -237,12 +238,12 @@ def _prompt(workload: Workload, index: int, wanted: _Wanted, words: _Words) -> P
 def _token_ids(workload: Workload, index: int, wanted: _Wanted, words: _Words) -> tuple[int, ...]:
     if wanted.blocks:
         shared = (words.tokens(f"block {block}", MOONCAKE_BLOCK) for block in wanted.blocks)
-        found = tuple(itertools.chain.from_iterable(shared))[: wanted.prompt_tokens]
-        return found + words.tokens(f"{index}", wanted.prompt_tokens - len(found))
+        of_blocks = tuple(itertools.chain.from_iterable(shared))[: wanted.prompt_tokens]
+        return of_blocks + words.tokens(f"{index}", wanted.prompt_tokens - len(of_blocks))
     prefix = words.tokens(f"prefix {wanted.prefix}", workload.prefix_tokens)
     said = _history(workload, index, wanted)
     before = itertools.chain.from_iterable(
-        words.tokens(f"{at}", one.prompt_tokens) + words.tokens(f"answer {at}", one.output_tokens) for at, one in said
+        words.tokens(f"{at}", request.prompt_tokens) + words.tokens(f"answer {at}", request.output_tokens) for at, request in said
     )
     return (*prefix, *before, *words.tokens(f"{index}", wanted.prompt_tokens))
 
@@ -250,9 +251,9 @@ def _token_ids(workload: Workload, index: int, wanted: _Wanted, words: _Words) -
 def _chat(workload: Workload, index: int, wanted: _Wanted, words: _Words) -> Messages:
     system = words.text(f"prefix {wanted.prefix}", workload.prefix_tokens)
     said = [("system", system)] if system else []
-    for at, one in _history(workload, index, wanted):
-        said += [("user", words.text(f"{at}", one.prompt_tokens))]
-        said += [("assistant", words.text(f"answer {at}", one.output_tokens))]
+    for at, request in _history(workload, index, wanted):
+        said += [("user", words.text(f"{at}", request.prompt_tokens))]
+        said += [("assistant", words.text(f"answer {at}", request.output_tokens))]
     return (*said, ("user", words.text(f"{index}", wanted.prompt_tokens)))
 
 

@@ -107,12 +107,12 @@ def parse_response(
         return RequestRecord(sent_s, end_s=end_s, error=error or f"HTTP {b''.join(status).decode(errors='replace')}: {text}")
     try:
         if stream:
-            found = _counted(reads, wire) if error is None else None
-            times, prompt_tokens, output_tokens, failure = found or _tokens(_events(wire, start, chunked=chunked), reads)
+            quick = _counted(reads, wire) if error is None else None
+            times, prompt_tokens, output_tokens, failure = quick or _tokens(_events(wire, start, chunked=chunked), reads)
         else:
             body = b"".join(piece for _, piece in _payload(wire, start, chunked=chunked))
-            whole = [(0, _DECODER.decode(body))] if error is None else []
-            times, prompt_tokens, output_tokens, failure = [], *_tokens(whole, reads)[1:]
+            events = [(0, _DECODER.decode(body))] if error is None else []
+            times, prompt_tokens, output_tokens, failure = [], *_tokens(events, reads)[1:]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as broken:
         return RequestRecord(sent_s, error=error or f"an event is not the JSON of a completion: {broken}")
     error = error or failure or _count_error(output_tokens, wanted, exact=exact)
@@ -183,8 +183,8 @@ def _events(wire: bytes, start: int, *, chunked: bool) -> list[tuple[int, _Event
     body = b"".join(piece for _, piece in pieces)
     piece_starts = list(itertools.accumulate((len(piece) for _, piece in pieces), initial=0))
     events, begin = [], 0
-    for found in _EVENT_END.finditer(body):
-        lines, begin = body[begin : found.start()].splitlines(), found.end()
+    for match in _EVENT_END.finditer(body):
+        lines, begin = body[begin : match.start()].splitlines(), match.end()
         event = b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
         if event == b"[DONE]" or not any(line.startswith(b"data:") for line in lines):
             continue

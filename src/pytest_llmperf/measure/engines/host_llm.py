@@ -54,7 +54,7 @@ class _Round:
         self.timeout_s = plan["request_timeout_s"]
         self.records: list[dict[str, Any]] = [{"sent_s": None, "error": _NEVER} for _ in self.prompts]
         self.open: dict[str, int] = {}
-        self.waiting = collections.deque(index for index, one in enumerate(self.prompts) if not one["follows"])
+        self.waiting = collections.deque(index for index, prompt in enumerate(self.prompts) if not prompt["follows"])
         self.begin_s = 0.0
         self.tokens = 0
         """How many have come: read by another thread, to see whether the engine still moves."""
@@ -109,7 +109,7 @@ class _Round:
         if index is None:
             return
         record = self.records[index]
-        new = sum(len(one.token_ids) for one in output.outputs)
+        new = sum(len(completion.token_ids) for completion in output.outputs)
         record["token_times_s"] += [now_s] * new
         record["output_tokens"] += new
         self.tokens += new
@@ -153,8 +153,8 @@ class _Host:
     def ask(self, work: Any) -> tuple[int, Any]:
         answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._work.put((work, answer))
-        found: tuple[int, Any] = answer.get()
-        return found
+        answered: tuple[int, Any] = answer.get()
+        return answered
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return one completion as the server's API would."""

@@ -226,8 +226,8 @@ def _sound(python: Path, wanted: Requirement) -> str | None:
 
 def _versions(python: Path) -> dict[str, str]:
     """Return what is installed, by canonical name."""
-    found: dict[str, str] = json.loads(_ask(python, _LIST))
-    return {canonicalize_name(name): version for name, version in found.items()}
+    versions: dict[str, str] = json.loads(_ask(python, _LIST))
+    return {canonicalize_name(name): version for name, version in versions.items()}
 
 
 def _check(python: Path, engine: str) -> None:

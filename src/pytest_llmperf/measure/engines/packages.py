@@ -183,13 +183,13 @@ class Pip:
             asked.write_text("\n".join(requirements))
             options = ["--quiet", "--dry-run", "--ignore-installed", "--report", str(report), *(["--no-deps"] if alone else [])]
             run([*self._command, "--python", str(python), "install", *options, "-r", str(asked)])
-            found = json.loads(report.read_text())["install"]
-        urls = [one["download_info"]["url"] for one in found]
+            planned = json.loads(report.read_text())["install"]
+        urls = [package["download_info"]["url"] for package in planned]
         with ThreadPoolExecutor(8, "llmperf-sizes") as pool:
             sizes = list(pool.map(_file_size, urls))
         return [
-            Wheel(one["metadata"]["name"], one["metadata"]["version"], url, size, direct=one["is_direct"])
-            for one, url, size in zip(found, urls, sizes, strict=True)
+            Wheel(package["metadata"]["name"], package["metadata"]["version"], url, size, direct=package["is_direct"])
+            for package, url, size in zip(planned, urls, sizes, strict=True)
         ]
 
     def install(self, python: Path, wheels: Sequence[Wheel]) -> None:

@@ -72,7 +72,7 @@ def play_virtually(engine: ServerEngine, prompts: Sequence[Prompt], client: Load
     if status != 200:
         raise ClientError(f"the simulated engine refused a round: {answer[:500]}")
     played = msgspec.json.decode(answer, type=_Played)
-    records = tuple(_record(plan, index, one, played.start_ns) for index, one in enumerate(played.exchanges))
+    records = tuple(_record(plan, index, exchange, played.start_ns) for index, exchange in enumerate(played.exchanges))
     return RoundLog(records, stalled=played.stalled)
 
 

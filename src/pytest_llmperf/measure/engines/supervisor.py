@@ -164,19 +164,19 @@ class _Shared:
 
     def remove(self) -> None:
         """Remove what is left of it."""
-        for path, found in list(self._found.items()):
+        for path, identity in list(self._found.items()):
             with contextlib.suppress(OSError):
-                if found is not None and found not in self._before and found == _identity(path):
+                if identity is not None and identity not in self._before and identity == _identity(path):
                     path.unlink()
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
     """Return what tells a file of this user from one that takes its name later; None for no file, or somebody else's."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return (found.st_dev, found.st_ino) if found.st_uid == os.geteuid() else None
+    return (status.st_dev, status.st_ino) if status.st_uid == os.geteuid() else None
 
 
 if __name__ == "__main__":
