@@ -203,6 +203,12 @@ def test_no_module_has_a_name_that_says_nothing(module: str) -> None:
     assert name != "models"
 
 
+def test_names_of_tests_have_twelve_words_at_most() -> None:
+    trees = [ast.parse(path.read_text()) for path in Path(__file__).parent.rglob("test_*.py")]
+    names = [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert [name for name in names if name.startswith("test_") and len(name.split("_")) > 13] == []
+
+
 def test_the_rooms_are_those_of_the_house() -> None:
     folders = {path.parent.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py")} - {"."}
     measure = {"measure", "measure/client", "measure/engines", "measure/gpus", "measure/host"}

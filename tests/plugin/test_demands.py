@@ -50,7 +50,7 @@ def test_the_engine_gets_a_gpu_that_meets_the_demand(run, tmp_path):
     assert result.outcomes == {"passed": 1}, result.stdout
 
 
-def test_a_demand_of_the_class_holds_for_its_tests_until_one_says_otherwise(run):
+def test_a_classes_demand_holds_until_a_test_says_otherwise(run):
     source = """
 import pytest
 
@@ -72,7 +72,7 @@ def test_a_bad_demand_is_a_usage_error(run):
     assert "llmperf(min_gpu_memory='lots'): must be a size above 0, e.g. 80 (GiB), '80 GiB' or '80 GB'" in result.stderr
 
 
-def test_a_degree_that_does_not_divide_the_heads_skips_with_those_that_do(run):
+def test_a_degree_that_does_not_divide_the_heads_names_others(run):
     result = run(marked("tp=[2, 3]"), "-rs")
     assert result.outcomes == {"passed": 1, "skipped": 1}
     assert "4 attention heads are not divisible by TP 3; TP 1, 2 or 4 would do, or --llmperf-pp" in result.stdout

@@ -22,14 +22,14 @@ def test_twelve_tests_over_three_specs_start_three_engines(run):
     assert result.engine_starts == 3
 
 
-def test_the_launches_of_a_recording_are_shared_by_all_tests_of_an_engine(run):
+def test_all_tests_of_an_engine_share_its_recorded_launches(run):
     both = SERVING + SERVING.replace("test_serving", "test_other")
     result = run(both, "--update-baselines", "--llmperf-launches=3")
     assert result.outcomes == {"passed": 2}
     assert result.engine_starts == 3
 
 
-def test_undecided_cases_share_the_next_start_and_decided_ones_do_not_run_again(run):
+def test_undecided_cases_share_a_start_and_decided_ones_rest(run):
     three = """
 def test_a(llmperf, baseline):
     assert llmperf(prompt_tokens=8, output_tokens=4, requests=8) == baseline
@@ -48,7 +48,7 @@ def test_decided(llmperf):
     assert result.outcomes == {"passed": 3}  # each is reported once
 
 
-def test_fixtures_of_an_undecided_test_are_set_up_and_torn_down_for_each_launch(run):
+def test_fixtures_of_an_undecided_test_are_renewed_for_each_launch(run):
     source = """
 import pytest
 
@@ -115,7 +115,7 @@ def test_a(llmperf, baseline, broken):
 
 
 @pytest.mark.parametrize("files", [BROKEN + SERVING, {"test_a.py": BROKEN, "test_b.py": SERVING}], ids=["one", "two"])
-def test_a_teardown_that_fails_between_launches_is_an_error_and_the_others_go_on(run, files):
+def test_a_failing_teardown_between_launches_leaves_other_tests_alone(run, files):
     result = run(files, "--update-baselines", "--llmperf-launches=2", "--llmperf-rounds=1")
     assert result.outcomes == {"passed": 1, "error": 1}, result.stdout
     assert "broken teardown" in result.stdout

@@ -40,7 +40,7 @@ def test_it_records_and_then_passes(example: RunExample) -> None:
     assert "4 compared" in compared.stdout
 
 
-def test_a_model_that_is_not_split_evenly_fails_with_the_gpu_that_stands_out(example: RunExample) -> None:
+def test_an_uneven_split_fails_and_names_the_gpu_that_stands_out(example: RunExample) -> None:
     result = example("-k", "holds", "--llmperf-concurrency=1", engine="--sim-extra-memory-gib 0,2")
     assert result.outcomes["failed"] == 1, result.stdout
     assert "rank 1 holds" in result.stdout, result.stdout

@@ -35,7 +35,7 @@ def test_an_invalid_launch_fails_a_test_that_never_compares(run):
     assert result.outcomes == {"failed": 1}
 
 
-def test_a_crash_at_start_is_an_error_with_the_likely_cause_and_the_last_log_lines(run):
+def test_a_crash_at_start_shows_its_likely_cause_and_log(run):
     result = run(SERVING, with_engine("--sim-crash-at-start"))
     assert result.outcomes == {"error": 1}
     assert "Likely cause: the GPU has too little free memory" in result.stdout
@@ -51,7 +51,7 @@ def test_a_wrong_engine_argument_is_named(run):
     assert "Likely cause: an engine argument is wrong: see --llmperf-engine-args" in result.stdout
 
 
-def test_an_engine_that_dies_in_the_middle_fails_the_test_and_the_next_test_gets_a_new_engine(run):
+def test_after_an_engine_died_the_next_test_gets_a_new_one(run):
     two = SERVING + "\ndef test_short(llmperf):\n    llmperf(requests=1, concurrency=1, output_tokens=1)\n"
     result = run(two, with_engine("--sim-crash-after", "20"), "--llmperf-missing-baseline=skip")
     assert result.outcomes == {"failed": 1, "passed": 1}, result.stdout
@@ -73,7 +73,7 @@ def test_an_engine_that_never_gets_ready_ends_at_the_startup_timeout(run):
     assert "The engine was not ready after 1 s; see --llmperf-startup-timeout." in result.stdout
 
 
-def test_one_engine_that_fails_to_start_does_not_stop_the_tests_of_another(run):
+def test_an_engine_that_fails_to_start_stops_no_other_tests(run):
     source = """
 import pytest
 
@@ -87,7 +87,7 @@ def test_good(llmperf):
     assert run(source).outcomes == {"error": 1, "passed": 1}
 
 
-def test_cases_that_share_an_engine_with_a_prefix_cache_do_not_hit_each_others_prompts(run):
+def test_cases_on_one_prefix_cache_do_not_hit_each_others_prompts(run):
     source = """
 def test_one(llmperf):
     assert llmperf(prompt_tokens=64, requests=8, output_tokens=2).prefix_cache_hit_tokens == 0

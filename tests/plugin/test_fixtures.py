@@ -20,7 +20,7 @@ def test_x(llm_engine):
     assert run(source).outcomes == {"passed": 1}
 
 
-def test_llm_engine_args_are_merged_into_the_spec_and_the_command_line_wins(run):
+def test_llm_engine_args_are_merged_and_the_command_line_wins(run):
     conftest = """
 import pytest
 
@@ -117,7 +117,7 @@ def test_an_endpoint_that_cannot_be_reached_is_an_error_that_names_it(run):
     assert "http://127.0.0.1:9 cannot be reached" in result.stdout
 
 
-def test_an_endpoint_that_wants_a_key_says_so_and_takes_it_from_the_environment(run):
+def test_an_endpoint_takes_its_key_from_the_environment(run):
     with SimulatedEngine(Options(api_key="secret")) as engine:
         source = "def test_x(llmperf):\n    llmperf(requests=8, output_tokens=2)\n"
         refused = run(source, f"--llmperf-url={engine.url}", quick=False)
@@ -126,7 +126,7 @@ def test_an_endpoint_that_wants_a_key_says_so_and_takes_it_from_the_environment(
         assert accepted.outcomes == {"passed": 1}, accepted.stdout
 
 
-def test_an_endpoint_that_has_seen_the_prompts_before_is_not_measured_from_its_prefix_cache(run):
+def test_an_endpoint_that_saw_the_prompts_before_does_not_use_its_cache(run):
     with SimulatedEngine(Options(clock=Clock(prefix_cache=True))) as engine:
         source = """
 def test_x(llmperf):

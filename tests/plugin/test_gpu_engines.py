@@ -71,7 +71,7 @@ def test_equal(llmperf):
 """
 
 
-def test_a_rank_with_more_memory_than_the_others_fails_the_assertion_and_the_comparison(run):
+def test_a_rank_with_more_memory_fails_assertion_and_comparison(run):
     recorded = run(RANKS, "--update-baselines", "--llmperf-launches=2")
     assert recorded.outcomes == {"passed": 2}, recorded.stdout
     result = run(RANKS, "--llmperf-engine-args=--sim-extra-memory-gib 0,4")
@@ -102,7 +102,7 @@ TROUBLES = {
 }
 
 
-def test_what_passes_costs_a_round_that_is_measured_again_and_the_test_passes_with_a_warning(run):
+def test_trouble_that_passes_costs_a_round_and_leaves_a_warning(run):
     tests = (
         f"def test_{name}(llmperf, conditions):\n    conditions({{'0': {said}}})\n    llmperf({SHORT})\n"
         for name, (said, _) in TROUBLES.items()
@@ -133,7 +133,7 @@ def test_what_stays_is_invalid_with_its_reason_and_never_a_baseline(run, tmp_pat
     assert not (tmp_path / "baselines").exists()
 
 
-def test_gpus_that_others_use_are_invalid_with_who_uses_them_after_the_startup_timeout(run, state):
+def test_gpus_that_others_use_are_invalid_after_the_startup_timeout(run, state):
     say(state, {"*": {"foreign": 1_000_000}})
     result = run(SERVING, "--llmperf-startup-timeout=0.2", LLMPERF_SIMULATED_STATE=str(state), LLMPERF_SIMULATED_GPUS="1")
     assert result.outcomes == {"error": 1}
@@ -146,7 +146,7 @@ def test_gpus_that_others_use_are_invalid_with_who_uses_them_after_the_startup_t
     assert result.engine_starts == 0
 
 
-def test_memory_that_does_not_come_back_is_an_error_and_its_gpu_gets_no_other_engine(run, state):
+def test_a_gpu_that_keeps_its_memory_gets_no_other_engine(run, state):
     source = f"""
 import pytest
 
@@ -173,7 +173,7 @@ def test_needs_both(llm_engine):
 
 
 @pytest.mark.parametrize(("options", "errors"), [((), {"test_x"}), (("-x",), {"test_a_sweep"})], ids=["all", "exitfirst"])
-def test_an_engine_that_is_kept_for_the_next_test_is_stopped_in_the_teardown_of_the_last_that_runs(run, state, options, errors):
+def test_a_kept_engine_is_stopped_in_the_last_tests_teardown(run, state, options, errors):
     source = f"""
 import pytest
 
@@ -197,7 +197,7 @@ def test_x(llm_engine):
 # ----------------------------------------------------------------------------------------------------------------- whose
 
 
-def test_an_engine_sees_the_gpus_that_were_leased_and_its_power_energy_and_use_are_measured(run, state):
+def test_an_engine_sees_its_leased_gpus_and_their_power_is_measured(run, state):
     say(state, {"0": {"foreign": 1_000_000}})
     source = f"""
 import os
@@ -261,7 +261,7 @@ def test_meets(llm_engine, name):
 """
 
 
-def test_engines_that_do_not_need_the_host_alone_run_on_different_gpus_at_the_same_time(run, tmp_path, state):
+def test_engines_that_share_the_host_run_on_different_gpus_at_once(run, tmp_path, state):
     result = run(MEETING, "-n", "2", "--llmperf-exclusive=off", LLMPERF_SIMULATED_STATE=str(state))
     assert result.outcomes == {"passed": 2}, result.stdout
     assert {(tmp_path / name).read_text() for name in ("one", "other")} == {"(0,)", "(1,)"}
@@ -290,7 +290,7 @@ def test_by_default_engines_of_two_workers_run_one_after_the_other(run, tmp_path
     assert {rest for _, rest in turns} == {"(0,) 1"}
 
 
-def test_ranks_without_direct_links_and_lowered_power_limits_are_warnings_of_the_launch(run, state):
+def test_missing_links_and_lowered_power_limits_are_warnings(run, state):
     say(state, {"*": {"links": 0}, "1": {"links": 0, "power_limit_w": 450}})
     source = f"""
 import pytest
@@ -311,7 +311,7 @@ def test_x(llmperf):
     assert "power limit lowered: GPU 1 (450 W, by default 700 W)" in lowered[2][0]
 
 
-def test_every_rank_of_pp_and_dp_has_a_gpu_whose_memory_is_told_in_the_order_of_the_ranks(run, state):
+def test_every_rank_of_pp_and_dp_has_a_gpu_in_order(run, state):
     say(state, {"1": {"foreign": 1_000_000}})
     source = f"""
 import pytest
@@ -361,7 +361,7 @@ RoundWatch.__enter__ = enter_with_the_other
 """
 
 
-def test_engines_of_one_run_that_are_measured_at_the_same_time_are_no_strangers_to_one_another(run, tmp_path, state):
+def test_engines_of_one_run_are_no_strangers_to_one_another(run, tmp_path, state):
     source = f"""
 import pytest
 
@@ -430,9 +430,7 @@ def is_free(path):
         ("host", "waiting for another run's engine to end", {"turn"}),
     ],
 )
-def test_ctrl_c_ends_a_run_that_waits_for_what_another_process_has_and_leaves_no_lock(
-    waiting, tmp_path, state, what, says, locks
-):
+def test_ctrl_c_ends_a_waiting_run_and_leaves_no_lock(waiting, tmp_path, state, what, says, locks):
     ours, name = Locks(state, lambda text: None), nvml.nvmlDeviceGetUUID(0)
     with ExitStack() as held:
         if what == "GPU":

@@ -22,7 +22,7 @@ def recorded(run):
     return result
 
 
-def test_recording_stores_every_launch_with_its_raw_rounds_and_where_it_came_from(recorded, tmp_path):
+def test_recording_stores_every_launch_with_its_rounds_and_its_origin(recorded, tmp_path):
     stored = json.loads((tmp_path / FILE).read_text())
     assert stored["version"] == 2
     assert [len(launch["rounds"]) for launch in stored["launches"]] == [2, 2, 2]
@@ -41,7 +41,7 @@ def test_an_unchanged_engine_passes_and_leaves_the_baseline_alone(recorded, run,
     assert (tmp_path / FILE).read_bytes() == before
 
 
-def test_a_slower_engine_fails_after_two_launches_and_the_report_says_what_changed(recorded, run):
+def test_a_slower_engine_fails_after_two_launches_and_says_what_changed(recorded, run):
     result = run(SERVING, SLOW)
     assert result.returncode == 1
     assert result.statuses == {CASE: "REGRESSED"}
@@ -91,7 +91,7 @@ def test_changed_engine_arguments_are_judged_not_refused(recorded, run):
 
 
 @pytest.mark.parametrize("text", ["{", '{"version": 99}', "[]", ""])
-def test_a_broken_baseline_file_is_an_error_that_names_the_file_and_stays_as_it_is(recorded, run, tmp_path, text):
+def test_a_broken_baseline_is_named_and_stays_as_it_is(recorded, run, tmp_path, text):
     (tmp_path / FILE).write_text(text)
     result = run(SERVING)
     assert result.returncode == 1
@@ -142,7 +142,7 @@ def test_a_baseline_that_cannot_be_written_fails_the_test(run, tmp_path):
     assert "baselines/simulated" in result.stdout
 
 
-def test_a_test_that_never_compares_is_measured_once_and_counted_as_not_compared(run):
+def test_a_test_that_never_compares_is_measured_once(run):
     result = run("def test_only(llmperf):\n    assert llmperf(requests=8, output_tokens=4).preemptions == 0\n")
     assert result.outcomes == {"passed": 1}
     assert "0 compared, 1 not compared (1 MEASURED)" in result.stdout

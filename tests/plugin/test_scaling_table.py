@@ -82,7 +82,7 @@ def test_endpoints_have_no_degree_that_is_known() -> None:
     assert names(outcome("t[tp1-c8]", 1, kind="url"), outcome("t[c8]", 2, kind="url")) == []
 
 
-def test_figures_of_an_invalid_case_are_not_taken_and_the_reason_is_told() -> None:
+def test_figures_of_an_invalid_case_are_not_taken() -> None:
     cases = [outcome("t[tp1-c8]", 1), outcome("t[tp2-c8]", 2), outcome("t[tp4-c8]", 4, status=Status.INVALID)]
     [(_, scaling)] = scalings(cases)
     assert scaling.degrees == (1, 2)

@@ -18,7 +18,7 @@ def nodes(result):
     return [line.partition("::")[2] for line in result.stdout.splitlines() if line.startswith("test_it.py::")]
 
 
-def test_without_options_every_point_of_the_marker_runs_and_open_axes_have_their_default(run):
+def test_without_options_every_point_of_the_marker_runs(run):
     assert nodes(run(GRID, "--co", "-q")) == [
         "test_grid[tiny-tp1-c2]", "test_grid[tiny-tp1-c4]", "test_open[tiny-tp1-c8]",
         "test_grid[tiny-tp2-c2]", "test_grid[tiny-tp2-c4]",
@@ -63,7 +63,7 @@ def test_pp_and_dp_are_axes_too(run):
     assert nodes(result) == ["test_open[tiny-tp1-pp2-dp2-c8]"]
 
 
-def test_a_class_marker_and_a_test_marker_are_merged_and_the_closer_one_wins(run):
+def test_the_closer_of_class_and_test_markers_wins(run):
     source = """
 import pytest
 

@@ -22,7 +22,7 @@ suite.judge_suite = judge_suite
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
-def test_a_suite_that_is_red_as_a_whole_fails_the_run_as_one_more_test(run, tmp_path, workers):
+def test_a_red_suite_fails_the_run_as_one_more_test(run, tmp_path, workers):
     run(SERVING, *RECORD)
     result = run({"test_it.py": SERVING, "conftest.py": RED}, "--junitxml=junit.xml", *workers)
     assert result.returncode == 1
@@ -42,7 +42,7 @@ def test_a_suite_that_is_red_anyway_has_no_second_failure(run):
     assert "suite as a whole: 2.0% worse" in result.stdout
 
 
-def test_a_red_suite_is_off_the_list_of_last_failures_when_it_passes_again(run):
+def test_a_red_suite_leaves_the_last_failures_when_it_passes(run):
     run(SERVING, *RECORD)
     run({"test_it.py": SERVING, "conftest.py": RED})
     again = run({"test_it.py": SERVING, "conftest.py": ""}, "--lf")
@@ -59,7 +59,7 @@ def test_a_single_comparison_is_no_suite_and_neither_is_an_interrupted_run(run):
     assert "suite as a whole" not in stopped.stdout
 
 
-def test_a_gpu_that_is_lost_at_the_end_of_the_run_does_not_take_the_summary_with_it(run):
+def test_a_gpu_lost_at_the_end_does_not_take_the_summary(run):
     lost = """
 from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plugin import session

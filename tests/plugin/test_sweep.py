@@ -55,7 +55,7 @@ def test_the_scaling_is_that_of_the_engines(run: Run) -> None:
     assert result.outcomes == {"passed": 1}, result.stdout
 
 
-def test_a_floor_that_one_launch_misses_is_confirmed_by_a_second_and_explains_itself(run: Run) -> None:
+def test_a_floor_that_one_launch_misses_is_confirmed_by_a_second(run: Run) -> None:
     result = run(asking("measured_scaling.efficiency(4) >= 1.5"))
     assert result.outcomes == {"failed": 1}
     assert {len(case["launches"]) for case in result.cases} == {2}
@@ -121,7 +121,7 @@ def test_the_option_restricts_the_degrees_and_the_id_stays_the_same(run: Run, op
     assert set(result.statuses) == {f"{CASE}#tp1", f"{CASE}#tp2"}
 
 
-def test_an_option_that_leaves_one_degree_skips_and_one_that_leaves_none_deselects(run: Run) -> None:
+def test_an_option_that_leaves_one_degree_skips_and_none_deselects(run: Run) -> None:
     result = run(asking("False"), "--llmperf-tp=2", "--llmperf-require-gpus", "-rs")
     assert result.outcomes == {"skipped": 1}
     assert "a sweep needs two TP degrees or more, this one has TP 2: --llmperf-tp leaves no other" in result.stdout
@@ -130,9 +130,7 @@ def test_an_option_that_leaves_one_degree_skips_and_one_that_leaves_none_deselec
 
 
 @pytest.mark.parametrize(("gpus", "degrees"), [("2", "(1, 2)"), ("5", "(1, 2, 4)")])
-def test_without_marker_and_option_the_degrees_are_powers_of_two_up_to_the_number_of_gpus(
-    run: Run, gpus: str, degrees: str
-) -> None:
+def test_by_default_the_degrees_are_powers_of_two_up_to_all_gpus(run: Run, gpus: str, degrees: str) -> None:
     source = asking(f"measured_scaling.degrees == {degrees}").replace("tp=[1, 2, 4], ", "")
     assert run(source, LLMPERF_SIMULATED_GPUS=gpus).outcomes == {"passed": 1}
 
@@ -149,7 +147,7 @@ def test_degrees_that_the_host_cannot_run_are_left_out_and_named(run: Run) -> No
     assert "TP 4 was not measured: needs 4 GPUs (TP 4 x PP 1 x DP 1 = 4), this host has 2" in result.stdout
 
 
-def test_a_degree_that_the_model_does_not_fit_is_left_out_though_gpus_are_required(run: Run) -> None:
+def test_a_degree_that_the_model_does_not_fit_is_left_out(run: Run) -> None:
     source = asking("'attention heads' in measured_scaling.unfit[3]", marker="tp=[1, 2, 3]")
     result = run(source, "--llmperf-require-gpus")
     assert result.outcomes == {"passed": 1}, result.stdout
@@ -275,7 +273,7 @@ def test_a_sweep(llmperf_sweep, baseline):
 OF_TWO_FILES["test_b.py"] = OF_TWO_FILES["test_a.py"].replace("test_a_sweep", "test_each").replace("llmperf_sweep", "llmperf")
 
 
-def test_who_waits_for_another_start_does_so_until_the_engine_that_a_sweep_left_is_done_with(run: Run) -> None:
+def test_waiting_tests_let_the_engine_that_a_sweep_left_go_first(run: Run) -> None:
     """TP 1 and 2 three times, though all wait for each other, also in a file whose fixtures were torn down meanwhile."""
     result = run(OF_TWO_FILES, "--update-baselines", "--llmperf-launches=3")
     assert result.outcomes == {"passed": 3}, result.stdout

@@ -10,7 +10,7 @@ from pytest_llmperf.testing import Example
 from tests.conftest import QUICK, SERVING
 
 
-def test_progress_on_a_terminal_is_one_line_that_is_gone_before_the_result(tmp_path):
+def test_progress_on_a_terminal_is_one_line_that_goes_away(tmp_path):
     project = Example({"test_it.py": SERVING}, QUICK)
     project.write(tmp_path)
     ours, theirs = pty.openpty()

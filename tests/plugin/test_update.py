@@ -34,7 +34,7 @@ def test_another_version_replaces_the_baseline_and_says_what_differs(run, tmp_pa
     assert len(stored(tmp_path)["launches"]) == 2
 
 
-def test_launches_that_disagree_with_the_stored_ones_replace_them_though_nothing_recorded_has_changed(run, tmp_path):
+def test_launches_that_disagree_with_the_stored_ones_replace_them(run, tmp_path):
     run(SERVING, *RECORD)
     data = stored(tmp_path)
     for launch in data["launches"]:
@@ -92,7 +92,7 @@ def test_a_calibration_stores_the_parts_of_the_noise_and_proposes_tolerances(run
     }  # fmt: skip
 
 
-def test_a_calibration_of_something_else_than_what_is_stored_fails_and_moves_nothing(run, tmp_path):
+def test_a_calibration_of_something_else_fails_and_moves_nothing(run, tmp_path):
     run(SERVING, *RECORD)
     before = (tmp_path / FILE).read_bytes()
     result = run(SERVING, "--llmperf-calibrate=2", "--llmperf-engine-args=--max-num-seqs 64")

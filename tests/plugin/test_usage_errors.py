@@ -95,7 +95,7 @@ def test_a_bad_marker_is_a_usage_error_that_names_the_test(run, marker, message)
 
 
 @pytest.mark.skipif(pytest.version_tuple < (9,), reason="pytest reads TOML values since 9.0")
-def test_an_ini_value_of_another_type_is_a_usage_error_that_names_it(run):
+def test_an_ini_value_of_another_type_is_a_usage_error(run):
     files = {"test_it.py": SERVING, "pytest.toml": "[pytest]\nllmperf_tp = [1, 2]\n"}
     result = run(files, "-c", "pytest.toml")
     assert result.returncode == 4

@@ -77,7 +77,7 @@ def test_a_rate_that_is_none_is_a_usage_error(run: Run, value: str) -> None:
     assert f"--llmperf-rate={value}" in result.stdout + result.stderr
 
 
-def test_a_class_has_metrics_of_its_own_in_the_baseline_and_one_that_gates(run: Run, tmp_path: Path) -> None:
+def test_a_class_has_metrics_of_its_own_and_one_that_gates(run: Run, tmp_path: Path) -> None:
     assert set(run(MIXED, "--update-baselines", "--llmperf-launches=2").statuses.values()) == {"RECORDED"}
     [file] = (tmp_path / "baselines").rglob("*.json")
     stored = json.loads(file.read_text())
@@ -114,7 +114,7 @@ def test_files_are_looked_for_beside_the_test(run: Run) -> None:
     assert "trace='trace.jsonl': cannot be read" in result.stdout
 
 
-def test_hits_of_prompts_that_share_a_prefix_do_not_make_a_run_invalid(run: Run) -> None:
+def test_hits_of_shared_prefixes_do_not_make_a_run_invalid(run: Run) -> None:
     source = "def test_it(llmperf):\n    assert llmperf({})['prefix_cache_hit_tokens'] >= 0"
     for arguments, outcome in (("prefix_tokens=64, requests=8", "passed"), ("turns=2, requests=16", "passed")):
         assert run(source.replace("{}", arguments)).outcomes == {outcome: 1}
@@ -164,7 +164,7 @@ def test_at_an_endpoint_the_option_selects_loads_too(run: Run, simulated_engine:
     assert result.outcomes == {"passed": 2, "deselected": 3}
 
 
-def test_a_gate_of_a_class_is_one_that_the_self_test_can_ask(run: Run) -> None:
+def test_the_self_test_can_ask_a_gate_of_a_class(run: Run) -> None:
     gated = MIXED.replace('"short/ttft_p50_s": "90 %"', '"short/ttft_p90_s": "90 %"').replace("requests=16", "requests=200")
     run(gated, "--update-baselines", "--llmperf-launches=2")
     result = run(gated, "--llmperf-selftest")

@@ -29,7 +29,7 @@ def test_serving(llmperf, baseline):
 CASE = "test_it.py::test_serving[tiny-tp1-c8]"
 
 
-def test_record_then_pass_then_fail_when_the_engine_serves_one_request_at_a_time(tmp_path: Path):
+def test_serving_one_request_at_a_time_fails_after_record_and_pass(tmp_path: Path):
     project = Example({"test_it.py": SERVING}, NOISY)
     recorded = project.run(tmp_path, "--update-baselines", "--llmperf-launches=2", timeout_s=TIMEOUT_S)
     assert recorded.statuses == {CASE: "RECORDED"}, recorded.stdout
@@ -76,7 +76,7 @@ def test_too_many_ranks_skip_with_the_numbers_and_fail_under_require_gpus(tmp_pa
     assert red.returncode == 1
 
 
-def test_preemptions_of_each_round_are_a_baseline_and_half_the_kv_cache_fails_against_it(tmp_path: Path):
+def test_half_the_kv_cache_fails_by_its_preemptions(tmp_path: Path):
     """40 blocks of 128 tokens hold every prompt of 28 requests at once, but not their 200 output tokens."""
     source = """
 import pytest

@@ -120,7 +120,7 @@ def test_the_text_is_json_and_the_same_again(folder: Path, stored: Baseline) -> 
     assert store.dump(loaded) == text
 
 
-def test_a_file_has_a_line_for_each_field_and_each_round_so_that_a_diff_shows_what_moved() -> None:
+def test_a_file_has_a_line_for_each_field_and_each_round() -> None:
     expected = """\
 {
   "case": "tests/test_chat.py::test_chat[tiny-tp1-c8]",
@@ -163,7 +163,7 @@ VERSION_1 = """\
 """
 
 
-def test_a_file_of_version_1_is_read_as_one_job_without_noise_and_written_as_version_2(path: Path) -> None:
+def test_version_1_is_read_as_one_job_and_written_as_version_2(path: Path) -> None:
     path.parent.mkdir()
     path.write_text(VERSION_1)
     stored = store.load(path)
@@ -354,9 +354,7 @@ def test_a_new_baseline_replaces_the_old_and_leaves_nothing_else(saved: tuple[Pa
     assert files(path.parent) == ["case.json"]
 
 
-def test_a_write_that_fails_at_its_end_leaves_the_old_file_and_no_temporary(
-    saved: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_file_and_no_temporary(saved: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no space left on device")
 
@@ -517,9 +515,7 @@ def project(tmp_path: Path) -> Path:
     ],
     ids=["nothing collected", "all collected", "another parameter", "a test is gone"],
 )
-def test_a_baseline_is_unused_when_its_test_is_gone_and_not_when_it_was_not_collected(
-    project: Path, collected: list[str], gone: list[str]
-) -> None:
+def test_a_baseline_is_unused_only_when_its_test_is_gone(project: Path, collected: list[str], gone: list[str]) -> None:
     found = store.unused(project / "b", "cpu-2c", project, collected)
     assert found == [project / "b" / "cpu-2c" / f"{name}.json" for name in gone]
 

@@ -72,7 +72,7 @@ def test_what_is_kept_is_where_the_steps_put_it() -> None:
     assert all(f"$RUNNER_TEMP/{folder}" in SCRIPTS["GPUs and folders"] for folder in ("compiled", "results"))
 
 
-def test_each_run_stores_what_is_compiled_and_begins_with_the_newest_of_its_vllm_and_gpu() -> None:
+def test_each_run_begins_with_the_newest_compiled_kernels_of_its_kind() -> None:
     cache = next(step["with"] for step in STEPS if step.get("uses", "").startswith("actions/cache@"))
     # No kind of GPU has a _ in its name, hence NVIDIA-H200 does not begin with what NVIDIA-H200-NVL has stored.
     assert cache["restore-keys"] == "llmperf-${{ env.ENGINE }}-${{ steps.host.outputs.gpu }}_"
@@ -167,9 +167,7 @@ def test_recording_is_green_and_its_table_is_in_the_summary(tmp_path: Path, runn
     assert "0 compared, 3 not compared (3 RECORDED)" in summary
 
 
-def test_recording_with_a_test_that_fails_is_red_and_keeps_the_baselines_of_the_others(
-    tmp_path: Path, runner: dict[str, object]
-) -> None:
+def test_a_failing_test_keeps_the_baselines_of_the_others(tmp_path: Path, runner: dict[str, object]) -> None:
     with (tmp_path / "test_it.py").open("a") as file:
         file.write("\n\ndef test_fails(llmperf, baseline):\n    test_it(llmperf, baseline)\n    assert False\n")
     done = run(SCRIPTS["Measure"], tmp_path, **runner | {"UPDATE": "--update-baselines", "DEGREES": "1"})
@@ -177,7 +175,7 @@ def test_recording_with_a_test_that_fails_is_red_and_keeps_the_baselines_of_the_
     assert [path.stem for path in (tmp_path / "baselines").rglob("*.json")] == ["test_it-qwen2.5_7b_shape-tp1-c8"]
 
 
-def test_a_failure_is_red_though_its_output_is_copied_and_is_in_the_summary(tmp_path: Path, runner: dict[str, object]) -> None:
+def test_a_failure_is_red_though_its_output_is_copied(tmp_path: Path, runner: dict[str, object]) -> None:
     done = run(SCRIPTS["Measure"], tmp_path, **runner)
     assert done.returncode == 1, done.stdout
     assert run(SCRIPTS["Summary"], tmp_path, **runner).returncode == 0

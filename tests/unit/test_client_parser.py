@@ -125,9 +125,7 @@ texts = st.text(max_size=6)
 
 @settings(PATIENT, max_examples=200)
 @given(groups=groups, text=texts, data=st.data())
-def test_any_split_into_reads_and_chunks_gives_the_same_tokens_at_the_stamp_that_completed_them(
-    groups: list[list[int]], text: str, data: st.DataObject
-) -> None:
+def test_any_split_into_reads_gives_the_same_tokens_and_stamps(groups: list[list[int]], text: str, data: st.DataObject) -> None:
     count = sum(map(len, groups))
     events = [*(event(ids, text=text) for ids in groups), usage_event(4, count), DONE]
     size = sum(map(len, events))
@@ -296,7 +294,7 @@ def test_a_stream_cut_at_any_byte_is_an_error_and_no_exception() -> None:
         assert parse(wire[:length], 3, error=CUT).error == CUT
 
 
-def test_a_stream_cut_before_its_last_token_is_an_error_even_if_the_transport_saw_none() -> None:
+def test_a_stream_cut_before_its_last_token_is_an_error() -> None:
     wire = encode(stream(3))
     for length in range(wire.ends[2]):
         assert parse(wire.data[:length], 3).error is not None, length

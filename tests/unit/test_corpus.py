@@ -33,7 +33,7 @@ def test_a_mooncake_trace_has_times_in_milliseconds_and_shared_blocks(tmp_path: 
     assert (second.at_s, second.blocks[:5]) == (3.0, first.blocks[:5])
 
 
-def test_a_burstgpt_trace_has_times_in_seconds_and_failed_requests_are_left_out(tmp_path: Path) -> None:
+def test_a_burstgpt_trace_is_in_seconds_without_failed_requests(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(BURSTGPT)
     assert read_trace(parse_file("trace", "t.csv", tmp_path)) == (Arrival(0.0, 472, 18), Arrival(40.0, 1087, 230))
 

@@ -57,7 +57,7 @@ def test_every_round_has_a_steady_window(speed: float) -> None:
     assert sizes.requests % demo.CONCURRENCY == 0
 
 
-def test_without_vllm_it_runs_on_the_simulated_engine_and_says_so_in_one_sentence(tmp_path: Path) -> None:
+def test_without_vllm_the_demo_runs_on_the_simulated_engine(tmp_path: Path) -> None:
     project = tmp_path / "project"
     shutil.copytree(ROOT / "examples/quickstart", project / "examples/quickstart", ignore=shutil.ignore_patterns("__pycache__"))
     command = [sys.executable, "examples/quickstart/demo.py", "--llmperf-python=/no/such/python"]

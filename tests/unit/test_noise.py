@@ -126,7 +126,7 @@ def test_counts_have_no_parts() -> None:
     assert noise.parts(BY_NAME["preemptions"], launches) is None
 
 
-def test_a_metric_of_the_launch_as_a_whole_has_no_part_of_rounds() -> None:
+def test_a_metric_of_the_launch_has_no_part_of_rounds() -> None:
     parts = noise.parts(BY_NAME[TAIL], drawn(200, 3, between=2.0, metric=TAIL))
     assert parts is not None
     assert parts.rounds == 0
@@ -171,7 +171,7 @@ def test_a_baseline_that_cannot_be_used_is_left_to_the_shipped_belief(launches: 
     assert believed(launches, quiet) == [None, *believed(quiet)]
 
 
-def test_a_single_launch_is_expected_to_be_as_noisy_as_the_others_of_its_suite() -> None:
+def test_a_single_launch_is_believed_as_noisy_as_its_suite() -> None:
     single, quiet = drawn(1, 1), drawn(1, 5, between=0.2)
     assert believed(single) == [Belief(stats.PRIORS["quantile"])]
     first, second = believed(single, quiet)
@@ -181,7 +181,7 @@ def test_a_single_launch_is_expected_to_be_as_noisy_as_the_others_of_its_suite()
 
 
 @pytest.mark.parametrize(("metric", "kind"), [(TTFT, "quantile"), (TAIL, "tail"), ("output_tokens_per_s", "ratio")])
-def test_a_class_of_metric_starts_from_its_own_shipped_belief_and_many_cases_replace_it(metric: str, kind: str) -> None:
+def test_a_shipped_belief_is_replaced_by_many_cases(metric: str, kind: str) -> None:
     def variance(cases: int) -> float:
         suite = [drawn(1, 5, between=0.5, metric=metric, seed=seed) for seed in range(cases)]
         (belief, *_) = believed(*suite, metrics=(metric,))
@@ -199,7 +199,7 @@ def test_a_suites_noise_is_that_between_launches_of_a_job() -> None:
     assert belief.prior.variance == pytest.approx(0.25, rel=0.3)
 
 
-def test_of_an_exact_metric_that_varies_no_more_is_believed_than_of_any_ratio() -> None:
+def test_a_varying_exact_metric_is_believed_like_any_ratio() -> None:
     suite = [drawn(1, 5, between=3.0, metric=KV, seed=seed) for seed in range(40)]
     assert believed(*suite, metrics=(KV,)) == [None] * 40
 
@@ -224,7 +224,7 @@ def firmness(baselines: list[tuple[Launch, ...]], *, one_engine: bool) -> float:
     return belief.prior.df
 
 
-def test_cases_that_move_together_on_one_engine_know_no_more_of_its_noise_than_one() -> None:
+def test_cases_that_move_together_know_no_more_than_one() -> None:
     alike = together(20, shared=1.0, own=0.05)
     assert firmness(alike, one_engine=True) == pytest.approx(firmness(alike[:1], one_engine=True), rel=0.1)
 
@@ -234,12 +234,12 @@ def test_engines_are_several_witnesses_even_where_they_move_alike() -> None:
     assert firmness(alike, one_engine=False) > 2 * firmness(alike, one_engine=True)
 
 
-def test_cases_of_one_engine_that_do_not_move_together_are_as_good_as_engines() -> None:
+def test_cases_that_do_not_move_together_are_as_good_as_engines() -> None:
     apart = together(20, shared=0.0, own=1.0)
     assert firmness(apart, one_engine=True) == pytest.approx(firmness(apart, one_engine=False), rel=0.25)
 
 
-def test_a_hosts_good_and_bad_days_do_not_make_the_cases_of_an_engine_one_witness() -> None:
+def test_a_hosts_days_do_not_make_cases_one_witness() -> None:
     rng = np.random.default_rng(4)
     days, own = np.repeat(rng.normal(0, 5, 5), 4), rng.normal(0, 1, (20, 20))
 
@@ -320,7 +320,7 @@ def test_jobs_outweigh_the_belief_in_a_drift() -> None:
     assert share(40) < 0.2
 
 
-def test_a_slow_day_of_a_shared_host_does_not_fail_a_case_whose_baseline_is_of_one_day() -> None:
+def test_a_shared_hosts_slow_day_fails_no_one_day_baseline() -> None:
     before, today = np.array([0.0, 2.0, -2.0, 1.0, -1.0]), np.array([11.0, 13.0, 9.5, 12.5])
     design = stats.Design(tolerance=0.10, comparisons=6)
 

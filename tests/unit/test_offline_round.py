@@ -79,7 +79,7 @@ def play(
     return _Round(types.SimpleNamespace(llm_engine=engine), plan).play()
 
 
-def test_no_more_are_in_flight_than_asked_for_and_every_token_has_a_time() -> None:
+def test_no_more_requests_are_in_flight_than_asked_for() -> None:
     engine = FakeEngine()
     records = play(engine, [prompt(n) for n in (1, 5, 3, 2, 4)])
     assert engine.most == 2
@@ -97,7 +97,7 @@ def test_a_turn_waits_for_the_one_before_it() -> None:
     assert records[2]["sent_s"] <= records[0]["end_s"]
 
 
-def test_at_a_rate_requests_are_added_when_they_are_due_however_many_are_in_flight() -> None:
+def test_at_a_rate_requests_are_added_however_many_are_open() -> None:
     engine = FakeEngine(step_s=0.02)
     records = play(engine, [prompt(5, due_s=0.01 * n) for n in range(6)], concurrency=1)
     assert engine.most > 2
@@ -111,7 +111,7 @@ def test_a_text_is_sent_as_a_text() -> None:
     assert record["prompt_tokens"] == 4
 
 
-def test_fewer_tokens_than_asked_for_are_an_error_unless_they_may_be_fewer() -> None:
+def test_fewer_tokens_than_asked_for_are_an_error_unless_allowed() -> None:
     records = play(FakeEngine(early=1), [prompt(3), prompt(3, exact=False)])
     assert [record.get("error") for record in records] == ["2 of 3 tokens", None]
 

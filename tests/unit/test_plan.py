@@ -43,7 +43,7 @@ def test_a_degree_below_one_is_refused_with_the_smallest_value(value: object) ->
 
 
 @pytest.mark.parametrize("value", ["two", "", True, False, None, 1.5, "1.0", [1], "1,2", "0x2", "1e3"])
-def test_a_degree_that_is_no_whole_number_is_refused_by_name_and_value(value: object) -> None:
+def test_a_degree_that_is_no_whole_number_is_refused(value: object) -> None:
     with pytest.raises(PlanError) as refused:
         degree("--llmperf-tp", value)
     assert str(refused.value) == f"--llmperf-tp={value!r}: must be a whole number such as 1, 2 or 4"
@@ -157,7 +157,7 @@ def test_a_mapping_takes_every_spelling_of_a_name(key: str) -> None:
         ("--served-model-name x", "--llmperf-model"),
     ],
 )
-def test_an_argument_that_the_plugin_sets_is_refused_with_the_option_to_use(argument: str, option: str) -> None:
+def test_an_argument_that_the_plugin_sets_names_the_option(argument: str, option: str) -> None:
     with pytest.raises(PlanError, match=f"^llm_engine_args: --[a-z-]+ is set by the plugin; use {option} instead$"):
         parse_engine_args(argument, origin="llm_engine_args")
 
@@ -298,7 +298,7 @@ def test_a_call_wins_over_the_fixture_and_the_fixture_over_the_axes() -> None:
     assert workload == Workload(prompt_tokens=10, concurrency=4, seed=2)
 
 
-def test_there_are_as_many_requests_as_run_at_once_where_none_are_given() -> None:
+def test_by_default_as_many_requests_are_sent_as_run_at_once() -> None:
     assert workload_from(Axes(concurrency=100)).requests == 100
 
 
@@ -388,7 +388,7 @@ def test_a_marker_may_say_what_kind_of_engine(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["url", "simulated", "of", "", 1])
-def test_a_marker_refuses_kinds_of_engines_that_are_not_the_tests_to_choose(kind: object) -> None:
+def test_a_marker_refuses_kinds_that_no_test_may_choose(kind: object) -> None:
     with pytest.raises(PlanError, match=rf"^llmperf\(engine={kind!r}\): must be one of server, offline$"):
         parse_marker({"engine": kind})
 

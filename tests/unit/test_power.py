@@ -29,7 +29,7 @@ def of_sd(sd: float, launches: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("sd", "b", "k", "comparisons"), [(1.0, 20, 8, 1), (1.0, 20, 8, 40), (0.3, 10, 3, 6), (2.0, 10, 5, 12), (4.0, 5, 2, 1)]
 )
-def test_a_slow_down_of_the_detectable_size_is_proven_19_times_in_20(sd: float, b: int, k: int, comparisons: int) -> None:
+def test_the_detectable_slow_down_is_proven_19_times_in_20(sd: float, b: int, k: int, comparisons: int) -> None:
     design, prior, times = Design(comparisons=comparisons, launches=k), Prior(sd**2, 50), 3000
     effect = minimum_detectable_effect(of_sd(sd, b), design=design, prior=prior)
     # A tolerance of half of it: then neither a pass nor the rule of half the tolerance has a say.
@@ -44,7 +44,7 @@ def test_a_slow_down_of_the_detectable_size_is_proven_19_times_in_20(sd: float, 
     assert last / times == pytest.approx(0.95, abs=0.015)
 
 
-def test_launch_after_launch_it_is_found_as_often_as_by_the_last_look_alone() -> None:
+def test_looking_after_each_launch_finds_as_often_as_at_the_end() -> None:
     design, prior, times = Design(launches=5), Prior(1.0, 50), 1000
     effect = minimum_detectable_effect(of_sd(1.0, 10), design=design, prior=prior)
     design = replace(design, tolerance=effect / 2)
@@ -56,7 +56,7 @@ def test_launch_after_launch_it_is_found_as_often_as_by_the_last_look_alone() ->
     assert 0.93 <= found / times <= 0.99  # some more are found early; a share of 1000 is known to 0.7 %
 
 
-def test_what_is_detectable_in_spite_of_drift_is_found_19_times_in_20() -> None:
+def test_in_spite_of_drift_the_detectable_is_found_19_times_in_20() -> None:
     jobs = tuple(str(n // 2) for n in range(40))
     design, prior, drift, times = Design(launches=4), Prior(1.0, 50), Drift(1.0, jobs, 19), 2000
     rng = np.random.default_rng(13)
@@ -165,7 +165,7 @@ def test_two_launches_are_the_fewest_that_find_anything() -> None:
     assert launches_needed(of_sd(0.1, 20), design=Design(launches=1), prior=Prior(0.01, 50)) == 2
 
 
-def test_noise_that_no_number_of_launches_tells_from_the_tolerance_has_no_number() -> None:
+def test_noise_beyond_any_number_of_launches_has_no_number() -> None:
     assert launches_needed(of_sd(30.0, 10), design=Design(tolerance=0.01), prior=PRIOR) is None
     # Two launches of baseline: their own mean is not known to 5 %.
     assert launches_needed([-5.0, 5.0], design=Design(), prior=PRIOR) is None

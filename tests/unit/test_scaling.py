@@ -63,7 +63,7 @@ def test_the_figures_fit_into_an_assertion() -> None:
     assert repr(known()) == ("<scaling TP 1: 8,242 tok/s 1.00x 100%, TP 2: 13,554 tok/s 1.64x 82%, TP 4: 21,100 tok/s 2.56x 64%>")
 
 
-def test_without_tp_1_the_smallest_degree_is_the_reference_and_the_table_says_so() -> None:
+def test_without_tp_1_the_smallest_degree_is_the_reference() -> None:
     scaling = of(tp2=1000.0, tp4=1800.0, tp8=2000.0)
     assert (scaling.speed_up(2), scaling.speed_up(4)) == (1.0, 1.8)
     assert (scaling.efficiency(2), scaling.efficiency(4), scaling.efficiency(8)) == (1.0, 0.9, 0.5)
@@ -86,7 +86,7 @@ def test_what_was_not_measured_is_missing_and_not_0() -> None:
     assert str(scaling).splitlines()[2].split()[-2:] == ["-", "-"]
 
 
-def test_a_degree_that_was_not_measured_is_an_error_that_names_those_that_were() -> None:
+def test_a_degree_that_was_not_measured_is_a_named_error() -> None:
     scaling = scaling_of([measured(1, 1.0), measured(2, 2.0)], unfit={8: "needs 8 GPUs, this host has 4"})
     for ask in (scaling.efficiency, scaling.speed_up, scaling.throughput, scaling.__getitem__):
         with pytest.raises(KeyError, match=r"TP 3 was not measured; measured are 1, 2: .* --llmperf-tp"):
@@ -161,7 +161,7 @@ def with_latency() -> Scaling:
     return scaling_of(measured(tp, KNOWN[tp], ttft_p50_s=ttft[tp], tpot_p50_s=0.015) for tp in KNOWN)
 
 
-def test_a_degree_that_misses_a_limit_is_not_recommended_and_the_reason_has_the_figures() -> None:
+def test_a_degree_that_misses_a_limit_is_not_recommended() -> None:
     advice = advise(with_latency(), {"ttft_p50_s": 0.5, "tpot_p50_s": 0.02})
     assert advice.degree == 2
     assert advice.reasons == (
@@ -222,9 +222,7 @@ def test_a_price_of_the_gpu_becomes_one_of_a_million_tokens() -> None:
 
 
 @given(FIGURES, st.floats(1e-3, 1e3))
-def test_the_recommended_degree_has_the_most_per_gpu_or_nearly_and_is_the_smallest_such(
-    figures: dict[int, float], price: float
-) -> None:
+def test_the_smallest_of_the_best_degrees_is_recommended(figures: dict[int, float], price: float) -> None:
     scaling = of(**{f"tp{tp}": value for tp, value in figures.items()})
     advice = advise(scaling, cost_per_gpu_hour=price)
     assert advice.degree is not None

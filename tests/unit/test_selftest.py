@@ -136,7 +136,7 @@ def test_gates_on_counts_have_no_fault_whether_there_were_any_or_none(count: Cal
     assert ("20% worse" in found) == bool(count(0))  # a share of none is none
 
 
-def test_a_gate_on_a_metric_that_the_baseline_lacks_is_a_fault_where_it_was_asked_for() -> None:
+def test_an_asked_gate_without_a_metric_in_the_baseline_is_a_fault() -> None:
     baseline = stored(without=TTFT)
     assert [fault for (metric, _), fault in faults(checked(baseline, only(TTFT))).items() if metric == TTFT] == [
         "the baseline has no such metric: the gate can never fire"
@@ -145,7 +145,7 @@ def test_a_gate_on_a_metric_that_the_baseline_lacks_is_a_fault_where_it_was_aske
     assert faults(checked(stored(count=lambda _: None))) == {}
 
 
-def test_a_metric_that_only_some_launches_of_the_baseline_have_is_a_fault() -> None:
+def test_a_metric_that_only_some_launches_have_is_a_fault() -> None:
     some = stored(count=lambda number: 29.0 if number else None)
     assert faults(checked(some, only("preemptions")))["preemptions", "unchanged"] == "fires where it must not: NOT-COMPARABLE"
 
@@ -153,7 +153,7 @@ def test_a_metric_that_only_some_launches_of_the_baseline_have_is_a_fault() -> N
 # ------------------------------------------------------------------------------------------------ broken gates
 
 
-def test_a_metric_with_its_direction_the_wrong_way_round_in_the_table_has_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_with_a_wrong_direction_has_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     turned = tuple(replace(one, better="higher") if one.name == TTFT else one for one in METRICS)
     monkeypatch.setattr(metrics, "METRICS", turned)
     monkeypatch.setitem(metrics.BY_NAME, TTFT, next(one for one in turned if one.name == TTFT))
@@ -205,7 +205,7 @@ def unjudged() -> list[MetricVerdict]:
     return [MetricVerdict(name, None, 1.0, 1.0) for name in BY_NAME]
 
 
-def test_a_gate_of_which_the_judge_says_nothing_is_judged_by_the_case(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gate_without_a_verdict_is_judged_by_the_case(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "judge", lambda *_, **__: Verdict(Status.NOT_COMPARABLE, tuple(unjudged())))
     assert {check.status for check in checked(stored())} == {Status.NOT_COMPARABLE}
 

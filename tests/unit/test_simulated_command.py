@@ -128,7 +128,7 @@ def test_a_crash_ends_the_process_with_1() -> None:
         assert process.wait(DEADLINE_S) == 1
 
 
-def test_a_slow_stop_takes_its_time_and_an_infinite_one_has_no_end() -> None:
+def test_a_slow_stop_takes_time_and_an_infinite_one_forever() -> None:
     with started("--sim-stop-s", "0.2") as (process, _, _):
         start = time.monotonic()
         process.terminate()

@@ -56,7 +56,7 @@ def test_a_slow_down_scales_every_instant_and_nothing_else() -> None:
         assert slow[request_id] == pytest.approx([1.25 * instant for instant in instants])
 
 
-def test_noise_is_drawn_per_launch_and_per_round_and_is_the_same_again() -> None:
+def test_noise_is_drawn_per_launch_and_round_and_repeats() -> None:
     clock = Clock(launch_cv=0.05, round_cv=0.02, seed=7)
     factors = [replace(clock, launch=launch).noise() for launch in range(2000)]
     assert factors == [replace(clock, launch=launch).noise() for launch in range(2000)]
@@ -77,7 +77,7 @@ def test_a_round_begins_when_the_engine_was_idle() -> None:
     assert (scheduler.counters.rounds, scheduler.counters.preemptions) == (2, 6)
 
 
-def test_requests_are_preempted_when_the_blocks_run_out_and_still_get_every_token() -> None:
+def test_preempted_requests_still_get_every_token() -> None:
     scheduler = Scheduler(Clock(num_gpu_blocks=24, block_size=128))
     assert run(scheduler, requests(32, 100, 200)) == dict.fromkeys(range(32), 200)
     # A real vLLM gives 29 with the same settings; arrivals that are spread over the first steps make the difference.
@@ -85,7 +85,7 @@ def test_requests_are_preempted_when_the_blocks_run_out_and_still_get_every_toke
     assert scheduler.counters.peak_blocks == 23
 
 
-def test_the_prefix_cache_saves_the_prefill_of_leading_blocks_until_it_is_reset() -> None:
+def test_the_prefix_cache_saves_prefill_until_it_is_reset() -> None:
     scheduler = Scheduler(Clock(block_size=16))
     durations_s: list[float] = []
     for _ in range(3):
@@ -102,7 +102,7 @@ def test_the_prefix_cache_saves_the_prefill_of_leading_blocks_until_it_is_reset(
     assert off.counters.prefix_queries == 0
 
 
-def test_a_long_prompt_is_computed_in_chunks_and_only_max_num_seqs_requests_run() -> None:
+def test_long_prompts_are_chunked_and_few_requests_run() -> None:
     scheduler = Scheduler(Clock(max_num_batched_tokens=100, max_num_seqs=2))
     for request in requests(3, 150, 2):
         scheduler.add(request)

@@ -79,7 +79,7 @@ def test_a_stream_has_one_event_per_token_then_usage_then_done(port: int) -> Non
     assert usage["usage"] == {"prompt_tokens": 4, "total_tokens": 9, "completion_tokens": 5}
 
 
-def test_a_chat_streams_a_role_first_and_the_same_text_as_without_streaming(port: int) -> None:
+def test_a_chat_streams_a_role_and_then_the_same_text(port: int) -> None:
     body = {"messages": [{"role": "user", "content": "hi there"}], "max_completion_tokens": 3}
     whole = json.loads(call(port, "/v1/chat/completions", body)[1])
     role, *tokens = events(call(port, "/v1/chat/completions", {**body, "stream": True})[1])
@@ -211,7 +211,7 @@ def test_a_late_loop_delays_each_token_and_never_those_after_it() -> None:
     assert times == pytest.approx(expected, abs=2 * LateLoop.LATE_S, rel=0)
 
 
-def test_a_request_that_comes_while_the_loop_is_late_does_not_begin_another_round() -> None:
+def test_a_request_to_a_late_loop_begins_no_other_round() -> None:
     async def play() -> int:
         steps = Steps(Clock(step_s=0.003, sequence_s=0, prefill_token_s=0), round_gap_s=1.0)
         done = asyncio.Event()

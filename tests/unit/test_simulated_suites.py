@@ -65,6 +65,6 @@ def test_a_suite_that_cannot_be_judged_is_broken_and_not_red() -> None:
     assert not result.red
 
 
-def test_the_bound_of_no_case_in_200_is_that_of_the_rule_of_three() -> None:
+def test_no_case_in_200_is_bounded_by_the_rule_of_three() -> None:
     assert upper_bound(0, 200) == pytest.approx(1 - 0.05 ** (1 / 200))
     assert upper_bound(200, 200) == 1.0

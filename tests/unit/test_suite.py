@@ -61,20 +61,20 @@ def test_the_estimate_is_the_mean_over_comparisons_and_not_over_engines() -> Non
     assert decision.launches == 4
 
 
-def test_a_change_below_1_percent_is_not_worth_a_red_build_however_certain() -> None:
+def test_a_change_below_1_percent_is_not_worth_a_red_build() -> None:
     for shift, outcome in ((0.9 * LEAST, "pass"), (1.1 * LEAST, "regressed"), (-0.9 * LEAST, "pass")):
         exact = [[(np.zeros(20), np.full(8, shift))] * 5] * 8
         assert whole(exact).outcome == outcome
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_baselines_of_one_or_two_jobs_cannot_tell_a_slow_host_from_a_slow_suite(jobs: int) -> None:
+def test_one_or_two_jobs_cannot_tell_host_from_suite(jobs: int) -> None:
     decision = whole(suite(3.0), launches_per_job=20 // jobs)
     assert decision.outcome == "inconclusive"
     assert "baselines of 3 runs or more would tell whether the host is slow today" in decision.rule
 
 
-def test_a_host_whose_days_differ_as_much_is_not_taken_for_a_slower_suite() -> None:
+def test_a_host_with_such_days_is_no_slower_suite() -> None:
     days = np.repeat([-3.0, 0.0, 3.0, 1.0, -1.0], 4)
     engines = [[(before + days, now) for before, now in engine] for engine in suite(3.0)]
     assert whole(engines, launches_per_job=4).outcome == "pass"
@@ -115,7 +115,7 @@ def test_unusable_levels_raise_the_named_error(bad: list[float]) -> None:
             whole([[([0.0], [0.0]), pair]])
 
 
-def test_a_drift_that_is_believed_in_holds_back_what_a_few_jobs_seem_to_prove() -> None:
+def test_a_believed_drift_holds_back_what_few_jobs_seem_to_prove() -> None:
     engines = suite(4.0, own=0.5)
     assert whole(engines).outcome == "regressed"
     assert whole(engines, drift=Drift(1000.0, (), 3)).outcome == "pass"

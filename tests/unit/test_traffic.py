@@ -22,7 +22,7 @@ def workload(folder: Path | None = None, **arguments: Any) -> Workload:
     return workload_from(Axes(), arguments, folder=folder)
 
 
-def test_what_a_baseline_of_an_older_release_has_stored_is_what_the_same_call_comes_to_now() -> None:
+def test_workloads_of_older_baselines_are_what_the_same_calls_make_now() -> None:
     assert workload().description == {
         "prompt_tokens": 100, "output_tokens": 50, "requests": 32, "concurrency": 8, "seed": 0,
     }  # fmt: skip
@@ -103,7 +103,7 @@ def test_a_rate_of_the_axes_makes_an_open_loop() -> None:
     assert not workload().is_open
 
 
-def test_a_trace_has_as_many_requests_as_lines_unless_a_test_says_otherwise(tmp_path: Path) -> None:
+def test_a_trace_has_as_many_requests_as_lines_by_default(tmp_path: Path) -> None:
     line = {"timestamp": 0, "input_length": 10, "output_length": 5, "hash_ids": [1]}
     (tmp_path / "trace.jsonl").write_text("\n".join(json.dumps(line | {"timestamp": 1000 * n}) for n in range(7)))
     assert workload(tmp_path, trace="trace.jsonl").requests == 7
@@ -120,7 +120,7 @@ def test_the_callers_form_of_load_wins_over_the_fixtures() -> None:
     assert workload_from(Axes(), {"concurrency": 4}, {"rate": 5}).is_open
 
 
-def test_a_class_has_its_share_of_the_requests_and_of_the_mean_length() -> None:
+def test_a_class_has_its_share_of_requests_and_lengths() -> None:
     found = workload(classes={"short": {"share": 3, "output_tokens": 10}, "long": {"share": 1, "output_tokens": 50}})
     assert found.mean_output_tokens == 20
     assert [found.class_share(name) for name in ("short", "long", "none")] == [0.75, 0.25, 0]

@@ -173,7 +173,7 @@ def test_one_launch_like_the_baselines_is_enough_to_pass() -> None:
     assert judged(USUAL, 1).status is Status.PASS
 
 
-def test_a_slow_down_near_the_tolerance_is_inconclusive_when_the_launches_are_spent() -> None:
+def test_a_slow_down_near_the_tolerance_ends_inconclusive() -> None:
     design = replace(DESIGN, launches=3)
     assert judged(slower(1.05), 2, design=design, beliefs=SHIPPED).status is Status.UNDECIDED
     assert judged(slower(1.05), 3, design=design, beliefs=SHIPPED).status is Status.INCONCLUSIVE
@@ -238,7 +238,7 @@ def test_a_gating_metric_that_this_run_has_not_is_not_comparable(name: str, how:
 
 
 @pytest.mark.parametrize("name", GATING)
-def test_a_gating_metric_that_one_launch_of_the_baseline_has_not_is_not_comparable(name: str) -> None:
+def test_a_metric_that_one_baseline_launch_lacks_is_not_comparable(name: str) -> None:
     baseline = stored()
     baseline = replace(baseline, launches=(*baseline.launches, launch({**USUAL, name: None})))
     verdict = judged(USUAL, baseline=baseline)
@@ -246,7 +246,7 @@ def test_a_gating_metric_that_one_launch_of_the_baseline_has_not_is_not_comparab
 
 
 @pytest.mark.parametrize("name", GATING)
-def test_a_metric_that_the_baseline_never_had_is_observed_and_the_others_decide(name: str) -> None:
+def test_a_metric_that_the_baseline_never_had_is_only_observed(name: str) -> None:
     verdict = judged(USUAL, baseline=stored({**USUAL, name: None}))
     row = next(row for row in verdict.metrics if row.metric == name)
     assert row.status is None
@@ -309,7 +309,7 @@ def test_an_observed_metric_decides_nothing(metric: object) -> None:
     ("name", "factor", "expected"),
     [("ttft_p50_s", 1.1, 0.1), ("ttft_p50_s", 0.9, -0.1), ("output_tokens_per_s", 0.9, 0.1), ("output_tokens_per_s", 1.1, -0.1)],
 )
-def test_a_change_reads_as_a_share_of_the_baseline_and_plus_is_worse(name: str, factor: float, expected: float) -> None:
+def test_a_change_is_a_share_of_the_baseline_and_plus_is_worse(name: str, factor: float, expected: float) -> None:
     value = USUAL[name]
     assert value is not None
     changed = {**USUAL, name: value * factor}
@@ -357,7 +357,7 @@ def test_one_launch_with_more_preemptions_is_undecided() -> None:
     assert preemptions([29, 29, 29], [60]) is Status.UNDECIDED
 
 
-def test_a_kv_cache_that_is_smaller_by_one_block_in_two_launches_is_regressed() -> None:
+def test_a_kv_cache_smaller_by_one_block_is_regressed_in_two_launches() -> None:
     assert statuses(judged({**USUAL, "kv_cache_tokens": 3968.0}), Status.REGRESSED) == {"kv_cache_tokens"}
 
 
@@ -403,7 +403,7 @@ def test_a_tail_that_was_asked_for_gates_with_its_own_tolerance(name: str) -> No
     assert judged(USUAL, 3, gate=gate, workload=MANY, baseline=baseline).status is Status.PASS
 
 
-def test_a_tail_of_too_few_requests_is_not_comparable_and_says_how_many_it_takes() -> None:
+def test_a_tail_of_too_few_requests_is_not_comparable() -> None:
     verdict = judged(USUAL, gate="ttft_p99_s=on")
     assert statuses(verdict, Status.NOT_COMPARABLE) == {"ttft_p99_s"}
     assert row_of(verdict, "ttft_p99_s").rule == (
@@ -422,7 +422,7 @@ def test_the_launch_of_the_fewest_rounds_decides_whether_a_tail_has_enough() -> 
     assert row_of(few, "ttft_p90_s").status is Status.NOT_COMPARABLE
 
 
-def test_a_metric_that_was_asked_for_and_that_the_baseline_never_had_is_not_comparable() -> None:
+def test_an_asked_metric_that_the_baseline_never_had_is_not_comparable() -> None:
     verdict = judged(USUAL, baseline=stored({**USUAL, "startup_s": None}), gate="startup_s=on")
     assert row_of(verdict, "startup_s").rule == "not measured in the baseline"
     assert verdict.status is Status.NOT_COMPARABLE
@@ -431,7 +431,7 @@ def test_a_metric_that_was_asked_for_and_that_the_baseline_never_had_is_not_comp
 # ------------------------------------------------------------------------------------------------ what a row tells
 
 
-def test_a_row_has_what_can_be_detected_and_its_levels_but_for_counts_and_capacity() -> None:
+def test_a_row_has_what_can_be_detected_and_its_levels() -> None:
     verdict = judged(USUAL, 2)
     levelled = {row.metric for row in verdict.metrics if row.levels is not None}
     assert levelled == {name for name in GATING if BY_NAME[name].kind in noise.RATIOS}
@@ -442,7 +442,7 @@ def test_a_row_has_what_can_be_detected_and_its_levels_but_for_counts_and_capaci
     assert 0 < (row.detectable or 0) < 0.05
 
 
-def test_the_levels_are_in_log_percent_and_plus_is_worse_in_either_direction() -> None:
+def test_levels_are_in_log_percent_and_plus_is_worse() -> None:
     for name in ("ttft_p50_s", "output_tokens_per_s"):
         levels = row_of(judged(worse(name, 0.5)), name).levels
         assert levels is not None
@@ -450,14 +450,14 @@ def test_the_levels_are_in_log_percent_and_plus_is_worse_in_either_direction() -
         assert sum(now) / len(now) - sum(before) / len(before) == pytest.approx(100 * math.log(1.5), abs=0.5)
 
 
-def test_an_exact_metric_that_varies_is_judged_as_a_ratio_by_the_runs_tolerance() -> None:
+def test_a_varying_exact_metric_is_judged_as_a_ratio() -> None:
     varying = tuple(launch({**USUAL, "kv_cache_tokens": tokens}) for tokens in (4096.0, 4000.0, 4200.0, 4150.0, 4050.0))
     row = row_of(judged(USUAL, baseline=replace(stored(), launches=varying)), "kv_cache_tokens")
     assert row.levels is not None
     assert row.status in (Status.UNDECIDED, Status.PASS)
 
 
-def test_an_inconclusive_metric_says_how_many_launches_would_do_or_that_the_baseline_is_too_small() -> None:
+def test_an_inconclusive_metric_says_how_many_launches_would_do() -> None:
     design = replace(DESIGN, launches=3)
     small = row_of(judged(slower(1.05), 3, design=design, beliefs=SHIPPED), "ttft_p50_s")
     assert small.status is Status.INCONCLUSIVE
@@ -487,7 +487,7 @@ def test_a_prospect_is_what_the_verdict_then_tells() -> None:
         assert one.detectable == row_of(verdict, one.metric.name).detectable
 
 
-def test_a_calibration_proposes_what_can_be_detected_rounded_up_to_a_whole_percent() -> None:
+def test_a_calibration_proposes_whole_percents_that_can_be_detected() -> None:
     recorded = stored(launches=10)
     rows = calibrated(observed(recorded.launches, None), recorded, gating("preemptions=on,startup_s=on"), DESIGN)
     told = noise_of(rows)
@@ -581,7 +581,7 @@ def test_a_slower_engine_is_never_judged_better(factor: float, more: float) -> N
     assert rank.index(judged(slower(factor * more)).status) >= rank.index(judged(slower(factor)).status)
 
 
-def test_a_row_shows_the_values_that_its_change_is_of_and_not_medians_that_later_or_stray_launches_moved() -> None:
+def test_a_row_shows_the_values_that_its_change_is_of() -> None:
     decided_by_one, came_later = launch(USUAL), launch(slower(1.2))
     verdict = judge(measurement(decided_by_one, came_later), stored(), design=DESIGN, beliefs=QUIET)
     judged_by_levels = [row for row in verdict.metrics if row.levels]

@@ -129,7 +129,7 @@ def test_an_engine_that_hangs_has_stalled() -> None:
     assert log.records[-1].error == "never sent: the round had stalled"
 
 
-def test_an_engine_that_is_gone_is_an_engine_error_and_an_odd_answer_a_client_error() -> None:
+def test_a_dead_engine_and_an_odd_answer_are_different_errors() -> None:
     with SimulatedEngine(Options(clock=SLOW)) as engine:
         url = engine.url
         assert [one.error for one in play(engine, closed()).records] == [None] * 20

@@ -71,9 +71,7 @@ def test_no_two_prompts_of_a_round_begin_alike(workload: Workload, number: int, 
 
 @settings(deadline=None, max_examples=20)
 @given(workloads, vocabularies)
-def test_no_prompt_of_a_round_begins_like_one_of_another_round_or_of_the_warm_up(
-    workload: Workload, vocabulary: int | None
-) -> None:
+def test_no_prompt_of_a_round_begins_like_one_of_another(workload: Workload, vocabulary: int | None) -> None:
     seen = [blocks(draw(workload, number, vocabulary)) for number in (WARM_UP, 0, 1, 2, 10, 11)]
     assert not any(one & other for one, other in combinations(seen, 2))
 
@@ -129,7 +127,7 @@ def made(folder: Path | None = None, **arguments: Any) -> Workload:
 
 
 @pytest.mark.parametrize("lengths", ["uniform(10, 300)", "lognormal(100, 0.8, 500)"])
-def test_every_round_asks_for_the_same_lengths_in_the_same_order_with_other_tokens(lengths: str) -> None:
+def test_every_round_asks_for_the_same_lengths_with_other_tokens(lengths: str) -> None:
     workload = made(prompt_tokens=lengths, output_tokens=lengths)
     first, second = draw(workload, 0), draw(workload, 1)
     assert [(len(one.token_ids), one.output_tokens) for one in first] == [
@@ -218,7 +216,7 @@ def test_a_trace_is_replayed_at_its_times_with_its_shared_blocks(tmp_path: Path)
     assert drawn[2].token_ids[:16] != drawn[0].token_ids[:16]
 
 
-def test_a_dataset_gives_messages_to_a_chat_and_the_question_to_a_completion(tmp_path: Path) -> None:
+def test_a_dataset_gives_messages_to_a_chat_or_its_question(tmp_path: Path) -> None:
     said = [{"from": "gpt", "value": "Hello"}, {"from": "human", "value": "Why?"}]
     (tmp_path / "s.json").write_text(json.dumps([{"conversations": said}] * 3))
     chat, plain = (draw(made(tmp_path, dataset="s.json", api=api)) for api in ("chat", "completions"))
@@ -251,7 +249,7 @@ def test_bodies_and_adapters_come_from_the_class_over_the_workload() -> None:
     assert found == {"a": ("x", {"temperature": 0.5, "top_p": 0.9}), "b": ("y", {"temperature": 1, "top_p": 0.9})}
 
 
-def test_the_warm_up_of_an_open_loop_is_its_first_arrivals_with_other_prompts() -> None:
+def test_an_open_loop_warms_up_with_its_first_arrivals() -> None:
     workload = made(rate=10, requests=100)
     warm, first = draw(workload, WARM_UP), draw(workload, 0)
     assert [one.due_s for one in warm] == [one.due_s for one in first[:32]]
