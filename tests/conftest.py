@@ -44,13 +44,21 @@ def test_long(llmperf):
 """
 
 
+def _changes_modules(source: str) -> bool:
+    return "import pytest_llmperf" in source or "from pytest_llmperf" in source or "pytest.exit" in source
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Result]:
-    """Run pytest on a project of one test file (or several) with the simulated engine, in a process of its own."""
+    """Run pytest on a project of one test file (or several) with the simulated engine.
+
+    In this process, unless the project changes what others would meet here: modules of the package, or simulated GPUs.
+    """
 
     def run_project(source: str | dict[str, str], *args: str, quick: bool = True, **env: str) -> Result:
         files = {"test_it.py": source} if isinstance(source, str) else source
-        return Example(files, QUICK if quick else (), ENVIRONMENT | env).run(tmp_path, *args)
+        alone = not quick or "-n" in args or "LLMPERF_SIMULATED_STATE" in env or any(map(_changes_modules, files.values()))
+        return Example(files, QUICK if quick else (), ENVIRONMENT | env).run(tmp_path, *args, in_process=not alone)
 
     return run_project
 

@@ -1,14 +1,18 @@
-"""`Example`: a small project on which pytest is run in a process of its own, and what came of it."""
+"""`Example`: a small project on which pytest is run, and what came of it."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +36,18 @@ class Result:
         """Return each case's id and status."""
         return {case["id"]: case["status"] for case in self.cases}
 
+    def masked(self, begin: str, end: str) -> str:
+        """Return the output from the line that holds `begin` to that which holds `end`, to be compared with a text in a test.
+
+        Numbers become `N`, and columns are as wide as their cells: what is compared is the layout, not the measurement.
+        """
+        lines = self.stdout.splitlines()
+        first = next((number for number, line in enumerate(lines) if begin in line), len(lines))
+        last = next((number for number, line in enumerate(lines[first:], first) if end in line), len(lines))
+        text = "\n".join(line.rstrip() for line in lines[first : last + 1])
+        numbers = re.sub(r"(?<![\w.-])\d[\d,]*(\.\d+)?(e-?\d+)?", "N", text)
+        return re.sub(r"(-{3,})|(={3,})|( {3,})", lambda run: run[0][:2] if run[3] else run[0][:3], numbers)
+
     @property
     def engine_starts(self) -> int:
         """Return how many engines were started, as the progress lines tell."""
@@ -41,7 +57,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Example:
-    """A small project, as file names and contents, on which pytest is run in a process of its own."""
+    """A small project, as file names and contents, on which pytest is run."""
 
     files: Mapping[str, str]
     args: tuple[str, ...] = ("--llmperf-engine=simulated",)
@@ -59,21 +75,48 @@ class Example:
         """Return the command line of a run, for tests that start it themselves."""
         return [sys.executable, "-m", "pytest", f"--llmperf-json={folder / 'llmperf.json'}", *self.args, *args]
 
-    def run(self, folder: Path, *args: str, timeout_s: float = 120.0) -> Result:
-        """Run pytest in the folder and return what came of it; raises subprocess.TimeoutExpired when it takes too long."""
+    def run(self, folder: Path, *args: str, timeout_s: float = 120.0, in_process: bool = False) -> Result:
+        """Run pytest in the folder and return what came of it; raises subprocess.TimeoutExpired when it takes too long.
+
+        `in_process` saves an interpreter's start, and has no time-out. What a project's files do to modules stays done.
+        """
         self.write(folder)
-        (folder / "llmperf.json").unlink(missing_ok=True)
+        report = folder / "llmperf.json"
+        report.unlink(missing_ok=True)
         environment = {**os.environ, **self.env}
         # Neither the outer run's options nor tox's folder, where pytest would keep one cache for all examples.
         for name in ("PYTEST_ADDOPTS", "TOX_ENV_DIR"):
             environment.pop(name, None)
         command = self.command(folder, *args)
-        done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
-        last = done.stdout.strip().rpartition("\n")[2]
-        counts = re.findall(r"(\d+) (passed|failed|skipped|error|deselected)", last)
+        if in_process:
+            returncode, stdout, stderr = _inside(command[3:], folder, environment)
+        else:
+            done = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+            )
+            returncode, stdout, stderr = done.returncode, done.stdout, done.stderr
+        counts = re.findall(r"(\d+) (passed|failed|skipped|error|deselected)", stdout.strip().rpartition("\n")[2])
         outcomes = {name: int(count) for count, name in counts}
-        written = (folder / "llmperf.json").read_text() if (folder / "llmperf.json").is_file() else ""
-        cases = json.loads(written)["cases"] if written else []
-        return Result(done.returncode, done.stdout, done.stderr, outcomes, cases)
+        cases = json.loads(report.read_text())["cases"] if report.is_file() and report.stat().st_size else []
+        return Result(returncode, stdout, stderr, outcomes, cases)
+
+
+def _inside(args: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, str, str]:
+    """Run pytest in this process; return its exit code and output. The project's own modules are forgotten afterwards."""
+    import pytest
+
+    out, err, path = io.StringIO(), io.StringIO(), list(sys.path)
+    with (
+        mock.patch.dict(os.environ, environment | {"COLUMNS": "80"}, clear=True),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        contextlib.chdir(folder),
+        warnings.catch_warnings(),
+    ):
+        warnings.resetwarnings()  # the outer run's filters are not the project's
+        code = pytest.main([*args, "-p", "no:faulthandler"])
+    sys.path[:] = path
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(f"{folder}{os.sep}"):
+            del sys.modules[name]
+    return int(code), out.getvalue(), err.getvalue()
