@@ -27,7 +27,7 @@ _BOTTLENECK = 0.95
 """One that took this share of a core may have been what limited the load."""
 LATE_SHARE = 0.05
 LATE_S = 0.02
-"""Requests were sent late when they were by both, on average: this share of their E2E latency, and this many seconds."""
+"""Requests count as late when their mean delay is above both: this share of their mean E2E latency, and this many seconds."""
 _TEMPLATE_TOKENS = 128
 """A chat template may put so many tokens in front of every prompt, which a prefix cache then finds."""
 _WAVES = 3
@@ -46,25 +46,25 @@ def failures(records: Sequence[RequestRecord]) -> list[str]:
     return [f"{errors.total()} of {len(records)} requests failed: {shown}"] if errors else []
 
 
-def problems(log: RoundLog, told: Telemetry, workload: Workload, *, ranks: int = 1) -> list[str]:
+def problems(log: RoundLog, telemetry: Telemetry, workload: Workload, *, ranks: int = 1) -> list[str]:
     """Return why a round must not be judged; empty for a sound one.
 
-    An engine with a rank for each core of this host leaves none for the client: that it is late is then no news.
+    Where an engine has a rank for each core of this host, none is left for the client: its lateness is then no problem.
     """
-    found = failures(log.records)
-    if told.restarted:
-        found.append("the engine's counters went down: it was restarted during the round")
+    reasons = failures(log.records)
+    if telemetry.restarted:
+        reasons.append("the engine's counters went down: it was restarted during the round")
     template = _TEMPLATE_TOKENS * len(log.records) if workload.api == "chat" else 0
-    if (told.prefix_hit_tokens or 0) > template and not workload.shares_prompts:
-        found.append(
-            f"{told.prefix_hit_tokens:,.0f} prompt tokens came from the prefix cache, though no two prompts are alike:"
+    if (telemetry.prefix_hit_tokens or 0) > template and not workload.shares_prompts:
+        reasons.append(
+            f"{telemetry.prefix_hit_tokens:,.0f} prompt tokens came from the prefix cache, though no two prompts are alike:"
             " the endpoint was sent these prompts before; restart it or change the workload's seed"
         )
     counted = sum(record.output_tokens or 0 for record in log.records)
-    if told.output_tokens is not None and not found and told.output_tokens < counted:
-        found.append(f"the client counted {counted:,} output tokens, the engine only {told.output_tokens:,.0f}")
+    if telemetry.output_tokens is not None and not reasons and telemetry.output_tokens < counted:
+        reasons.append(f"the client counted {counted:,} output tokens, the engine only {telemetry.output_tokens:,.0f}")
     late = lateness(log) if ranks < CORES else None
-    return found + _of_client(log) + ([f"the client was the bottleneck: {late}"] if late else [])
+    return reasons + _of_client(log) + ([f"the client was the bottleneck: {late}"] if late else [])
 
 
 def lateness(log: RoundLog) -> str | None:
@@ -83,24 +83,24 @@ def lateness(log: RoundLog) -> str | None:
 
 
 def _of_client(log: RoundLog) -> list[str]:
-    found = []
+    texts = []
     if log.clock_set:
-        found.append("the wall clock was set during the round, and arrivals are stamped by it")
+        texts.append("the wall clock was set during the round, and arrivals are stamped by it")
     if (log.cpu_share or 0.0) > _BOTTLENECK:
-        found.append(
+        texts.append(
             f"the client was the bottleneck: the busiest of {log.processes} load processes took {log.cpu_share:.0%} of a core;"
             " give this host more cores, or send less"
         )
-    return found
+    return texts
 
 
 def warnings(workload: Workload, rounds: Sequence[Mapping[str, float | None]]) -> tuple[str, ...]:
     """Return what a reader should know of a launch's rounds."""
-    found = []
+    reasons = []
     if rounds and not workload.is_open and workload.requests < _WAVES * workload.concurrency:
-        found.append(
+        reasons.append(
             f"no steady window: {workload.requests} requests are {workload.requests / workload.concurrency:.2g} waves of"
             f" {workload.concurrency}, and throughput is that of filling and emptying the engine too;"
             f" {_WAVES * workload.concurrency} requests or more have one"
         )
-    return tuple(found)
+    return tuple(reasons)

@@ -155,7 +155,9 @@ def in_flight(sample: RoundSample) -> float | None:
     if sample.steady is None:
         return None
     begin_s, end_s = sample.steady
-    spans = [(one.sent_s, one.end_s) for one in sample.complete if one.sent_s is not None and one.end_s is not None]
+    spans = [
+        (record.sent_s, record.end_s) for record in sample.complete if record.sent_s is not None and record.end_s is not None
+    ]
     return sum(max(0.0, min(end, end_s) - max(start, begin_s)) for start, end in spans) / (end_s - begin_s)
 
 

@@ -52,7 +52,7 @@ class Launch:
         """Return a metric's value in every round, or its one value of the launch."""
         if metric in self.metrics:
             return [self.metrics[metric]]
-        return [one.metrics.get(metric) for one in self.rounds]
+        return [round_.metrics.get(metric) for round_ in self.rounds]
 
 
 @dataclass(frozen=True, eq=False)  # `==` is left to the baseline fixture, which judges
@@ -104,14 +104,19 @@ def _limit(online: Measurement, offline: Measurement) -> str:
             f" {online.case.id} and {offline.case.id} are {'sent at a rate' if sent.is_open else 'two workloads'}"
         )
 
-    def told(metric: str) -> float:
+    def value_or_0(metric: str) -> float:
         try:
             return online[metric]
         except KeyError:
             return 0.0  # no load process took part, or no request had to wait for another
 
     served, alone = online["output_tokens_per_s"], offline["output_tokens_per_s"]
-    share, cpu, delay_s, e2e_s = served / alone, told("client_cpu_cores"), told("send_delay_p99_s"), online["e2e_p50_s"]
+    share, cpu, delay_s, e2e_s = (
+        served / alone,
+        value_or_0("client_cpu_cores"),
+        value_or_0("send_delay_p99_s"),
+        online["e2e_p50_s"],
+    )
     figures = f"{served:,.0f} tok/s behind the server, {alone:,.0f} without ({share:.0%}); the client took {cpu:.0%} of a core"
     if cpu > audit.BUSY or delay_s > max(audit.LATE_S, audit.LATE_SHARE * e2e_s):
         return f"client: {figures}, and 1 % of its requests were {delay_s * 1e3:.1f} ms late or more"

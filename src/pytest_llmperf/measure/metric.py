@@ -41,11 +41,11 @@ class Metric:
 
     def too_few(self, workload: Workload, rounds: int) -> str | None:
         """Return why a launch of so many rounds is too small for this percentile, None where it is large enough."""
-        if self.beyond is None or (found := self.beyond(workload) * rounds) >= MIN_EXCEEDANCES:
+        if self.beyond is None or (values := self.beyond(workload) * rounds) >= MIN_EXCEEDANCES:
             return None
-        needed = math.ceil(workload.requests * rounds * MIN_EXCEEDANCES / found) if found else None
+        needed = math.ceil(workload.requests * rounds * MIN_EXCEEDANCES / values) if values else None
         more = f"; about {needed:,} requests a launch would do" if needed else ""
-        return f"a launch has {found:.2g} values beyond it, {MIN_EXCEEDANCES} are needed{more}"
+        return f"a launch has {values:.2g} values beyond it, {MIN_EXCEEDANCES} are needed{more}"
 
 
 def _once(_: Workload) -> float:

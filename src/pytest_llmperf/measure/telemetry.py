@@ -81,7 +81,7 @@ def parse_metrics(text: str, *names: str) -> list[tuple[str, dict[str, str], flo
 
 
 def _total(series: list[tuple[str, dict[str, str], float]], name: str) -> float | None:
-    values = [value for found, _, value in series if found == name]
+    values = [value for series_name, _, value in series if series_name == name]
     return sum(values) if values else None
 
 

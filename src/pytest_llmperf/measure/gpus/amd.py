@@ -87,15 +87,15 @@ class Amd:
         """Return every GPU; raises `AmdSmiError` for one that doesn't tell its memory."""
         # `-e` adds HIP's numbers, which are others than amd-smi's on some hosts (ROCm/amdsmi issue 175); there since ROCm 6.4.
         listed = self._ask_if_there("list", "-e") or self._ask("list")
-        found = parse_devices(listed, self._ask("static"), self._ask("metric"), self._ask_if_there("topology"))
-        self._numbers = {gpu.uuid: number for gpu, number in found.items()}
-        return tuple(found)
+        devices = parse_devices(listed, self._ask("static"), self._ask("metric"), self._ask_if_there("topology"))
+        self._numbers = {gpu.uuid: number for gpu, number in devices.items()}
+        return tuple(devices)
 
     def read(self, gpus: Sequence[Gpu], *, processes: bool) -> list[Reading]:
         """Return what each of these does now."""
-        found = self._metric(gpus)
+        metric = self._metric(gpus)
         users = parse_processes(self._ask_if_there("process") or "[]") if processes else {}
-        return [replace(reading, processes=users.get(number)) for number, (reading, _) in found]
+        return [replace(reading, processes=users.get(number)) for number, (reading, _) in metric]
 
     def totals(self, gpus: Sequence[Gpu]) -> list[Totals]:
         """Return the cumulative counters of each of these; events are not told."""
@@ -108,11 +108,11 @@ class Amd:
         """Return what each tells, with its number in `amd-smi`."""
         if any(gpu.uuid not in self._numbers for gpu in gpus):
             self.devices()
-        told = parse_metric(self._ask("metric"))
+        metric = parse_metric(self._ask("metric"))
         for gpu in gpus:
-            if self._numbers.get(gpu.uuid) not in told:
+            if self._numbers.get(gpu.uuid) not in metric:
                 raise AmdSmiError(f"`amd-smi` tells nothing of GPU {gpu.index} ({gpu.uuid}), which it listed before.")
-        return [(self._numbers[gpu.uuid], told[self._numbers[gpu.uuid]]) for gpu in gpus]
+        return [(self._numbers[gpu.uuid], metric[self._numbers[gpu.uuid]]) for gpu in gpus]
 
     def _ask(self, *command: str) -> str:
         return self._run([self._tool, *command, "--json"])
@@ -127,12 +127,12 @@ class Amd:
 def parse_versions(text: str) -> dict[str, str]:
     """Return the versions in `amd-smi version`; those that it doesn't tell are left out."""
     document = _document(text)
-    told = document[0] if isinstance(document, list) and document else document
-    if not isinstance(told, dict):
-        raise AmdSmiError(f"`amd-smi version` should print a list of one object; found {_shown(told)}.")
-    driver = _text(told.get("amdgpu_version")) or _text(told.get("driver_version"))  # the second since ROCm 7.13
-    found = {"driver": driver, "rocm": _text(told.get("rocm_version")), "amd-smi": _text(told.get("version"))}
-    return {name: version for name, version in found.items() if version is not None}
+    row = document[0] if isinstance(document, list) and document else document
+    if not isinstance(row, dict):
+        raise AmdSmiError(f"`amd-smi version` should print a list of one object; found {_shown(row)}.")
+    driver = _text(row.get("amdgpu_version")) or _text(row.get("driver_version"))  # the second since ROCm 7.13
+    versions = {"driver": driver, "rocm": _text(row.get("rocm_version")), "amd-smi": _text(row.get("version"))}
+    return {name: version for name, version in versions.items() if version is not None}
 
 
 def parse_devices(listed: str, static: str, metric: str, topology: str | None) -> dict[Gpu, int]:
@@ -142,7 +142,7 @@ def parse_devices(listed: str, static: str, metric: str, topology: str | None) -
     hip = {number: row["hip_id"] for number, row in rows.items() if _is_count(row.get("hip_id"))}
     indices = hip if len(set(hip.values())) == len(rows) else {number: number for number in rows}
     uuids = [_text(row.get("uuid")) for row in rows.values()]
-    found = {}
+    devices = {}
     for number, row in rows.items():
         fixed, current = about.get(number, {}), now.get(number, {})
         uuid = _text(row.get("uuid"))
@@ -163,13 +163,13 @@ def parse_devices(listed: str, static: str, metric: str, topology: str | None) -
             sm_clock_mhz=max(_clocks(current, "gfx", "max_clk"), default=0.0) or None,
             power_limit_w=_quantity(fixed, "limit.ppt0.socket_power_limit", "limit.socket_power", unit="W"),
         )
-        found[gpu] = number
-    return dict(sorted(found.items(), key=lambda item: item[0].index))
+        devices[gpu] = number
+    return dict(sorted(devices.items(), key=lambda item: item[0].index))
 
 
 def parse_metric(text: str) -> dict[int, tuple[Reading, Totals]]:
     """Return what `amd-smi metric` tells by `amd-smi`'s numbers: readings (without processes) and cumulative counters."""
-    found = {}
+    metrics = {}
     for number, row in _rows(text).items():
         gfx, errors = _clocks(row, "gfx", "clk"), _at(row, "ecc.total_uncorrectable_count")
         reading = Reading(
@@ -183,17 +183,17 @@ def parse_metric(text: str) -> dict[int, tuple[Reading, Totals]]:
         )
         # An energy counter at 0.0 J is one that the GPU doesn't have (seen with Radeons under load).
         energy_j = _quantity(row, "energy.total_energy_consumption", unit="J") or None
-        found[number] = reading, Totals(energy_j, errors if _is_count(errors) else None)
-    return found
+        metrics[number] = reading, Totals(energy_j, errors if _is_count(errors) else None)
+    return metrics
 
 
 def parse_processes(text: str) -> dict[int, dict[int, int | None]]:
     """Return bytes of VRAM by process id in `amd-smi process`, by `amd-smi`'s numbers; GPUs that aren't told are left out."""
-    found: dict[int, dict[int, int | None]] = {}
+    users: dict[int, dict[int, int | None]] = {}
     for number, row in _rows(text).items():
         if not isinstance(row.get("process_list"), list):
             continue
-        found[number] = {}
+        users[number] = {}
         for entry in row["process_list"]:
             info = _at(entry, "process_info")
             if info in ("N/A", "No running processes detected"):
@@ -202,8 +202,8 @@ def parse_processes(text: str) -> dict[int, dict[int, int | None]]:
             if not _is_count(pid):
                 raise AmdSmiError(f"`amd-smi process` should name a process of GPU {number} by its id; found {_shown(entry)}.")
             # 0 bytes is what it says of a process that it can't look into: another user's, or outside of this container.
-            found[number][pid] = _bytes(info, "memory_usage.vram_mem", "mem_usage", unit="B") or None
-    return found
+            users[number][pid] = _bytes(info, "memory_usage.vram_mem", "mem_usage", unit="B") or None
+    return users
 
 
 def _peers(row: dict[str, Any]) -> list[int]:
@@ -253,14 +253,14 @@ def _quantity(row: Any, *paths: str, unit: str) -> float | None:
     """Return the first quantity of these that is told, in base units; `unit` is that of a bare number."""
     for path in paths:
         value: Any = _at(row, path)
-        told = unit
+        its_unit = unit
         if isinstance(value, dict):
-            value, told = value.get("value"), str(value.get("unit") or unit)
+            value, its_unit = value.get("value"), str(value.get("unit") or unit)
         # The bounds keep out what JSON may hold but no GPU has: NaN, infinity and integers that no float can be.
         if isinstance(value, int | float) and not isinstance(value, bool) and -1e18 < value < 1e18:
-            if told not in _UNITS:
-                raise AmdSmiError(f"`amd-smi` tells `{path}` in {_shown(told)}; known units are {', '.join(_UNITS)}.")
-            return value * _UNITS[told]
+            if its_unit not in _UNITS:
+                raise AmdSmiError(f"`amd-smi` tells `{path}` in {_shown(its_unit)}; known units are {', '.join(_UNITS)}.")
+            return value * _UNITS[its_unit]
     return None
 
 
@@ -270,10 +270,10 @@ def _bytes(row: Any, *paths: str, unit: str = "MB") -> int | None:
 
 
 def _at(row: Any, path: str) -> Any:
-    found: Any = row
+    value: Any = row
     for name in path.split("."):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def _text(value: Any) -> str | None:

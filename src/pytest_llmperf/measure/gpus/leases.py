@@ -118,10 +118,10 @@ def host_turn(locks: Locks, *, alone: bool) -> Iterator[None]:
     Neighbours disturb: two engines on one CPU, or one that allocates memory while another profiles its own.
     """
     mode = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         # One at a time waits for the host: the kernel would let in all who share it before one who wants it alone.
         with _locked(locks, "turn", fcntl.LOCK_EX, "waiting behind another run for this host"):
-            held.enter_context(_locked(locks, "host", mode, "waiting for another run's engine to end"))
+            stack.enter_context(_locked(locks, "host", mode, "waiting for another run's engine to end"))
         yield
 
 
@@ -147,12 +147,12 @@ def lease(
     """
     if len(gpus) < count:
         raise LeaseError(f"{count} GPUs are needed, and this run may use {len(gpus)}.")
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         with _locked(locks, "queue", fcntl.LOCK_EX, "waiting behind another engine for GPUs"):
             taken = _wait(gpus, (count, together), locks, unfit, patience_s, remedy)
             for descriptor in taken.values():
-                held.callback(os.close, descriptor)
-        by_name = {one.uuid: one for one in gpus}
+                stack.callback(os.close, descriptor)
+        by_name = {gpu.uuid: gpu for gpu in gpus}
         yield tuple(by_name[uuid] for uuid in taken)
 
 
@@ -165,7 +165,7 @@ def choices(gpus: Sequence[Gpu], count: int) -> list[tuple[Gpu, ...]]:
     """
     # Groups, and not every set of `count`: of a machine with 64 cores those of 32 could not be counted through.
     fitting = sorted((island for island in _all_linked(gpus) if len(island) >= count), key=len)
-    alike = [tuple(one for one in gpus if one.name == name) for name in dict.fromkeys(one.name for one in gpus)]
+    alike = [tuple(gpu for gpu in gpus if gpu.name == name) for name in dict.fromkeys(gpu.name for gpu in gpus)]
     return fitting or [group for group in alike if len(group) >= count] or [tuple(gpus)] * (len(gpus) >= count)
 
 
@@ -173,10 +173,10 @@ def _choose(groups: Sequence[tuple[Gpu, ...]], number: tuple[int, int], usable: 
     """Return `count` GPUs of one group whose UUIDs are usable, None where no group has so many; linked ones follow each other."""
     count, together = number
     for group in groups:
-        found = [one for one in group if one.uuid in usable]
-        if len(found) >= count:
-            whole = [one for group in _all_linked(found) for one in group[: len(group) // together * together]]
-            return tuple([*whole, *(one for one in found if one not in whole)][:count])
+        usable_gpus = [gpu for gpu in group if gpu.uuid in usable]
+        if len(usable_gpus) >= count:
+            linked = [gpu for group in _all_linked(usable_gpus) for gpu in group[: len(group) // together * together]]
+            return tuple([*linked, *(gpu for gpu in usable_gpus if gpu not in linked)][:count])
     return None
 
 
@@ -184,13 +184,13 @@ def _all_linked(gpus: Sequence[Gpu]) -> list[tuple[Gpu, ...]]:
     """Return the GPUs in groups of one kind that are linked all to all; one without links is a group of its own."""
     islands: list[list[Gpu]] = []
     for gpu in gpus:
-        alike = (one for one in islands if one[0].name == gpu.name)
-        home = next((one for one in alike if all(other.index in gpu.peers for other in one)), None)
+        alike = (island for island in islands if island[0].name == gpu.name)
+        home = next((island for island in alike if all(other.index in gpu.peers for other in island)), None)
         if home is None:
             islands.append([gpu])
         else:
             home.append(gpu)
-    return [tuple(one) for one in islands]
+    return [tuple(island) for island in islands]
 
 
 def _wait(
@@ -202,15 +202,15 @@ def _wait(
     remedy: str,
 ) -> dict[str, int]:
     """Return a locked descriptor for each of so many GPUs, in the order of the ranks."""
-    groups, everything = choices(gpus, number[0]), {one.uuid for one in gpus}
-    told, since_s = "", time.monotonic()
+    groups, everything = choices(gpus, number[0]), {gpu.uuid for gpu in gpus}
+    said, since_s = "", time.monotonic()
     while True:
         free = _free(gpus, locks.folder)
         try:
-            wrong = unfit([one for one in gpus if one.uuid in free])
+            wrong = unfit([gpu for gpu in gpus if gpu.uuid in free])
             chosen = _choose(groups, number, free.keys() - wrong.keys())
             if chosen is not None:
-                return {one.uuid: free.pop(one.uuid) for one in chosen}
+                return {gpu.uuid: free.pop(gpu.uuid) for gpu in chosen}
         finally:
             for descriptor in free.values():
                 os.close(descriptor)
@@ -221,12 +221,12 @@ def _wait(
             since_s = time.monotonic()
         elif time.monotonic() - since_s > patience_s:
             raise LeaseError(f"{reasons}. Waited {patience_s:g} s. {remedy}")
-        told = _tell_once(locks, told, "waiting for GPUs that other engines have" if leased else f"waiting: {reasons}")
+        said = _tell_once(locks, said, "waiting for GPUs that other engines have" if leased else f"waiting: {reasons}")
         time.sleep(POLL_S)  # a poll: the kernel tells nobody that one of several locks is free
 
 
-def _tell_once(locks: Locks, told: str, now: str) -> str:
-    if now != told:
+def _tell_once(locks: Locks, said: str, now: str) -> str:
+    if now != said:
         locks.waiting(now)
     return now
 

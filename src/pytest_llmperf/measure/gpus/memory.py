@@ -44,10 +44,10 @@ class GpuMemory:
     @property
     def per_rank(self) -> tuple[int, ...]:
         """Return the peak of each rank in bytes; raises KeyError where a rank's is not known."""
-        found = tuple(one.peak_bytes for one in self.ranks)
-        if not found or None in found:
+        peaks = tuple(rank.peak_bytes for rank in self.ranks)
+        if not peaks or None in peaks:
             raise KeyError("the GPU memory of the engine was not measured: it has no GPU, or its driver doesn't tell")
-        return tuple(one for one in found if one is not None)
+        return tuple(peak for peak in peaks if peak is not None)
 
     @property
     def imbalance(self) -> float:
@@ -63,15 +63,15 @@ class GpuMemory:
     def __str__(self) -> str:
         """Return each rank's memory, and who stands out by how much."""
         peaks = self.per_rank
-        told = ", ".join(f"rank {one.rank} on GPU {one.gpu}: {gib(peak, 2)}" for one, peak in _pairs(self.ranks, peaks))
+        each = ", ".join(f"rank {rank.rank} on GPU {rank.gpu}: {gib(peak, 2)}" for rank, peak in _pairs(self.ranks, peaks))
         if len(peaks) < 2 or min(peaks) == max(peaks):
-            return told
+            return each
         middle = statistics.median(peaks)
         far, peak = max(_pairs(self.ranks, peaks), key=lambda pair: (abs(pair[1] - middle), pair[1]))
         others = (sum(peaks) - peak) / (len(peaks) - 1)
         share = f" ({abs(peak / others - 1):.1%})" if others else ""
         more = f"{gib(abs(peak - others), 2)}{share} {'more' if peak > others else 'less'}"
-        return f"{told}; rank {far.rank} holds {more} than the other{'s' if len(peaks) > 2 else ''}"
+        return f"{each}; rank {far.rank} holds {more} than the other{'s' if len(peaks) > 2 else ''}"
 
 
 def _pairs(ranks: Sequence[RankMemory], peaks: Sequence[int]) -> list[tuple[RankMemory, int]]:
@@ -96,19 +96,19 @@ class Equality:
 
 def rank_memory(watch: GpuWatch, rounds: Sequence[GpuRound]) -> tuple[RankMemory, ...]:
     """Return the memory of each rank over the rounds of a launch."""
-    found = []
+    memory = []
     for rank, (gpu, old) in enumerate(zip(watch.gpus, watch.before, strict=True)):
-        peaks = [one.peak_bytes[rank] for one in rounds]
-        ends = [one.end_bytes[rank] for one in rounds]
+        peaks = [played.peak_bytes[rank] for played in rounds]
+        ends = [played.end_bytes[rank] for played in rounds]
         first, last = (ends[0], ends[-1]) if ends else (None, None)
-        found.append(
+        memory.append(
             RankMemory(
                 rank=rank,
                 gpu=gpu.index,
                 idle_bytes=old.used_bytes,
                 started_bytes=watch.started[rank] if watch.started else None,
-                peak_bytes=max((one for one in peaks if one is not None), default=None),
+                peak_bytes=max((peak for peak in peaks if peak is not None), default=None),
                 grown_bytes=None if first is None or last is None else last - first,
             )
         )
-    return tuple(found)
+    return tuple(memory)

@@ -198,10 +198,10 @@ def parse_devices(text: str) -> dict[Gpu, int]:
         if not all(map(_is_count, numbers)) or 0 in numbers[1:] or not isinstance(row.get("bdf"), str):
             raise NeuronToolsError(f"`neuron-ls -j` should tell neuron_device, nc_count, memory_size, bdf; found {_shown(row)}.")
         device, count, _ = numbers
-        told = row.get("neuroncore_ids")
-        ids = told if isinstance(told, list) and len(told) == count and all(map(_is_count, told)) else None
-        cores[device] = ids or [device * count + i for i in range(count)]
-    found = {}
+        ids = row.get("neuroncore_ids")
+        is_told = isinstance(ids, list) and len(ids) == count and all(map(_is_count, ids))
+        cores[device] = ids if is_told else [device * count + i for i in range(count)]
+    devices = {}
     for row in rows or []:
         device, near = row["neuron_device"], row.get("connected_to")
         others = [other for other in (near if isinstance(near, list) else []) if _is_count(other) and other != device]
@@ -216,8 +216,8 @@ def parse_devices(text: str) -> dict[Gpu, int]:
                 peers=tuple(sorted(i for other in {device, *others} for i in cores.get(other, []) if i != index)),
                 links=len(others),
             )
-            found[gpu] = device
-    return dict(sorted(found.items(), key=lambda item: item[0].index))
+            devices[gpu] = device
+    return dict(sorted(devices.items(), key=lambda item: item[0].index))
 
 
 def parse_reading(text: str, core: int, *, processes: bool) -> Reading:
@@ -253,12 +253,12 @@ def parse_errors(text: str) -> dict[int, int]:
     They are those of the period: so AWS's own neuron-monitor-prometheus.py adds them up.
     """
     devices = (_group(_report(text), "system_data", "neuron_hw_counters") or {}).get("neuron_devices")
-    found = {}
+    errors = {}
     for row in devices if isinstance(devices, list) else []:
-        told: list[Any] = [row.get(name) for name in _ERRORS] if isinstance(row, dict) else [None]
-        if all(map(_is_count, told)):
-            found[told[0]] = told[1] + told[2]
-    return found
+        numbers: list[Any] = [row.get(name) for name in _ERRORS] if isinstance(row, dict) else [None]
+        if all(map(_is_count, numbers)):
+            errors[numbers[0]] = numbers[1] + numbers[2]
+    return errors
 
 
 def _report(text: str) -> dict[str, Any]:
@@ -276,14 +276,14 @@ def _group(report: Any, *path: str) -> dict[str, Any] | None:
 
 
 def _memory(parts: Any) -> int | None:
-    told = isinstance(parts, dict) and parts.keys() >= _MEMORY and all(map(_is_count, parts.values()))
-    return sum(parts.values()) if told else None
+    is_told = isinstance(parts, dict) and parts.keys() >= _MEMORY and all(map(_is_count, parts.values()))
+    return sum(parts.values()) if is_told else None
 
 
 def _share(counters: Any) -> float | None:
     percent: Any = counters.get("neuroncore_utilization") if isinstance(counters, dict) else None
-    told = isinstance(percent, int | float) and not isinstance(percent, bool) and 0 <= percent < 1e6
-    return percent / 100 if told else None
+    is_told = isinstance(percent, int | float) and not isinstance(percent, bool) and 0 <= percent < 1e6
+    return percent / 100 if is_told else None
 
 
 def _document(text: str, command: str) -> Any:

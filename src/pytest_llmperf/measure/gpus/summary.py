@@ -155,7 +155,7 @@ def _low_clocks(read: RoundReadings, low: float, high: float) -> list[str]:
     """Return which GPUs ran, while busy, at a share of their clock from `low` to below `high`, and no limit was told."""
     slow = []
     for rank, gpu in enumerate(read.gpus):
-        free = _known(one.sm_clock_mhz for one in read.of(rank) if _is_busy(one) and not one.limits)
+        free = _known(reading.sm_clock_mhz for reading in read.of(rank) if _is_busy(reading) and not reading.limits)
         clock = statistics.median(free) if len(free) >= _FEWEST else None
         if clock is not None and gpu.sm_clock_mhz and low <= clock / gpu.sm_clock_mhz < high:
             text = f"ran at {clock:,.0f} of {gpu.sm_clock_mhz:,.0f} MHz while busy, and the driver names no limit"

@@ -68,22 +68,23 @@ class Tenancy:
         self, simulated: bool, number: tuple[int, int], gpus: Sequence[Gpu], locks: Locks, stack: contextlib.ExitStack
     ) -> GpuWatch:
         """Return what watches the GPUs that are leased now, until the stack is closed."""
-        self._accelerators = found = self._accelerators or open_accelerators(simulated=simulated)
-        if found is None:
+        self._accelerators = accelerators = self._accelerators or open_accelerators(simulated=simulated)
+        if accelerators is None:
             raise EngineError("The accelerators that this run began with are gone: their driver does not answer.")
-        here = {one.uuid for one in found.devices()}
-        if gone := [one for one in gpus if one.uuid not in here]:
+        here = {gpu.uuid for gpu in accelerators.devices()}
+        if gone := [gpu for gpu in gpus if gpu.uuid not in here]:
             named = (
-                f"GPU {one.index} ({one.uuid}{', ' * (one.index in found.lost)}{found.lost.get(one.index, '')})" for one in gone
+                f"GPU {gpu.index} ({gpu.uuid}{', ' * (gpu.index in accelerators.lost)}{accelerators.lost.get(gpu.index, '')})"
+                for gpu in gone
             )
             raise EngineError(f"{', '.join(named)} is gone since this run began; the driver's own tools should tell more.")
-        remedy = f"End what uses it, or leave it out with {found.visible_variable}."
-        # Who has not been waited for in vain waits; then every further test would wait as long for the same.
+        remedy = f"End what uses it, or leave it out with {accelerators.visible_variable}."
+        # GPUs that were waited for in vain are not waited for again: every further test would wait as long for the same.
         patience_s, self._patience_left_s = self._patience_left_s, 0.0
         asked = lease(gpus, number[0], locks, unfit=self._unfit, together=number[1], patience_s=patience_s, remedy=remedy)
         leased = stack.enter_context(asked)
         self._patience_left_s = self._patience_s
-        return GpuWatch(found, leased)
+        return GpuWatch(accelerators, leased)
 
     def _watched(self, watch: GpuWatch) -> Iterator[GpuWatch]:
         left: dict[str, str] = {}
@@ -103,8 +104,8 @@ class Tenancy:
     def _unfit(self, gpus: Sequence[Gpu]) -> dict[str, str]:
         assert self._accelerators is not None
         readings = self._accelerators.read(gpus, processes=True)
-        found = {gpu.uuid: self._wrong(gpu, now) for gpu, now in zip(gpus, readings, strict=True)}
-        return {uuid: why for uuid, why in found.items() if why}
+        reasons = {gpu.uuid: self._wrong(gpu, now) for gpu, now in zip(gpus, readings, strict=True)}
+        return {uuid: why for uuid, why in reasons.items() if why}
 
     def _wrong(self, gpu: Gpu, now: Reading) -> str | None:
         """Return why an engine must not have this GPU now."""
@@ -122,9 +123,9 @@ class Tenancy:
 
     def close(self) -> None:
         """Release the driver's library."""
-        found, self._accelerators = self._accelerators, None
-        if found is not None:
-            found.close()
+        accelerators, self._accelerators = self._accelerators, None
+        if accelerators is not None:
+            accelerators.close()
 
 
 def _simulated_folder() -> Path:

@@ -71,20 +71,20 @@ def describe_host(*, simulated: bool = False) -> Host:
     versions: dict[str, str] = {}
     # NVML is not even loaded where its GPUs are hidden on purpose.
     if simulated or os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() not in ("", "-1"):
-        found = open_accelerators(simulated=simulated)
-        if found is not None:
+        accelerators = open_accelerators(simulated=simulated)
+        if accelerators is not None:
             try:
-                versions = found.versions
-                devices = usable(found, None if simulated else os.environ.get(found.visible_variable))
+                versions = accelerators.versions
+                devices = usable(accelerators, None if simulated else os.environ.get(accelerators.visible_variable))
             except AcceleratorError as error:
                 raise PlanError(str(error)) from error
             finally:
-                found.close()
+                accelerators.close()
     return Host(
         cpu=_cpu_name(),
         cores=len(os.sched_getaffinity(0)),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        gpus=tuple(one.name for one in devices),
+        gpus=tuple(gpu.name for gpu in devices),
         driver=versions.get("driver") if devices else None,
         cuda=versions.get("cuda") if devices else None,
         links=_links(devices),
@@ -95,17 +95,17 @@ def describe_host(*, simulated: bool = False) -> Host:
 def _links(devices: tuple[Gpu, ...]) -> str | None:
     if len(devices) < 2:
         return None
-    if not any(one.peers for one in devices):
+    if not any(gpu.peers for gpu in devices):
         return "PCIe only"
-    number = min(one.links for one in devices)
-    everybody = all(len(set(one.peers) & {other.index for other in devices}) >= len(devices) - 1 for one in devices)
+    number = min(gpu.links for gpu in devices)
+    everybody = all(len(set(gpu.peers) & {other.index for other in devices}) >= len(devices) - 1 for gpu in devices)
     return f"{number} links each, {'all to all' if everybody else 'not all to all'}"
 
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.is_file() else None
-    return found[1].strip() if found else platform.machine()
+    name = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.M) if info.is_file() else None
+    return name[1].strip() if name else platform.machine()
 
 
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -127,37 +127,39 @@ def _numbers(entry: str) -> list[str]:
     return [str(number) for number in range(int(ends[1]), int(ends[2]) + 1)] if ends else [entry]
 
 
-def usable(found: Accelerators, allowed: str | None) -> tuple[Gpu, ...]:
+def usable(accelerators: Accelerators, allowed: str | None) -> tuple[Gpu, ...]:
     """Return those that a process may use: indices or prefixes of UUIDs in order, ending at the first invalid one, as CUDA does.
 
     `allowed` is the value of the environment variable; None allows all. Raises PlanError where it names none of those that
     there are: taking the machine for one without accelerators would file their figures under the CPU's name.
     """
-    everything = found.devices()
-    lost = {f"{found.vendor} {index}": why for index, why in found.lost.items()}
+    everything = accelerators.devices()
+    lost = {f"{accelerators.vendor} {index}": why for index, why in accelerators.lost.items()}
     if lost and allowed is None:
         raise AcceleratorError(
             f"accelerators that do not answer: {', '.join(f'{name} ({why})' for name, why in lost.items())}; leave them out"
-            f" with {found.visible_variable}"
+            f" with {accelerators.visible_variable}"
         )
     if allowed is None:
         return everything
     chosen: list[Gpu] = []
     words = [word.strip() for word in allowed.split(",")]
-    for entry in chain.from_iterable(map(_numbers, words)) if found.vendor == "aws" else words:
-        if entry.isdigit() and int(entry) in found.lost:
-            raise AcceleratorError(f"{found.visible_variable}={allowed}: {entry} does not answer ({found.lost[int(entry)]})")
+    for entry in chain.from_iterable(map(_numbers, words)) if accelerators.vendor == "aws" else words:
+        if entry.isdigit() and int(entry) in accelerators.lost:
+            raise AcceleratorError(
+                f"{accelerators.visible_variable}={allowed}: {entry} does not answer ({accelerators.lost[int(entry)]})"
+            )
         if entry.isdigit():  # an index names a whole GPU; slices have names only
-            match = [one for one in everything if one.index == int(entry) and not one.uuid.startswith("MIG-")]
+            match = [gpu for gpu in everything if gpu.index == int(entry) and not gpu.uuid.startswith("MIG-")]
         else:
-            match = [one for one in everything if entry and one.uuid.startswith(entry)]
+            match = [gpu for gpu in everything if entry and gpu.uuid.startswith(entry)]
         if len(match) != 1 or match[0] in chosen:
             break
         chosen.append(match[0])
     if everything and not chosen and allowed.strip() not in ("", "-1"):
         raise PlanError(
-            f"{found.visible_variable}={allowed}: names none of the {len(everything)} accelerators that there are"
-            f" ({', '.join(one.uuid for one in everything[:4])}{', ...' if len(everything) > 4 else ''}); give indices or UUIDs,"
+            f"{accelerators.visible_variable}={allowed}: names none of the {len(everything)} accelerators that there are"
+            f" ({', '.join(gpu.uuid for gpu in everything[:4])}{', ...' if len(everything) > 4 else ''}); give indices or UUIDs,"
             " or an empty value for CPU"
         )
     return tuple(chosen)

@@ -73,7 +73,7 @@ def _linear_bits(config: dict[str, Any]) -> int | None:
     method, bits = (quantized.get("quant_method"), quantized.get("bits")) if isinstance(quantized, dict) else (None, None)
     if method == "fp8":
         return 8
-    return whole(bits) if method in ("awq", "gptq") and bits in (2, 3, 4, 8) else None
+    return positive_int(bits) if method in ("awq", "gptq") and bits in (2, 3, 4, 8) else None
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ def _parameters(config: dict[str, Any]) -> tuple[int, int] | None:
     if kind is None or sizes is None:
         return None
     hidden, layers, heads, vocabulary = sizes
-    kv_heads = whole(config.get("num_key_value_heads")) or (heads if kind.equal_kv_heads else None)
-    head_size = whole(config.get("head_dim")) or (None if kind.head_norms else hidden // heads)
+    kv_heads = positive_int(config.get("num_key_value_heads")) or (heads if kind.equal_kv_heads else None)
+    head_size = positive_int(config.get("head_dim")) or (None if kind.head_norms else hidden // heads)
     attention_bias, mlp_bias = config.get("attention_bias"), config.get("mlp_bias")
     if kv_heads is None or head_size is None or config.get("bias") or ((attention_bias or mlp_bias) and not kind.reads_bias):
         return None
@@ -128,7 +128,7 @@ def _parameters(config: dict[str, Any]) -> tuple[int, int] | None:
     others += vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
     others += layers * (2 * head_size if kind.head_norms else 0)
     others += layers * ((qkv if kind.qkv_bias or attention_bias else 0) + (hidden if attention_bias else 0))
-    others += layers * (2 * (whole(config.get("intermediate_size")) or 0) + hidden if mlp_bias else 0)
+    others += layers * (2 * (positive_int(config.get("intermediate_size")) or 0) + hidden if mlp_bias else 0)
     return linear, others
 
 
@@ -140,7 +140,7 @@ def _feed_forward(config: dict[str, Any], kind: _Architecture, hidden: int, laye
     step, skipped = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or []
     names = ["intermediate_size", kind.experts, kind.expert_size] + ["shared_expert_intermediate_size"] * kind.shared_expert
     sizes = _sizes(config, *names)
-    if sizes is None or whole(step) is None or not isinstance(skipped, list):
+    if sizes is None or positive_int(step) is None or not isinstance(skipped, list):
         return None
     size, experts, expert_size, *shared = sizes
     sparse = sum((layer + 1) % step == 0 and layer not in skipped for layer in range(layers))
@@ -154,10 +154,10 @@ def has_experts(config: dict[str, Any]) -> bool:
 
 
 def _sizes(config: dict[str, Any], *names: str) -> list[int] | None:
-    found = [size for name in names if (size := whole(config.get(name))) is not None]
-    return found if len(found) == len(names) else None
+    sizes = [size for name in names if (size := positive_int(config.get(name))) is not None]
+    return sizes if len(sizes) == len(names) else None
 
 
-def whole(value: object) -> int | None:
+def positive_int(value: object) -> int | None:
     """Return a whole number above 0; None for all else."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

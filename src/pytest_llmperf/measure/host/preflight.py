@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.measure.host.model import bundled_model, has_experts, model_config, text_config, weight_bytes, whole
+from pytest_llmperf.measure.host.model import bundled_model, has_experts, model_config, positive_int, text_config, weight_bytes
 from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.plan.needs import NO_NEEDS
 from pytest_llmperf.units import gib
@@ -99,9 +99,9 @@ def suited(devices: Sequence[Gpu], needs: Needs) -> tuple[Gpu, ...]:
     """Return the GPUs that have the name and the memory that a marker asks for."""
     least = needs.min_gpu_memory
     return tuple(
-        one
-        for one in devices
-        if _is_named(one.name, needs) and (least is None or (one.memory_bytes is not None and one.memory_bytes >= least))
+        gpu
+        for gpu in devices
+        if _is_named(gpu.name, needs) and (least is None or (gpu.memory_bytes is not None and gpu.memory_bytes >= least))
     )
 
 
@@ -112,7 +112,7 @@ def _is_named(name: str, needs: Needs) -> bool:
 def _memory_of(host: Host) -> str:
     if not host.devices:
         return "this host does not tell how large its GPUs are" if host.gpus else f"this host has none ({host.summary})"
-    known = [(one.name, one.memory_bytes) for one in host.devices if one.memory_bytes is not None]
+    known = [(gpu.name, gpu.memory_bytes) for gpu in host.devices if gpu.memory_bytes is not None]
     if not known:
         return "this host does not tell how large its GPUs are"
     sizes = dict.fromkeys(f"{name}: {gib(size)}" for name, size in known)
@@ -133,8 +133,8 @@ def islands(devices: Sequence[Gpu]) -> list[list[Gpu]]:
     left, islands = list(devices), []
     while left:
         island = [left.pop(0)]
-        for one in island:  # grows while it is walked
-            near = [other for other in left if other.index in one.peers or one.index in other.peers]
+        for gpu in island:  # grows while it is walked
+            near = [other for other in left if other.index in gpu.peers or gpu.index in other.peers]
             island += near
             left = [other for other in left if other not in near]
         islands.append(island)
@@ -152,7 +152,7 @@ def link_warning(spec: EngineSpec, devices: Sequence[Gpu]) -> str | None:
     for start in range(0, len(used) - spec.tp + 1, spec.tp):
         group = used[start : start + spec.tp]
         if len(islands(group)) > 1:
-            names = ", ".join(str(one.index) for one in group)
+            names = ", ".join(str(gpu.index) for gpu in group)
             return (
                 f"TP {spec.tp} over GPUs {names}, which direct links (NVLink) do not join: every layer waits for PCIe, which is"
                 f" slower; compare with --llmperf-tp=1, and with --llmperf-pp={spec.tp * spec.pp} in place of TP"
@@ -163,9 +163,9 @@ def link_warning(spec: EngineSpec, devices: Sequence[Gpu]) -> str | None:
 def power_warning(devices: Sequence[Gpu]) -> str | None:
     """Return which of these GPUs may take less power than they come with, in one line, or None."""
     low = [
-        f"GPU {one.index} ({one.power_limit_w:.0f} W, by default {one.default_power_limit_w:.0f} W)"
-        for one in devices
-        if one.power_limit_w and one.default_power_limit_w and one.power_limit_w < one.default_power_limit_w
+        f"GPU {gpu.index} ({gpu.power_limit_w:.0f} W, by default {gpu.default_power_limit_w:.0f} W)"
+        for gpu in devices
+        if gpu.power_limit_w and gpu.default_power_limit_w and gpu.power_limit_w < gpu.default_power_limit_w
     ]
     if not low:
         return None
@@ -194,8 +194,8 @@ def _heads(config: dict[str, Any]) -> tuple[int | None, int | None]:
     Latent attention (MLA) has one latent for all heads, which every GPU keeps.
     """
     text = text_config(config)
-    kv_heads = None if "kv_lora_rank" in text else whole(text.get("num_key_value_heads"))
-    return whole(text.get("num_attention_heads")), kv_heads
+    kv_heads = None if "kv_lora_rank" in text else positive_int(text.get("num_key_value_heads"))
+    return positive_int(text.get("num_attention_heads")), kv_heads
 
 
 def _heads_split(config: dict[str, Any], tp: int) -> bool:
@@ -209,7 +209,7 @@ def _heads_split(config: dict[str, Any], tp: int) -> bool:
 def _splits(config: dict[str, Any], tp: int) -> bool:
     """Return whether a TP degree can be advised: the feed-forward layers must split too, quantized ones perhaps not even so."""
     text = text_config(config)
-    sizes = [whole(text.get(name)) for name in ("intermediate_size", "moe_intermediate_size")]
+    sizes = [positive_int(text.get(name)) for name in ("intermediate_size", "moe_intermediate_size")]
     return _heads_split(config, tp) and all(size is None or size % tp == 0 for size in sizes)
 
 
@@ -229,7 +229,7 @@ def _too_large(spec: EngineSpec, config: dict[str, Any], folder: Path, devices: 
     except ValueError:
         return None
     weights = weight_bytes(config, folder)
-    sizes = sorted((one.memory_bytes for one in devices if one.memory_bytes is not None), reverse=True)
+    sizes = sorted((gpu.memory_bytes for gpu in devices if gpu.memory_bytes is not None), reverse=True)
     if len(sizes) < len(devices):
         return None
     gpu_bytes, parts = sizes[spec.ranks - 1], spec.tp * spec.pp
