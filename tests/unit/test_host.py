@@ -200,8 +200,8 @@ def test_a_key_is_the_kind_of_machine_and_never_changes_because_it_names_folders
 
 
 def test_the_number_of_gpus_and_the_driver_are_not_in_the_key() -> None:
-    one = Host("another cpu", 4, GIB, ("NVIDIA H200",), "1.0")
-    assert one.key == TWO_GPUS.key
+    host = Host("another cpu", 4, GIB, ("NVIDIA H200",), "1.0")
+    assert host.key == TWO_GPUS.key
 
 
 def test_variants_of_a_gpu_have_keys_of_their_own() -> None:

@@ -35,7 +35,7 @@ CPU = Host("AMD EPYC 9554 64-Core Processor", 2, 8 * GIB)
 
 def host(*sizes: float, name: str = "NVIDIA H200", islands: tuple[tuple[int, ...], ...] = ()) -> Host:
     """Return a host with a GPU of so many GiB for each size; `islands` says which are linked with each other."""
-    peers = {one: tuple(other for other in island if other != one) for island in islands for one in island}
+    peers = {gpu: tuple(other for other in island if other != gpu) for island in islands for gpu in island}
     devices = tuple(
         Gpu(index, f"GPU-{index}", name, round(size * GIB), peers.get(index, ()), 18 if index in peers else 0)
         for index, size in enumerate(sizes)
@@ -580,7 +580,7 @@ MODELS = ("tiny", "qwen2.5-0.5b-shape", "qwen2.5-7b-shape")
 def test_these_models_ship() -> None:
     folder = bundled_model("tiny")
     assert folder is not None
-    assert sorted(one.name for one in folder.parent.iterdir() if one.is_dir()) == sorted(MODELS)
+    assert sorted(path.name for path in folder.parent.iterdir() if path.is_dir()) == sorted(MODELS)
 
 
 @pytest.mark.parametrize("name", MODELS)
