@@ -196,7 +196,7 @@ def test_totals_are_energy_and_uncorrected_errors() -> None:
     assert amd.totals(amd.devices()) == [Totals(9876543.21, 0), Totals(1234567.89, 0)]
 
 
-def test_a_radeon_does_not_tell_its_highest_clock_its_energy_and_its_limits() -> None:
+def test_a_radeon_tells_neither_highest_clock_nor_energy_nor_limits() -> None:
     metrics = parse_metric(text("metric_radeon"))
     first = Reading(
         used_bytes=20450 * 2**20,

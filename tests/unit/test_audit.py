@@ -88,7 +88,7 @@ def test_a_chat_template_may_be_found_in_front_of_every_prompt() -> None:
 
 
 @pytest.mark.parametrize(("requests", "warned"), [(8, True), (23, True), (24, False), (100, False)])
-def test_too_few_requests_for_a_steady_window_are_a_warning_with_the_number_needed(requests: int, warned: bool) -> None:
+def test_too_few_requests_for_a_steady_window_are_a_warning(requests: int, warned: bool) -> None:
     warnings = audit.warnings(Workload(requests=requests), [{}])
     assert bool(warnings) == warned
     assert not warned or "24 requests or more have one" in warnings[0]
@@ -123,7 +123,7 @@ def test_a_limit_is_not_named_where_it_cannot_be_seen() -> None:
     assert replace(alone, launches=(few,)).limited_by(alone).startswith("engine")
 
 
-def test_a_client_that_an_engine_leaves_no_core_is_late_but_no_bottleneck(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_without_a_core_is_late_but_no_bottleneck(monkeypatch: pytest.MonkeyPatch) -> None:
     late = replace(SOUND, records=(replace(GOOD, delay_s=0.05),) * 4)
     monkeypatch.setattr(audit, "CORES", 2)
     assert problems(late)

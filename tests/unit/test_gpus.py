@@ -168,7 +168,7 @@ peaks = st.lists(st.integers(1, 200 * GIB), min_size=1, max_size=8)
 
 
 @given(peaks)
-def test_the_imbalance_is_a_share_and_does_not_depend_on_the_order_of_ranks(values):
+def test_the_imbalance_is_a_share_whatever_the_order_of_ranks(values):
     memory = GpuMemory(tuple(RankMemory(rank, rank, None, None, value, None) for rank, value in enumerate(values)))
     turned = GpuMemory(tuple(RankMemory(rank, rank, None, None, value, None) for rank, value in enumerate(reversed(values))))
     assert 0 <= memory.imbalance < 1
@@ -193,7 +193,7 @@ def test_memory_is_that_of_the_engines_own_processes():
     assert watch.started == (16 * GIB,)
 
 
-def test_a_peak_between_two_looks_at_the_processes_is_that_of_the_device():
+def test_between_two_looks_at_processes_the_peak_is_the_devices():
     script, watch = watching(IDLE)
     steady = [busy(17, {ENGINE: 16})]
     played_round = played(script, watch, steady, [busy(19)], steady)
@@ -208,13 +208,13 @@ def test_processes_are_looked_at_in_every_tenth_sample_and_at_the_end():
     assert script.asked[-1]
 
 
-def test_where_process_ids_are_hidden_memory_is_what_the_device_uses_since_before_the_start():
+def test_hidden_process_ids_leave_the_devices_growth_since_before_the_start():
     script, watch = watching(IDLE)
     played_round = played(script, watch, [busy(16.5, {STRANGER: 16})], [busy(20.5, {STRANGER: 20})])
     assert (played_round.peak_bytes, played_round.end_bytes, played_round.trouble) == ((20 * GIB,), (20 * GIB,), ())
 
 
-def test_where_only_process_ids_are_told_memory_is_what_the_device_uses_since_before_the_start():
+def test_process_ids_without_sizes_leave_the_devices_growth_since_the_start():
     script, watch = watching(IDLE)
     played_round = played(script, watch, [busy(16.5, {ENGINE: None})])
     assert (played_round.peak_bytes, played_round.trouble) == ((16 * GIB,), ())
@@ -259,7 +259,7 @@ child.wait()
         process.stdin.close()
 
 
-def test_the_engines_processes_are_all_descendants_of_what_is_followed_also_when_they_have_ended(child):
+def test_the_engines_processes_are_all_descendants_even_those_that_ended(child):
     grandchild = int(child.stdout.readline())
     _, watch = watching(IDLE, engine=child.pid)
     assert watch.tree() == {child.pid, grandchild}
@@ -268,7 +268,7 @@ def test_the_engines_processes_are_all_descendants_of_what_is_followed_also_when
     assert watch.tree() == {child.pid, grandchild}
 
 
-def test_a_process_of_the_engine_that_lives_only_within_the_round_is_no_stranger(child):
+def test_an_engine_process_that_ends_within_the_round_is_no_stranger(child):
     grandchild = int(child.stdout.readline())
     script, watch = watching(IDLE, engine=child.pid)
     script.readings, script.asked = [[busy(17, {grandchild: 16})]], []
@@ -298,13 +298,13 @@ def test_a_foreign_process_is_told_of_each_gpu_that_it_uses():
     assert played_round.trouble == (f"GPU 0 is used by another process: {who}", f"GPU 1 is used by another process: {who}")
 
 
-def test_a_foreign_process_is_told_of_one_gpu_when_the_other_does_not_tell_its_processes():
+def test_a_foreign_process_is_told_where_another_gpu_tells_no_processes():
     script, watch = watching(IDLE, IDLE)
     played_round = played(script, watch, [busy(17, {ENGINE: 16, STRANGER: 1}), busy(17)])
     assert [text.partition(":")[0] for text in played_round.trouble] == ["GPU 0 is used by another process"]
 
 
-def test_the_name_of_a_foreign_process_is_kept_when_it_ends_within_the_round(child):
+def test_a_foreign_process_that_ends_within_the_round_keeps_its_name(child):
     child.stdout.readline()
     script, watch = watching(IDLE)
     script.readings, script.asked = [[busy(17, {ENGINE: 16, child.pid: 1})]], []
@@ -318,7 +318,7 @@ def test_the_name_of_a_foreign_process_is_kept_when_it_ends_within_the_round(chi
 
 
 @pytest.mark.parametrize("limit", ["thermal slow-down", "hardware slow-down", "power brake"])
-def test_a_limit_that_is_not_the_power_cap_is_trouble_with_its_share_and_the_heat(limit):
+def test_a_limit_other_than_the_power_cap_is_trouble(limit):
     script, watch = watching(IDLE)
     hot = [busy(17, {ENGINE: 16}, limits=(limit,), temperature_c=91.0)]
     script.readings, script.asked = [hot], []
@@ -343,7 +343,7 @@ def test_the_power_cap_and_chosen_clocks_are_no_trouble(limit):
 @pytest.mark.parametrize(
     ("clock", "trouble", "warnings"), [(900.0, 1, 0), (1200.0, 0, 1), (1800.0, 0, 0)], ids=["half", "below 90 %", "near"]
 )
-def test_low_clocks_without_a_limit_are_a_warning_and_very_low_ones_are_trouble(clock, trouble, warnings):
+def test_low_clocks_without_a_limit_warn_and_very_low_ones_are_trouble(clock, trouble, warnings):
     script, watch = watching(IDLE)
     played_round = played(script, watch, *[[busy(17, {ENGINE: 16}, sm_clock_mhz=clock)]] * 6)
     text = f"GPU 0: ran at {clock:,.0f} of 1,980 MHz while busy, and the driver names no limit"
@@ -362,7 +362,7 @@ def test_where_only_processes_are_told_theirs_counts():
     assert (played_round.peak_bytes, played_round.trouble) == ((16 * GIB,), ())
 
 
-def test_two_samples_of_many_are_a_change_of_clocks_and_no_slow_down():
+def test_two_samples_of_many_are_no_slow_down():
     script, watch = watching(IDLE)
     cool, slow = [busy(17, {ENGINE: 16})], [busy(17, limits=("hardware slow-down",))]
     assert played(script, watch, *[cool] * 250, slow, slow, cool).trouble == ()
@@ -391,7 +391,7 @@ def test_memory_errors_between_two_rounds_count_against_the_second_and_only_once
     assert rounds == [(), ("GPU 0: 2 memory errors that ECC could not correct",), ()]
 
 
-def test_a_critical_event_is_trouble_whether_it_came_before_the_round_or_within():
+def test_a_critical_event_before_the_round_or_within_is_trouble():
     script, watch = watching(IDLE, IDLE)
     script.counters = [[Totals(), Totals(events=("XID 63",))], [Totals(events=("XID 79",)), Totals()]]
     played_round = played(script, watch, [busy(17, {ENGINE: 16}), busy(17, {ENGINE: 16})])
@@ -454,7 +454,7 @@ def test_energy_that_is_not_told_of_every_gpu_is_none(counters):
     assert (played_round.energy_j, played_round.power_w) == (None, None)
 
 
-def test_utilization_is_a_mean_the_clock_a_median_of_busy_samples_and_heat_the_most():
+def test_utilization_is_a_mean_the_clock_a_median_and_heat_the_most():
     samples = [
         [busy(17, {ENGINE: 16}, utilization=share, sm_clock_mhz=clock, temperature_c=heat)]
         for share, clock, heat in ((0.0, 345.0, 40.0), (1.0, 1900.0, 51.0), (0.6, 1700.0, 50.0))
@@ -501,7 +501,7 @@ def test_memory_that_comes_back_is_waited_for():
     assert watch.wait_until_released(60.0) == {}
 
 
-def test_memory_that_does_not_come_back_is_named_by_gpu_with_who_has_it():
+def test_memory_that_does_not_come_back_is_named_with_its_user():
     script, watch = watching(IDLE, IDLE, IDLE)
     script.readings = [[IDLE, busy(16.5, {os.getpid(): 16}), busy(4.5, {})]]
     assert watch.wait_until_released(0.0) == {
@@ -516,7 +516,7 @@ def test_some_memory_more_than_before_is_the_drivers():
     assert watch.wait_until_released(0.0) == {}
 
 
-def test_a_gpu_that_no_longer_tells_its_memory_has_not_given_it_back():
+def test_a_gpu_that_stops_telling_its_memory_has_not_given_it_back():
     script, watch = watching(IDLE)
     script.readings = [[Reading()]]
     assert watch.wait_until_released(0.0) == {"GPU-0": "GPU 0 no longer tells how much of its memory is in use"}

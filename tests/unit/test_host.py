@@ -100,7 +100,7 @@ def test_the_gpus_are_those_that_cuda_would_show(cards: Callable[..., Any], visi
 
 
 @pytest.mark.parametrize("visible", ["9", "NoDevFiles", ",0", "MIG-abc"])
-def test_a_list_that_names_no_gpu_is_refused_and_never_taken_for_a_cpu_host(cards: Callable[..., Any], visible: str) -> None:
+def test_a_list_that_names_no_gpu_is_refused(cards: Callable[..., Any], visible: str) -> None:
     cards(visible)
     with pytest.raises(PlanError, match=f"CUDA_VISIBLE_DEVICES={visible}: names none of the"):
         gpus()
@@ -138,9 +138,7 @@ def test_the_library_is_shut_down_also_when_a_gpu_cannot_be_read(
     assert nvml.calls == ["init", "shutdown"]
 
 
-def test_a_gpu_that_is_lost_can_be_left_out_and_must_not_be_asked_for(
-    cards: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_gpu_can_be_left_out_but_not_asked_for(cards: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def name(handle: int) -> str:
         if handle == 1:
             raise NoDriverError("GPU is lost")
@@ -195,7 +193,7 @@ def test_the_simulated_kind_has_simulated_gpus_whatever_the_machine_has(
         (Host("Weird/../Name", 1, GIB), "cpu-weird-name-1c"),
     ],
 )
-def test_a_key_is_the_kind_of_machine_and_never_changes_because_it_names_folders(host: Host, key: str) -> None:
+def test_a_key_that_names_folders_is_the_kind_of_machine(host: Host, key: str) -> None:
     assert host.key == key
 
 

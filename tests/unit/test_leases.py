@@ -130,7 +130,7 @@ def test_gpus_are_taken_all_at_once_when_enough_of_them_are_free(hold):
     assert third.says() == "has 0 2"
 
 
-def test_a_lock_file_that_was_removed_while_it_was_waited_for_locks_nothing(hold, locks):
+def test_a_lock_file_removed_while_waited_for_locks_nothing(hold, locks):
     first = hold("alone")
     assert first.says() == "has"
     second = hold("alone")
@@ -141,7 +141,7 @@ def test_a_lock_file_that_was_removed_while_it_was_waited_for_locks_nothing(hold
     assert hold("alone").says() == f"waiting for another run's engine to end (process {second.process.pid} has it)"
 
 
-def test_a_lock_file_is_young_again_when_it_is_taken_so_that_what_cleans_up_leaves_it(locks):
+def test_a_lock_file_that_is_taken_is_young_again(locks):
     for _ in range(2):
         with leased(locks, machine(1), 1):
             (file,) = locks.folder.glob("GPU-*.lock")
@@ -186,7 +186,7 @@ def test_those_that_do_not_mind_neighbours_share_the_host(hold):
     assert hold("shared").says() == "has"
 
 
-def test_one_that_wants_the_host_alone_is_not_overtaken_by_those_that_share_it(hold):
+def test_one_that_wants_the_host_alone_is_not_overtaken_by_sharers(hold):
     first = hold("shared")
     assert first.says() == "has"
     alone = hold("alone")
@@ -404,7 +404,7 @@ def test_groups_suffice_and_are_islands_where_one_is_large_enough(islands, count
 
 @settings(max_examples=30, deadline=None)
 @given(sizes, st.data())
-def test_a_lease_is_of_as_many_gpus_as_asked_and_of_the_smallest_island_that_suffices(islands, data):
+def test_a_lease_has_the_count_asked_of_the_smallest_sufficient_island(islands, data):
     gpus = machine(*islands)
     count = data.draw(st.integers(1, len(gpus)))
     with tempfile.TemporaryDirectory() as folder, lease(gpus, count, Locks(Path(folder), print), unfit=sound) as got:

@@ -79,7 +79,7 @@ def test_percentiles_are_those_of_all_requests_together() -> None:
     assert [values["ttft_p90_s"], values["ttft_p99_s"]] == pytest.approx([0.91, 1.0])
 
 
-def test_a_tail_is_that_of_a_launchs_requests_and_not_the_middle_of_its_rounds_tails() -> None:
+def test_a_tail_is_that_of_all_requests_of_a_launch() -> None:
     quiet, slow = of_first_token(*[0.1] * 50), of_first_token(*[0.1] * 40, *[1.0] * 10)
     assert of_launch(*quiet)["ttft_p90_s"] == pytest.approx(0.1)
     assert of_launch(*slow)["ttft_p90_s"] == pytest.approx(1.0)
@@ -157,7 +157,7 @@ def test_no_time_between_sending_and_end_is_no_division_by_nought() -> None:
     assert (values["ttft_p50_s"], values["e2e_p50_s"], values["itl_p50_s"]) == (0.0, 0.0, None)
 
 
-def test_a_metric_is_of_a_round_or_of_a_launch_and_all_are_computed() -> None:
+def test_every_metric_is_computed_of_a_round_or_of_a_launch() -> None:
     assert set(measured()) | set(launch_metrics(LaunchSample(None, Capacity()))) == set(BY_NAME)
     assert all((metric.of_round is None) != (metric.of_launch is None) for metric in METRICS)
 
@@ -314,9 +314,7 @@ def test_the_tails_are_those_percentiles_that_a_launch_as_a_whole_has() -> None:
         ("output_tokens_per_s", 1, 1, True),
     ],
 )
-def test_a_tail_needs_ten_values_of_a_launch_beyond_it_and_a_median_none(
-    name: str, requests: int, rounds: int, enough: bool
-) -> None:
+def test_a_tail_needs_ten_values_beyond_it_and_a_median_none(name: str, requests: int, rounds: int, enough: bool) -> None:
     workload = Workload(requests=requests, concurrency=1)
     assert (BY_NAME[name].too_few(workload, rounds) is None) == enough
 
@@ -392,9 +390,7 @@ def test_without_a_steady_window_there_is_no_steady_throughput() -> None:
 @pytest.mark.parametrize(
     ("seconds", "expected"), [([1, 1, 1], 1.0), ([1, 1, 1e9, 1e9], 0.5), ([1, 2], (1 + 0.5) ** 2 / (2 * 1.25))]
 )
-def test_jains_index_is_one_where_all_are_alike_and_the_share_of_those_served_where_the_others_starve(
-    seconds: list[float], expected: float
-) -> None:
+def test_jains_index_is_the_share_of_requests_that_are_served(seconds: list[float], expected: float) -> None:
     assert sample(*(wave(0, e2e_s=e2e) for e2e in seconds))["jain_fairness"] == pytest.approx(expected)
 
 
@@ -432,7 +428,7 @@ def test_each_class_has_latencies_of_its_own() -> None:
     assert (tails["short/e2e_p99_s"], tails["long/e2e_p99_s"]) == pytest.approx((1, 4))
 
 
-def test_a_metric_of_a_class_is_found_by_its_name_and_gates_only_when_asked() -> None:
+def test_a_metric_of_a_class_gates_only_when_asked() -> None:
     metric = find("short/ttft_p50_s")
     assert (metric.name, metric.unit, metric.gating, metric.kind) == ("short/ttft_p50_s", "s", False, "quantile")
     for name in ("short/kv_cache_tokens", "/ttft_p50_s", "short/nothing", "nothing"):

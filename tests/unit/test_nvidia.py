@@ -328,14 +328,14 @@ def test_an_xid_is_told_once_and_of_its_own_gpu(nvml, listening):
     assert [totals.events for totals in gpus.totals([first, second])] == [(), ()]
 
 
-def test_an_engine_on_other_gpus_than_the_first_one_hears_of_their_xids_too(nvml, listening):
+def test_an_engine_on_other_gpus_hears_of_their_xids_too(nvml, listening):
     gpus, _, second = listening
     gpus.totals([second])
     nvml.events = [(1, 79)]
     assert [totals.events for totals in gpus.totals([second])] == [("XID 79",)]
 
 
-def test_the_xid_of_a_gpu_that_is_lost_with_it_is_still_told(nvml, listening):
+def test_the_xid_of_a_lost_gpu_is_still_told(nvml, listening):
     gpus, first, _ = listening
     nvml.events, nvml.lost = [(0, 79)], {0}
     assert gpus.totals([first]) == [Totals(None, None, ("XID 79",))]
@@ -367,12 +367,12 @@ def test_mig_slices_take_the_place_of_their_gpu(nvml):
     )
 
 
-def test_a_gpu_in_mig_mode_without_slices_can_not_be_used_at_all(nvml):
+def test_a_gpu_in_mig_mode_without_slices_cannot_be_used(nvml):
     nvml.slices = {0: []}
     assert [gpu.uuid for gpu in Nvidia(nvml).devices()] == [SECOND]
 
 
-def test_a_slice_has_memory_of_its_own_and_the_clocks_heat_and_limits_of_its_gpu(nvml):
+def test_a_slice_has_own_memory_and_its_gpus_clocks_heat_and_limits(nvml):
     nvml.slices, nvml.now = {0: SLICES}, "loaded"
     assert read(nvml)[0] == Reading(GIB, {}, 1590.0, None, 51.0, ("power cap",))
 
@@ -393,7 +393,7 @@ def test_a_gpu_that_is_lost_is_named(nvml):
     assert gpus.lost == {1: "GPU is lost"}
 
 
-def test_a_gpu_that_a_container_may_not_use_is_none_that_is_lost(nvml, monkeypatch):
+def test_a_gpu_that_a_container_may_not_use_is_not_lost(nvml, monkeypatch):
     def handle(index: int) -> int:
         if index == 1:
             raise NvmlError("No Permission")
@@ -464,7 +464,7 @@ def state(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_the_stand_in_has_every_function_that_is_asked_but_those_of_mig_and_of_older_libraries():
+def test_the_stand_in_lacks_only_functions_of_mig_and_older_libraries():
     asked = set(re.findall(r"\bnvml[A-Z]\w+", getsource(nvidia)))
     assert asked - set(dir(stand_in)) == {
         "nvmlDeviceGetCurrentClocksThrottleReasons",

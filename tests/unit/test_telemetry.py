@@ -219,7 +219,7 @@ def test_metrics_that_do_not_tell_the_size_leave_it_to_the_log() -> None:
     assert read_capacity(metrics, LOG_032) == Capacity(262_144, 128)
 
 
-def test_metrics_that_tell_the_size_only_leave_the_concurrency_unknown_or_to_the_log() -> None:
+def test_metrics_that_tell_the_size_only_leave_the_concurrency_unknown() -> None:
     metrics = 'vllm:cache_config_info{kv_cache_size_tokens="4096"} 1.0'
     assert read_capacity(metrics, "") == Capacity(4096, None)
 

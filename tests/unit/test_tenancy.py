@@ -88,12 +88,12 @@ def test_a_host_without_gpus_has_turns_too_and_nothing_to_watch(run, monkeypatch
     assert turn(run()) is None
 
 
-def test_two_runs_that_do_not_mind_neighbours_have_different_gpus_at_the_same_time(run):
+def test_two_runs_that_do_not_mind_neighbours_have_different_gpus(run):
     with run().turn(1, simulated=True) as first, run().turn(1, simulated=True) as second:
         assert (indices(first), indices(second)) == ((0,), (1,))
 
 
-def test_a_run_that_wants_the_host_alone_waits_for_the_engines_of_others(run):
+def test_a_run_that_wants_the_host_alone_waits_for_other_engines(run):
     with (
         run().turn(1, simulated=True),
         pytest.raises(Waits, match=r"^waiting for another run's engine to end \(process \d+ has it\)$"),
@@ -101,7 +101,7 @@ def test_a_run_that_wants_the_host_alone_waits_for_the_engines_of_others(run):
         turn(run(alone=True))
 
 
-def test_the_engine_of_a_run_that_wants_the_host_alone_is_waited_for(run):
+def test_the_engine_of_a_run_alone_on_the_host_is_waited_for(run):
     with (
         run(alone=True).turn(1, simulated=True),
         pytest.raises(Waits, match=r"^waiting for another run's engine to end \(process \d+ has it\)$"),
@@ -142,7 +142,7 @@ def test_where_every_gpu_is_used_the_processes_are_named_with_the_remedy(run):
     )
 
 
-def test_a_gpu_whose_memory_is_in_use_by_nobody_that_is_told_is_not_idle(run):
+def test_a_gpu_whose_memory_an_unknown_user_holds_is_not_idle(run):
     leak(0, 20)
     assert turn(run()) == (1,)
     with pytest.raises(EngineError) as error:
@@ -174,7 +174,7 @@ def leaky(run) -> Tenancy:
     return tenant
 
 
-def test_a_gpu_that_did_not_get_its_memory_back_gets_no_other_engine(leaky):
+def test_a_gpu_without_its_memory_back_gets_no_other_engine(leaky):
     assert turn(leaky) == (1,)
 
 
@@ -197,7 +197,7 @@ def test_a_gpu_does_not_leave_quarantine_because_it_tells_nothing(leaky, monkeyp
     assert turn(leaky) == (1,)
 
 
-def test_what_the_engine_failed_of_is_not_hidden_by_memory_that_did_not_come_back(run):
+def test_the_engines_failure_is_not_hidden_by_memory_left_behind(run):
     tenant = run()
 
     def end() -> None:
@@ -256,7 +256,7 @@ def test_an_engine_gets_some_of_the_gpus_that_are_asked_for(run):
         assert indices(watch) == (1,)
 
 
-def test_a_gpu_that_was_waited_for_in_vain_is_not_waited_for_again_until_one_was_free(run):
+def test_a_gpu_waited_for_in_vain_is_not_waited_for_again(run):
     leak(0, 20)
     texts: list[str] = []
     tenant = Tenancy(describe_host(simulated=True), alone=False, patience_s=0.01, waiting=texts.append)
