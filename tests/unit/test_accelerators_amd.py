@@ -106,8 +106,8 @@ def test_versions_are_those_of_driver_rocm_and_tool() -> None:
 
 
 def test_a_newer_tool_calls_the_drivers_version_otherwise() -> None:
-    told = [{"version": "27.0.0", "rocm_version": "N/A", "driver_kernel_version": "6.8", "driver_version": "6.16.6"}]
-    assert parse_versions(json.dumps(told)) == {"driver": "6.16.6", "amd-smi": "27.0.0"}
+    versions = [{"version": "27.0.0", "rocm_version": "N/A", "driver_kernel_version": "6.8", "driver_version": "6.16.6"}]
+    assert parse_versions(json.dumps(versions)) == {"driver": "6.16.6", "amd-smi": "27.0.0"}
 
 
 def test_devices_have_memory_links_clock_and_power_limit() -> None:
@@ -178,8 +178,8 @@ def test_readings_of_a_busy_and_an_idle_gpu() -> None:
 
 
 def test_a_reading_is_of_the_gpus_asked_for_in_their_order() -> None:
-    found = Host().open().read([SECOND, FIRST], processes=False)
-    assert [reading.sm_clock_mhz for reading in found] == [132.0, 2100.0]
+    readings = Host().open().read([SECOND, FIRST], processes=False)
+    assert [reading.sm_clock_mhz for reading in readings] == [132.0, 2100.0]
 
 
 def test_a_process_that_cannot_be_looked_into_has_an_id_only() -> None:
@@ -196,8 +196,8 @@ def test_totals_are_energy_and_uncorrected_errors() -> None:
     assert amd.totals(amd.devices()) == [Totals(9876543.21, 0), Totals(1234567.89, 0)]
 
 
-def test_a_radeon_does_not_tell_its_clock_energy_and_limits() -> None:
-    found = parse_metric(text("metric_radeon"))
+def test_a_radeon_tells_neither_highest_clock_nor_energy_nor_limits() -> None:
+    metrics = parse_metric(text("metric_radeon"))
     first = Reading(
         used_bytes=20450 * 2**20,
         sm_clock_mhz=2774.0,
@@ -210,7 +210,7 @@ def test_a_radeon_does_not_tell_its_clock_energy_and_limits() -> None:
         utilization=0.01,
         temperature_c=32.0,
     )
-    assert found == {0: (first, Totals(None, 0)), 1: (second, Totals(None, 0))}
+    assert metrics == {0: (first, Totals(None, 0)), 1: (second, Totals(None, 0))}
     devices = Host(metric=text("metric_radeon")).open().devices()
     assert [gpu.sm_clock_mhz for gpu in devices] == [None, None]
 
@@ -318,9 +318,9 @@ def with_gaps(draw: st.DrawFn, name: str) -> str:
     return json.dumps(document)
 
 
-def assert_no_new_zero(told: object, before: object) -> None:
+def assert_no_new_zero(new_value: object, before: object) -> None:
     """What was something is something or None: a gap never reads as 0."""
-    new, old = asdict(told), asdict(before)  # type: ignore[call-overload]
+    new, old = asdict(new_value), asdict(before)  # type: ignore[call-overload]
     assert {name for name, value in new.items() if value == 0} <= {name for name, value in old.items() if value == 0}
 
 
@@ -329,10 +329,10 @@ def assert_no_new_zero(told: object, before: object) -> None:
 def test_what_a_metric_does_not_tell_is_never_0(document: str) -> None:
     before = parse_metric(text("metric"))
     try:
-        found = parse_metric(document)
+        metrics = parse_metric(document)
     except AmdSmiError:
         return
-    for number, (reading, totals) in found.items():
+    for number, (reading, totals) in metrics.items():
         assert_no_new_zero(reading, before[number][0])
         assert_no_new_zero(totals, before[number][1])
 
@@ -341,20 +341,20 @@ def test_what_a_metric_does_not_tell_is_never_0(document: str) -> None:
 @settings(max_examples=100, deadline=None)
 def test_what_a_process_does_not_tell_is_never_0(document: str) -> None:
     try:
-        found = parse_processes(document)
+        users = parse_processes(document)
     except AmdSmiError:
         return
-    assert all(size is None or size > 0 for users in found.values() for size in users.values())
+    assert all(size is None or size > 0 for sizes in users.values() for size in sizes.values())
 
 
 @given(with_gaps("list"), with_gaps("static"), with_gaps("metric"), with_gaps("topology"))
 @settings(max_examples=150, deadline=None)
 def test_what_a_device_does_not_tell_is_never_0(listed: str, static: str, metric: str, topology: str) -> None:
     try:
-        found = parse_devices(listed, static, metric, topology)
+        devices = parse_devices(listed, static, metric, topology)
     except AmdSmiError:
         return
-    for gpu in found:
+    for gpu in devices:
         assert gpu.memory_bytes > 0
         assert gpu.uuid
         assert gpu.sm_clock_mhz != 0

@@ -69,11 +69,11 @@ def with_errors(count: int, device: int = 0) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def neuron(monitor: list[str], listed: str = "ls") -> Iterator[Neuron]:
-    found = Neuron("neuron-ls", monitor, lambda command: text(listed), Path("/nowhere"))
+    tools = Neuron("neuron-ls", monitor, lambda command: text(listed), Path("/nowhere"))
     try:
-        yield found
+        yield tools
     finally:
-        found.close()
+        tools.close()
 
 
 # --- what there is -------------------------------------------------------------------------------------------------
@@ -94,8 +94,8 @@ def test_cores_of_devices_without_links_have_only_each_other() -> None:
     rows = load("ls")
     for row in rows:
         row["connected_to"] = None
-    found = parse_devices(json.dumps(rows))
-    assert [(gpu.peers, gpu.links) for gpu in found] == [
+    cores = parse_devices(json.dumps(rows))
+    assert [(gpu.peers, gpu.links) for gpu in cores] == [
         *[(tuple(i for i in range(4) if i != own), 0) for own in range(4)],
         *[(tuple(i for i in range(4, 8) if i != own), 0) for own in range(4, 8)],
     ]
@@ -108,11 +108,11 @@ def test_a_host_may_have_no_devices(listed: str) -> None:
 
 def test_it_is_one_of_the_accelerators(tmp_path: Path) -> None:
     (tmp_path / "version").write_text("2.22.2.0\n")
-    found: Accelerators = Neuron(run=lambda command: text("ls"), driver=tmp_path / "version")
-    assert (found.vendor, found.visible_variable) == ("aws", "NEURON_RT_VISIBLE_CORES")
-    assert found.versions == {"driver": "2.22.2.0"}
-    assert found.devices() == tuple(parse_devices(text("ls")))
-    found.close()
+    tools: Accelerators = Neuron(run=lambda command: text("ls"), driver=tmp_path / "version")
+    assert (tools.vendor, tools.visible_variable) == ("aws", "NEURON_RT_VISIBLE_CORES")
+    assert tools.versions == {"driver": "2.22.2.0"}
+    assert tools.devices() == tuple(parse_devices(text("ls")))
+    tools.close()
 
 
 def test_without_a_driver_there_is_no_version() -> None:
@@ -121,8 +121,8 @@ def test_without_a_driver_there_is_no_version() -> None:
 
 # --- what they do --------------------------------------------------------------------------------------------------
 def test_an_application_uses_the_cores_that_it_has_memory_on() -> None:
-    found = [parse_reading(text("monitor"), index, processes=True) for index in range(4)]
-    assert found == [
+    readings = [parse_reading(text("monitor"), index, processes=True) for index in range(4)]
+    assert readings == [
         Reading(used_bytes=USED, processes={20843: USED}, utilization=2.926414908153532 / 100),
         Reading(used_bytes=USED, processes={21050: USED}, utilization=3.0803098003189486 / 100),
         Reading(used_bytes=0, processes={}, utilization=0.0),
@@ -136,8 +136,8 @@ def test_processes_are_told_only_where_they_are_asked_for() -> None:
 
 def test_a_core_that_no_application_lists_is_not_told() -> None:
     used = 193986816 + 176285056 + 20971520
-    found = [parse_reading(text("monitor_trn2"), index, processes=True) for index in (1, 2)]
-    assert found == [
+    readings = [parse_reading(text("monitor_trn2"), index, processes=True) for index in (1, 2)]
+    assert readings == [
         Reading(used_bytes=used, processes={4711: used}, utilization=0.4202),
         Reading(processes={}),
     ]
@@ -164,19 +164,19 @@ def test_no_application_at_all_is_nothing_in_use() -> None:
 def test_an_error_of_a_group_means_that_it_is_not_told(group: str) -> None:
     document = load("monitor")
     document["neuron_runtime_data"][0]["report"][group]["error"] = "device is busy"
-    found = parse_reading(json.dumps(document), 0, processes=True)
-    told = parse_reading(text("monitor"), 0, processes=True)
+    reading = parse_reading(json.dumps(document), 0, processes=True)
+    before = parse_reading(text("monitor"), 0, processes=True)
     if group == "memory_used":
-        assert found == Reading(processes={20843: None}, utilization=told.utilization)
+        assert reading == Reading(processes={20843: None}, utilization=before.utilization)
     else:
-        assert found == Reading(used_bytes=told.used_bytes, processes=told.processes)
+        assert reading == Reading(used_bytes=before.used_bytes, processes=before.processes)
 
 
 def test_an_error_of_an_application_leaves_every_core_untold() -> None:
     document = load("monitor")
     document["neuron_runtime_data"][1]["error"] = "timeout"
-    found = [parse_reading(json.dumps(document), index, processes=True) for index in (0, 3)]
-    assert found == [Reading(processes={20843: USED, 21050: None}), Reading(processes={21050: None})]
+    readings = [parse_reading(json.dumps(document), index, processes=True) for index in (0, 3)]
+    assert readings == [Reading(processes={20843: USED, 21050: None}), Reading(processes={21050: None})]
 
 
 def test_errors_are_those_of_memory_and_of_the_cores_sram() -> None:
@@ -187,52 +187,52 @@ def test_errors_are_those_of_memory_and_of_the_cores_sram() -> None:
 # --- the monitor ---------------------------------------------------------------------------------------------------
 def test_one_monitor_is_started_at_the_first_reading_and_ended_by_close() -> None:
     prints = "print(json.dumps({'system_data': {}, 'neuron_runtime_data': [{'pid': os.getpid()}]}))"
-    with neuron([sys.executable, "-c", PRINTS.format(prints)]) as found:
-        gpus = found.devices()[:1]
-        first, second = (found.read(gpus, processes=True)[0] for _ in range(2))
+    with neuron([sys.executable, "-c", PRINTS.format(prints)]) as tools:
+        gpus = tools.devices()[:1]
+        first, second = (tools.read(gpus, processes=True)[0] for _ in range(2))
         assert first == second
         (pid,) = first.processes or {}
         os.kill(pid, 0)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     with pytest.raises(NeuronToolsError, match="has ended"):
-        found.read(gpus, processes=True)
+        tools.read(gpus, processes=True)
 
 
 def test_the_monitor_is_asked_for_what_is_read_each_second() -> None:
     prints = "print(json.dumps({'system_data': {}, 'neuron_runtime_data': json.load(open(sys.argv[2]))}))"
-    with neuron([sys.executable, "-c", PRINTS.format(prints)]) as found, pytest.raises(NeuronToolsError) as caught:
-        found.read(found.devices(), processes=False)
+    with neuron([sys.executable, "-c", PRINTS.format(prints)]) as tools, pytest.raises(NeuronToolsError) as caught:
+        tools.read(tools.devices(), processes=False)
     assert "found {'period': '1s', 'neuron_runtimes': [{'tag_filter': '.*', 'metrics':" in str(caught.value)
 
 
 def test_without_a_reading_no_monitor_is_started() -> None:
-    with neuron(["/nowhere/neuron-monitor"]) as found:
-        assert len(found.devices()) == 8
+    with neuron(["/nowhere/neuron-monitor"]) as tools:
+        assert len(tools.devices()) == 8
 
 
 def test_a_monitor_that_ends_is_an_error_with_its_last_words() -> None:
     command = [sys.executable, "-c", "import sys; print('no driver', file=sys.stderr)"]
-    with neuron(command) as found, pytest.raises(NeuronToolsError, match="has ended; its last words: no driver"):
-        found.read(found.devices(), processes=False)
+    with neuron(command) as tools, pytest.raises(NeuronToolsError, match="has ended; its last words: no driver"):
+        tools.read(tools.devices(), processes=False)
 
 
 def test_a_monitor_that_is_not_there_is_an_error() -> None:
-    with neuron(["/nowhere/neuron-monitor"]) as found, pytest.raises(NeuronToolsError, match="could not be run"):
-        found.read(found.devices(), processes=False)
+    with neuron(["/nowhere/neuron-monitor"]) as tools, pytest.raises(NeuronToolsError, match="could not be run"):
+        tools.read(tools.devices(), processes=False)
 
 
 def test_a_monitor_that_tells_nothing_any_more_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_llmperf.measure.gpus.neuron.STALE_S", 0.0)
-    with neuron(monitor_of(with_errors(0))) as found, pytest.raises(NeuronToolsError, match="tells nothing"):
-        found.read(found.devices(), processes=False)
+    with neuron(monitor_of(with_errors(0))) as tools, pytest.raises(NeuronToolsError, match="tells nothing"):
+        tools.read(tools.devices(), processes=False)
 
 
 def test_errors_of_all_periods_count_for_every_core_of_the_device() -> None:
-    with neuron(monitor_of(with_errors(1), with_errors(0), with_errors(2))) as found:
-        gpus = found.devices()
+    with neuron(monitor_of(with_errors(1), with_errors(0), with_errors(2))) as tools:
+        gpus = tools.devices()
         end = time.monotonic() + 10
-        while (totals := found.totals(gpus)) != [Totals(uncorrected_errors=6)] * 4 + [Totals()] * 4:
+        while (totals := tools.totals(gpus)) != [Totals(uncorrected_errors=6)] * 4 + [Totals()] * 4:
             assert time.monotonic() < end, totals
 
 
@@ -287,9 +287,9 @@ def test_a_tool_that_lists_devices_is_used() -> None:
         asked.append(command)
         return text("ls")
 
-    found = find(lambda name, path: f"/bin/{name}", run)
-    assert found is not None
-    assert len(found.devices()) == 8
+    tools = find(lambda name, path: f"/bin/{name}", run)
+    assert tools is not None
+    assert len(tools.devices()) == 8
     assert asked == [["/bin/neuron-ls", "-j"]] * 2
 
 
@@ -320,14 +320,14 @@ def test_what_a_report_does_not_tell_is_never_0(drawn: tuple[str, str]) -> None:
     for index in range(4):
         before = parse_reading(text(name), index, processes=True)
         try:
-            found = parse_reading(document, index, processes=True)
+            reading = parse_reading(document, index, processes=True)
         except NeuronToolsError:
             continue
         if json.loads(document).get("neuron_runtime_data") == []:
             continue  # an empty list says that there is no application
-        zeros = {field for field, value in asdict(found).items() if value == 0}
+        zeros = {field for field, value in asdict(reading).items() if value == 0}
         assert zeros <= {field for field, value in asdict(before).items() if value == 0}
-        assert 0 not in (found.processes or {}).values()
+        assert 0 not in (reading.processes or {}).values()
 
 
 @given(with_a_gap("monitor"))

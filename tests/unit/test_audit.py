@@ -22,8 +22,8 @@ SOUND = RoundLog((GOOD,) * 4, cpu_s=0.1, busy_s=1.0)
 TOLD = Telemetry(preemptions=0, prompt_tokens=16, output_tokens=8, prefix_hit_tokens=0)
 
 
-def problems(log: RoundLog = SOUND, told: Telemetry = TOLD, workload: Workload | None = None) -> list[str]:
-    return audit.problems(log, told, workload or Workload())
+def problems(log: RoundLog = SOUND, telemetry: Telemetry = TOLD, workload: Workload | None = None) -> list[str]:
+    return audit.problems(log, telemetry, workload or Workload())
 
 
 def test_a_sound_round_has_no_problem() -> None:
@@ -39,8 +39,8 @@ def test_a_sound_round_has_no_problem() -> None:
     ],
 )
 def test_a_client_that_was_the_bottleneck_is_said_to_have_been(log: RoundLog, message: str) -> None:
-    [found] = problems(log)
-    assert message in found
+    [problem] = problems(log)
+    assert message in problem
 
 
 @pytest.mark.parametrize(
@@ -60,44 +60,44 @@ def test_a_client_that_kept_up_is_let_pass(log: RoundLog) -> None:
 def test_failed_requests_are_a_problem_with_the_most_common_reasons_first() -> None:
     failed = replace(GOOD, error="HTTP 500: no")
     other = replace(GOOD, error="cut")
-    [found] = problems(replace(SOUND, records=(failed, failed, other, GOOD)))
-    assert found == "3 of 4 requests failed: 2x HTTP 500: no; 1x cut"
+    [problem] = problems(replace(SOUND, records=(failed, failed, other, GOOD)))
+    assert problem == "3 of 4 requests failed: 2x HTTP 500: no; 1x cut"
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("telemetry", "message"),
     [
         (replace(TOLD, restarted=True), "restarted during the round"),
         (replace(TOLD, prefix_hit_tokens=160), "160 prompt tokens came from the prefix cache"),
         (replace(TOLD, output_tokens=7), "the client counted 8 output tokens, the engine only 7"),
     ],
 )
-def test_what_the_engine_tells_is_held_against_what_was_seen(told: Telemetry, message: str) -> None:
-    assert any(message in one for one in problems(told=told))
+def test_what_the_engine_tells_is_held_against_what_was_seen(telemetry: Telemetry, message: str) -> None:
+    assert any(message in problem for problem in problems(telemetry=telemetry))
 
 
 @pytest.mark.parametrize("shape", [{"prefix_tokens": 32}, {"turns": 2}])
 def test_prefix_hits_are_expected_where_prompts_share_something(shape: dict[str, int]) -> None:
-    assert problems(told=replace(TOLD, prefix_hit_tokens=160), workload=workload_from(Axes(), shape)) == []
+    assert problems(telemetry=replace(TOLD, prefix_hit_tokens=160), workload=workload_from(Axes(), shape)) == []
 
 
 def test_a_chat_template_may_be_found_in_front_of_every_prompt() -> None:
     chat = workload_from(Axes(), {"api": "chat"})
-    assert problems(told=replace(TOLD, prefix_hit_tokens=4 * 32), workload=chat) == []
-    assert problems(told=replace(TOLD, prefix_hit_tokens=4 * 320), workload=chat)
+    assert problems(telemetry=replace(TOLD, prefix_hit_tokens=4 * 32), workload=chat) == []
+    assert problems(telemetry=replace(TOLD, prefix_hit_tokens=4 * 320), workload=chat)
 
 
 @pytest.mark.parametrize(("requests", "warned"), [(8, True), (23, True), (24, False), (100, False)])
 def test_too_few_requests_for_a_steady_window_are_a_warning(requests: int, warned: bool) -> None:
-    found = audit.warnings(Workload(requests=requests), [{}])
-    assert bool(found) == warned
-    assert not warned or "24 requests or more have one" in found[0]
+    warnings = audit.warnings(Workload(requests=requests), [{}])
+    assert bool(warnings) == warned
+    assert not warned or "24 requests or more have one" in warnings[0]
     assert audit.warnings(workload_from(Axes(rate=5), {"requests": 4}), [{}]) == ()
 
 
 def measured(speed: float, *, cpu: float = 0.05, delay_s: float = 0.0001) -> Measurement:
-    found = {"output_tokens_per_s": speed, "client_cpu_cores": cpu, "send_delay_p99_s": delay_s, "e2e_p50_s": 1.0}
-    return Measurement(Case("x", EngineSpec(), Workload()), (Launch("1", "", (Round(found),), {}),))
+    values = {"output_tokens_per_s": speed, "client_cpu_cores": cpu, "send_delay_p99_s": delay_s, "e2e_p50_s": 1.0}
+    return Measurement(Case("x", EngineSpec(), Workload()), (Launch("1", "", (Round(values),), {}),))
 
 
 @pytest.mark.parametrize(

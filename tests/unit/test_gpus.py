@@ -61,7 +61,7 @@ class Script:
             self.told.notify_all()
         if isinstance(now, AcceleratorError):
             raise now
-        return [one if processes else replace(one, processes=None) for one in now]
+        return [reading if processes else replace(reading, processes=None) for reading in now]
 
     def totals(self, gpus: Sequence[Gpu]) -> list[Totals]:
         if not self.counters:
@@ -108,9 +108,9 @@ def watching(*before: Reading, engine: int = ENGINE) -> tuple[Script, GpuWatch]:
 def played(script: Script, watch: GpuWatch, *samples: Sequence[Reading] | AcceleratorError) -> GpuRound:
     """A round in which these were sampled: the last one is that of its end, and may be sampled more often."""
     script.readings, script.asked = list(samples), []
-    with (one := RoundWatch(watch)):
+    with (watched := RoundWatch(watch)):
         script.wait_for(len(samples) - 1)
-    return one.result()
+    return watched.result()
 
 
 # ------------------------------------------------------------------------------------------------------ GpuMemory
@@ -130,7 +130,7 @@ def test_the_memory_per_rank_is_the_peak_of_each():
 
 @pytest.mark.parametrize("peaks", [(), (16, None)])
 def test_memory_that_was_not_measured_is_a_key_error_that_says_why(peaks):
-    for ask in (lambda one: one.per_rank, lambda one: one.imbalance, lambda one: one.is_equal(), str):
+    for ask in (lambda memory: memory.per_rank, lambda memory: memory.imbalance, lambda memory: memory.is_equal(), str):
         with pytest.raises(KeyError, match="the GPU memory of the engine was not measured: it has no GPU, or its driver"):
             ask(ranks(*peaks))
 
@@ -168,17 +168,17 @@ peaks = st.lists(st.integers(1, 200 * GIB), min_size=1, max_size=8)
 
 
 @given(peaks)
-def test_the_imbalance_does_not_depend_on_the_order_of_ranks(values):
-    one = GpuMemory(tuple(RankMemory(rank, rank, None, None, value, None) for rank, value in enumerate(values)))
-    other = GpuMemory(tuple(RankMemory(rank, rank, None, None, value, None) for rank, value in enumerate(reversed(values))))
-    assert 0 <= one.imbalance < 1
-    assert one.imbalance == other.imbalance
+def test_the_imbalance_is_a_share_whatever_the_order_of_ranks(values):
+    memory = GpuMemory(tuple(RankMemory(rank, rank, None, None, value, None) for rank, value in enumerate(values)))
+    turned = GpuMemory(tuple(RankMemory(rank, rank, None, None, value, None) for rank, value in enumerate(reversed(values))))
+    assert 0 <= memory.imbalance < 1
+    assert memory.imbalance == turned.imbalance
 
 
 @given(peaks, st.floats(0, 1), st.floats(0, 1))
-def test_what_is_equal_stays_equal_when_more_is_allowed(values, one, other):
+def test_what_is_equal_stays_equal_when_more_is_allowed(values, share, other_share):
     memory = GpuMemory(tuple(RankMemory(rank, rank, None, None, value, None) for rank, value in enumerate(values)))
-    less, more = sorted((one, other))
+    less, more = sorted((share, other_share))
     assert not memory.is_equal(rel=less) or memory.is_equal(rel=more)
     assert memory.is_equal(rel=1.0)
 
@@ -193,12 +193,12 @@ def test_memory_is_that_of_the_engines_own_processes():
     assert watch.started == (16 * GIB,)
 
 
-def test_a_peak_between_two_looks_at_processes_is_the_devices():
+def test_between_two_looks_at_processes_the_peak_is_the_devices():
     script, watch = watching(IDLE)
     steady = [busy(17, {ENGINE: 16})]
-    found = played(script, watch, steady, [busy(19)], steady)
+    played_round = played(script, watch, steady, [busy(19)], steady)
     assert script.asked[:3] == [True, False, False]
-    assert (found.peak_bytes, found.end_bytes) == ((18 * GIB,), (16 * GIB,))
+    assert (played_round.peak_bytes, played_round.end_bytes) == ((18 * GIB,), (16 * GIB,))
 
 
 def test_processes_are_looked_at_in_every_tenth_sample_and_at_the_end():
@@ -208,22 +208,22 @@ def test_processes_are_looked_at_in_every_tenth_sample_and_at_the_end():
     assert script.asked[-1]
 
 
-def test_with_hidden_process_ids_memory_is_what_the_device_uses_since():
+def test_hidden_process_ids_leave_the_devices_growth_since_before_the_start():
     script, watch = watching(IDLE)
-    found = played(script, watch, [busy(16.5, {STRANGER: 16})], [busy(20.5, {STRANGER: 20})])
-    assert (found.peak_bytes, found.end_bytes, found.trouble) == ((20 * GIB,), (20 * GIB,), ())
+    played_round = played(script, watch, [busy(16.5, {STRANGER: 16})], [busy(20.5, {STRANGER: 20})])
+    assert (played_round.peak_bytes, played_round.end_bytes, played_round.trouble) == ((20 * GIB,), (20 * GIB,), ())
 
 
-def test_with_bare_process_ids_memory_is_what_the_device_uses_since():
+def test_process_ids_without_sizes_leave_the_devices_growth_since_the_start():
     script, watch = watching(IDLE)
-    found = played(script, watch, [busy(16.5, {ENGINE: None})])
-    assert (found.peak_bytes, found.trouble) == ((16 * GIB,), ())
+    played_round = played(script, watch, [busy(16.5, {ENGINE: None})])
+    assert (played_round.peak_bytes, played_round.trouble) == ((16 * GIB,), ())
 
 
 def test_memory_that_is_not_told_is_none():
     script, watch = watching(Reading())
-    found = played(script, watch, [Reading()])
-    assert (found.peak_bytes, found.end_bytes, found.trouble) == ((None,), (None,), ())
+    played_round = played(script, watch, [Reading()])
+    assert (played_round.peak_bytes, played_round.end_bytes, played_round.trouble) == ((None,), (None,), ())
 
 
 def test_the_memory_of_a_rank_is_idle_started_peak_and_growth():
@@ -259,7 +259,7 @@ child.wait()
         process.stdin.close()
 
 
-def test_the_engines_processes_are_all_descendants_even_ended_ones(child):
+def test_the_engines_processes_are_all_descendants_even_those_that_ended(child):
     grandchild = int(child.stdout.readline())
     _, watch = watching(IDLE, engine=child.pid)
     assert watch.tree() == {child.pid, grandchild}
@@ -268,16 +268,16 @@ def test_the_engines_processes_are_all_descendants_even_ended_ones(child):
     assert watch.tree() == {child.pid, grandchild}
 
 
-def test_a_short_lived_process_of_the_engine_is_no_stranger(child):
+def test_an_engine_process_that_ends_within_the_round_is_no_stranger(child):
     grandchild = int(child.stdout.readline())
     script, watch = watching(IDLE, engine=child.pid)
     script.readings, script.asked = [[busy(17, {grandchild: 16})]], []
-    with (one := RoundWatch(watch)):
+    with (watched := RoundWatch(watch)):
         script.wait_for(2)
         child.stdin.close()
         child.wait(10)
         script.readings = [[IDLE]]
-    assert one.result().trouble == ()
+    assert watched.result().trouble == ()
 
 
 # ---------------------------------------------------------------------------------------------------------- trouble
@@ -293,38 +293,38 @@ def test_a_foreign_process_is_trouble_with_its_id_name_and_most_memory():
 
 def test_a_foreign_process_is_told_of_each_gpu_that_it_uses():
     script, watch = watching(IDLE, IDLE)
-    found = played(script, watch, [busy(17, {ENGINE: 16, STRANGER: 1}), busy(17, {ENGINE: 16, STRANGER: 1})])
+    played_round = played(script, watch, [busy(17, {ENGINE: 16, STRANGER: 1}), busy(17, {ENGINE: 16, STRANGER: 1})])
     who = f"pid {STRANGER} (not in this container, or ended), 1.0 GiB"
-    assert found.trouble == (f"GPU 0 is used by another process: {who}", f"GPU 1 is used by another process: {who}")
+    assert played_round.trouble == (f"GPU 0 is used by another process: {who}", f"GPU 1 is used by another process: {who}")
 
 
-def test_a_stranger_on_one_gpu_is_named_beside_a_silent_one():
+def test_a_foreign_process_is_told_where_another_gpu_tells_no_processes():
     script, watch = watching(IDLE, IDLE)
-    found = played(script, watch, [busy(17, {ENGINE: 16, STRANGER: 1}), busy(17)])
-    assert [text.partition(":")[0] for text in found.trouble] == ["GPU 0 is used by another process"]
+    played_round = played(script, watch, [busy(17, {ENGINE: 16, STRANGER: 1}), busy(17)])
+    assert [text.partition(":")[0] for text in played_round.trouble] == ["GPU 0 is used by another process"]
 
 
-def test_a_stranger_that_ends_within_the_round_keeps_its_name(child):
+def test_a_foreign_process_that_ends_within_the_round_keeps_its_name(child):
     child.stdout.readline()
     script, watch = watching(IDLE)
     script.readings, script.asked = [[busy(17, {ENGINE: 16, child.pid: 1})]], []
     name = in_words(child.pid, GIB)
-    with (one := RoundWatch(watch)):
+    with (watched := RoundWatch(watch)):
         script.wait_for(2)
         child.stdin.close()
         child.wait(10)
         script.readings = [[busy(17, {ENGINE: 16})]]
-    assert one.result().trouble == (f"GPU 0 is used by another process: {name}",)
+    assert watched.result().trouble == (f"GPU 0 is used by another process: {name}",)
 
 
 @pytest.mark.parametrize("limit", ["thermal slow-down", "hardware slow-down", "power brake"])
-def test_a_limit_beside_the_power_cap_is_trouble_with_its_share(limit):
+def test_a_limit_other_than_the_power_cap_is_trouble(limit):
     script, watch = watching(IDLE)
     hot = [busy(17, {ENGINE: 16}, limits=(limit,), temperature_c=91.0)]
     script.readings, script.asked = [hot], []
-    with (one := RoundWatch(watch)):
+    with (watched := RoundWatch(watch)):
         script.wait_for(3)
-    assert one.result().trouble == (f"GPU 0: {limit} in 100% of the samples, 91 degrees at most",)
+    assert watched.result().trouble == (f"GPU 0: {limit} in 100% of the samples, 91 degrees at most",)
 
 
 def test_a_limit_in_a_single_sample_is_none():
@@ -336,33 +336,33 @@ def test_a_limit_in_a_single_sample_is_none():
 @pytest.mark.parametrize("limit", ["power cap", "clocks set lower"])
 def test_the_power_cap_and_chosen_clocks_are_no_trouble(limit):
     script, watch = watching(IDLE)
-    found = played(script, watch, *[[busy(17, {ENGINE: 16}, limits=(limit,), sm_clock_mhz=1200.0)]] * 6)
-    assert (found.trouble, found.power_capped) == ((), float(limit == "power cap"))
+    played_round = played(script, watch, *[[busy(17, {ENGINE: 16}, limits=(limit,), sm_clock_mhz=1200.0)]] * 6)
+    assert (played_round.trouble, played_round.power_capped) == ((), float(limit == "power cap"))
 
 
 @pytest.mark.parametrize(
     ("clock", "trouble", "warnings"), [(900.0, 1, 0), (1200.0, 0, 1), (1800.0, 0, 0)], ids=["half", "below 90 %", "near"]
 )
-def test_low_clocks_are_a_warning_and_very_low_ones_trouble(clock, trouble, warnings):
+def test_low_clocks_without_a_limit_warn_and_very_low_ones_are_trouble(clock, trouble, warnings):
     script, watch = watching(IDLE)
-    found = played(script, watch, *[[busy(17, {ENGINE: 16}, sm_clock_mhz=clock)]] * 6)
+    played_round = played(script, watch, *[[busy(17, {ENGINE: 16}, sm_clock_mhz=clock)]] * 6)
     text = f"GPU 0: ran at {clock:,.0f} of 1,980 MHz while busy, and the driver names no limit"
-    assert (found.trouble, found.warnings) == ((text,) * trouble, (text,) * warnings)
+    assert (played_round.trouble, played_round.warnings) == ((text,) * trouble, (text,) * warnings)
 
 
 def test_where_no_processes_are_told_the_devices_use_counts():
     script, watch = watching(IDLE)
-    found = played(script, watch, [busy(17)], [busy(19)], [busy(18)])
-    assert (found.peak_bytes, found.end_bytes) == ((int(18.5 * GIB),), (int(17.5 * GIB),))
+    played_round = played(script, watch, [busy(17)], [busy(19)], [busy(18)])
+    assert (played_round.peak_bytes, played_round.end_bytes) == ((int(18.5 * GIB),), (int(17.5 * GIB),))
 
 
 def test_where_only_processes_are_told_theirs_counts():
     script, watch = watching(replace(IDLE, used_bytes=None))
-    found = played(script, watch, *[[replace(busy(0, {ENGINE: 16}), used_bytes=None)]] * 3)
-    assert (found.peak_bytes, found.trouble) == ((16 * GIB,), ())
+    played_round = played(script, watch, *[[replace(busy(0, {ENGINE: 16}), used_bytes=None)]] * 3)
+    assert (played_round.peak_bytes, played_round.trouble) == ((16 * GIB,), ())
 
 
-def test_two_samples_of_many_are_a_change_of_clocks():
+def test_two_samples_of_many_are_no_slow_down():
     script, watch = watching(IDLE)
     cool, slow = [busy(17, {ENGINE: 16})], [busy(17, limits=("hardware slow-down",))]
     assert played(script, watch, *[cool] * 250, slow, slow, cool).trouble == ()
@@ -370,8 +370,8 @@ def test_two_samples_of_many_are_a_change_of_clocks():
 
 def test_low_clocks_of_an_idle_gpu_are_none():
     script, watch = watching(IDLE)
-    found = played(script, watch, *[[busy(17, {ENGINE: 16}, sm_clock_mhz=345.0, utilization=0.1)]] * 6)
-    assert (found.trouble, found.sm_clock_mhz, found.power_capped) == ((), None, None)
+    played_round = played(script, watch, *[[busy(17, {ENGINE: 16}, sm_clock_mhz=345.0, utilization=0.1)]] * 6)
+    assert (played_round.trouble, played_round.sm_clock_mhz, played_round.power_capped) == ((), None, None)
 
 
 @pytest.mark.parametrize(("errors", "words"), [(1, "1 memory error"), (2, "2 memory errors")])
@@ -379,8 +379,8 @@ def test_memory_errors_that_could_not_be_corrected_are_trouble(errors, words):
     script, watch = watching(IDLE)
     watch.noted = [Totals(uncorrected_errors=3)]
     script.counters = [[Totals(uncorrected_errors=3)], [Totals(uncorrected_errors=3 + errors)]]
-    found = played(script, watch, [busy(17, {ENGINE: 16})])
-    assert found.trouble == (f"GPU 0: {words} that ECC could not correct",)
+    played_round = played(script, watch, [busy(17, {ENGINE: 16})])
+    assert played_round.trouble == (f"GPU 0: {words} that ECC could not correct",)
 
 
 def test_memory_errors_between_two_rounds_count_against_the_second_and_only_once():
@@ -391,11 +391,11 @@ def test_memory_errors_between_two_rounds_count_against_the_second_and_only_once
     assert rounds == [(), ("GPU 0: 2 memory errors that ECC could not correct",), ()]
 
 
-def test_a_critical_event_is_trouble_before_the_round_or_within():
+def test_a_critical_event_before_the_round_or_within_is_trouble():
     script, watch = watching(IDLE, IDLE)
     script.counters = [[Totals(), Totals(events=("XID 63",))], [Totals(events=("XID 79",)), Totals()]]
-    found = played(script, watch, [busy(17, {ENGINE: 16}), busy(17, {ENGINE: 16})])
-    assert found.trouble == ("GPU 0: XID 79", "GPU 1: XID 63")
+    played_round = played(script, watch, [busy(17, {ENGINE: 16}), busy(17, {ENGINE: 16})])
+    assert played_round.trouble == ("GPU 0: XID 79", "GPU 1: XID 63")
 
 
 def test_events_before_the_engine_are_not_its_own():
@@ -407,16 +407,16 @@ def test_events_before_the_engine_are_not_its_own():
 
 def test_a_gpu_that_stops_to_tell_its_memory_is_trouble():
     script, watch = watching(IDLE)
-    found = played(script, watch, [busy(17, {ENGINE: 16})], [Reading()])
-    assert found.trouble == ("GPU 0 no longer tells how much of its memory is in use",)
+    played_round = played(script, watch, [busy(17, {ENGINE: 16})], [Reading()])
+    assert played_round.trouble == ("GPU 0 no longer tells how much of its memory is in use",)
 
 
 def test_gpus_that_cannot_be_read_are_trouble_and_not_a_crash():
     script, watch = watching(IDLE)
     script.counters = [NOT_TOLD]
-    found = played(script, watch, NOT_TOLD)
+    played_round = played(script, watch, NOT_TOLD)
     why = "the GPUs could not be watched: NVML: GPU 0 (GPU-0) is no longer there"
-    assert replace(found, cpu_share=None) == GpuRound((None,), (None,), trouble=(why,))
+    assert replace(played_round, cpu_share=None) == GpuRound((None,), (None,), trouble=(why,))
     script.readings = [NOT_TOLD]
     watch.mark_started()
     assert (watch.started, watch.wait_until_undisturbed(0.0)) == ((None,), False)
@@ -433,42 +433,42 @@ def read(*samples: Sequence[Reading], first: Sequence[Totals], last: Sequence[To
 
 def test_energy_is_the_difference_of_the_counters_summed_over_the_gpus():
     first, last = [Totals(100.0), Totals(200.0)], [Totals(700.0), Totals(1000.0)]
-    found = summarize(read([busy(17, {ENGINE: 16})] * 2, first=first, last=last, duration_s=2.0))
-    assert (found.energy_j, found.power_w) == (1400.0, 700.0)
+    played_round = summarize(read([busy(17, {ENGINE: 16})] * 2, first=first, last=last, duration_s=2.0))
+    assert (played_round.energy_j, played_round.power_w) == (1400.0, 700.0)
 
 
 def test_energy_is_that_of_the_round_alone():
     script, watch = watching(IDLE, IDLE)
     script.counters = [[Totals(100.0), Totals(200.0)], [Totals(700.0), Totals(1000.0)]]
     began_s = time.perf_counter()
-    found = played(script, watch, [busy(17, {ENGINE: 16})] * 2)
-    assert found.energy_j == 1400.0
-    assert found.power_w > 1400.0 / (time.perf_counter() - began_s)
+    played_round = played(script, watch, [busy(17, {ENGINE: 16})] * 2)
+    assert played_round.energy_j == 1400.0
+    assert played_round.power_w > 1400.0 / (time.perf_counter() - began_s)
 
 
 @pytest.mark.parametrize("counters", [[(100.0, None), (200.0, None)], [(100.0, 900.0), (200.0, 3.0)]], ids=["missing", "reset"])
 def test_energy_that_is_not_told_of_every_gpu_is_none(counters):
     script, watch = watching(IDLE, IDLE)
-    script.counters = [[Totals(one), Totals(other)] for one, other in counters]
-    found = played(script, watch, [busy(17, {ENGINE: 16}), busy(17, {ENGINE: 16})])
-    assert (found.energy_j, found.power_w) == (None, None)
+    script.counters = [[Totals(first), Totals(second)] for first, second in counters]
+    played_round = played(script, watch, [busy(17, {ENGINE: 16}), busy(17, {ENGINE: 16})])
+    assert (played_round.energy_j, played_round.power_w) == (None, None)
 
 
-def test_a_round_has_mean_use_median_clock_and_highest_heat():
+def test_utilization_is_a_mean_the_clock_a_median_and_heat_the_most():
     samples = [
         [busy(17, {ENGINE: 16}, utilization=share, sm_clock_mhz=clock, temperature_c=heat)]
         for share, clock, heat in ((0.0, 345.0, 40.0), (1.0, 1900.0, 51.0), (0.6, 1700.0, 50.0))
     ]
-    found = summarize(read(*samples, first=[Totals()], last=[Totals()]))
-    assert found.utilization == pytest.approx(1.6 / 3)
-    assert (found.sm_clock_mhz, found.temperature_c) == (1800.0, 51.0)
+    played_round = summarize(read(*samples, first=[Totals()], last=[Totals()]))
+    assert played_round.utilization == pytest.approx(1.6 / 3)
+    assert (played_round.sm_clock_mhz, played_round.temperature_c) == (1800.0, 51.0)
 
 
 # ------------------------------------------------------------------------------------------------------- the thread
 
 
 def threads() -> list[str]:
-    return [one.name for one in threading.enumerate() if one.name == "llmperf-gpus"]
+    return [thread.name for thread in threading.enumerate() if thread.name == "llmperf-gpus"]
 
 
 def test_nothing_is_sampled_outside_of_rounds():
@@ -501,7 +501,7 @@ def test_memory_that_comes_back_is_waited_for():
     assert watch.wait_until_released(60.0) == {}
 
 
-def test_memory_that_stays_in_use_is_named_by_gpu():
+def test_memory_that_does_not_come_back_is_named_with_its_user():
     script, watch = watching(IDLE, IDLE, IDLE)
     script.readings = [[IDLE, busy(16.5, {os.getpid(): 16}), busy(4.5, {})]]
     assert watch.wait_until_released(0.0) == {
@@ -516,7 +516,7 @@ def test_some_memory_more_than_before_is_the_drivers():
     assert watch.wait_until_released(0.0) == {}
 
 
-def test_a_gpu_that_hides_its_memory_has_not_given_it_back():
+def test_a_gpu_that_stops_telling_its_memory_has_not_given_it_back():
     script, watch = watching(IDLE)
     script.readings = [[Reading()]]
     assert watch.wait_until_released(0.0) == {"GPU-0": "GPU 0 no longer tells how much of its memory is in use"}

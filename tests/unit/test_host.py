@@ -138,7 +138,7 @@ def test_the_library_is_shut_down_also_when_a_gpu_cannot_be_read(
     assert nvml.calls == ["init", "shutdown"]
 
 
-def test_a_lost_gpu_can_be_left_out_and_not_asked_for(cards: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_gpu_can_be_left_out_but_not_asked_for(cards: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def name(handle: int) -> str:
         if handle == 1:
             raise NoDriverError("GPU is lost")
@@ -193,13 +193,13 @@ def test_the_simulated_kind_has_simulated_gpus_whatever_the_machine_has(
         (Host("Weird/../Name", 1, GIB), "cpu-weird-name-1c"),
     ],
 )
-def test_a_key_names_folders_and_never_changes(host: Host, key: str) -> None:
+def test_a_key_that_names_folders_is_the_kind_of_machine(host: Host, key: str) -> None:
     assert host.key == key
 
 
 def test_the_number_of_gpus_and_the_driver_are_not_in_the_key() -> None:
-    one = Host("another cpu", 4, GIB, ("NVIDIA H200",), "1.0")
-    assert one.key == TWO_GPUS.key
+    host = Host("another cpu", 4, GIB, ("NVIDIA H200",), "1.0")
+    assert host.key == TWO_GPUS.key
 
 
 def test_variants_of_a_gpu_have_keys_of_their_own() -> None:

@@ -78,8 +78,8 @@ def hold(tmp_path: Path) -> Iterator[Callable[..., Holder]]:
         return holders[-1]
 
     yield start
-    for one in holders:
-        one.end()
+    for holder in holders:
+        holder.end()
 
 
 @pytest.fixture
@@ -95,11 +95,11 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Locks:
 
 def machine(*islands: int) -> list[Gpu]:
     """GPUs in islands of these sizes, linked all to all within each."""
-    found: list[Gpu] = []
+    gpus: list[Gpu] = []
     for size in islands:
-        indices = range(len(found), len(found) + size)
-        found += [Gpu(i, f"GPU-{i}", "H200", 1, peers=tuple(j for j in indices if j != i)) for i in indices]
-    return found
+        indices = range(len(gpus), len(gpus) + size)
+        gpus += [Gpu(i, f"GPU-{i}", "H200", 1, peers=tuple(j for j in indices if j != i)) for i in indices]
+    return gpus
 
 
 def sound(gpus: Sequence[Gpu]) -> dict[str, str]:
@@ -109,7 +109,7 @@ def sound(gpus: Sequence[Gpu]) -> dict[str, str]:
 @contextmanager
 def leased(locks: Locks, gpus: Sequence[Gpu], count: int = 1) -> Iterator[list[int]]:
     with lease(gpus, count, locks, unfit=sound) as got:
-        yield [one.index for one in got]
+        yield [gpu.index for gpu in got]
 
 
 # ------------------------------------------------------------------------------------------------- between processes
@@ -130,7 +130,7 @@ def test_gpus_are_taken_all_at_once_when_enough_of_them_are_free(hold):
     assert third.says() == "has 0 2"
 
 
-def test_a_lock_file_that_was_removed_locks_nothing(hold, locks):
+def test_a_lock_file_removed_while_waited_for_locks_nothing(hold, locks):
     first = hold("alone")
     assert first.says() == "has"
     second = hold("alone")
@@ -159,13 +159,13 @@ def test_the_gpus_of_a_process_that_is_killed_are_free_at_once(hold, locks):
 
 
 def test_an_engine_of_four_gpus_is_not_overtaken_by_engines_of_one(hold):
-    one = hold()
-    assert one.says() == "has 0"
+    single = hold()
+    assert single.says() == "has 0"
     four = hold(count=4)
     assert four.says() == "waiting for GPUs that other engines have"
     late = hold()
     assert late.says() == f"waiting behind another engine for GPUs (process {four.process.pid} has it)"
-    one.let_go()
+    single.let_go()
     assert four.says() == "has 0 1 2 3"
     assert late.says() == "waiting for GPUs that other engines have"
     four.let_go()
@@ -186,7 +186,7 @@ def test_those_that_do_not_mind_neighbours_share_the_host(hold):
     assert hold("shared").says() == "has"
 
 
-def test_a_run_that_wants_the_host_alone_is_not_overtaken(hold):
+def test_one_that_wants_the_host_alone_is_not_overtaken_by_sharers(hold):
     first = hold("shared")
     assert first.says() == "has"
     alone = hold("alone")
@@ -241,18 +241,18 @@ def test_an_island_that_is_in_use_is_left_for_another_one(locks):
 
 
 def test_a_set_across_islands_is_not_taken_where_one_island_suffices(locks, tmp_path):
-    gpus, told = machine(2, 2), []
-    with ExitStack() as held:
+    gpus, texts = machine(2, 2), []
+    with ExitStack() as others:
         for uuid in ("GPU-0", "GPU-2"):
-            held.enter_context(lease([one for one in gpus if one.uuid == uuid], 1, locks, unfit=sound))
+            others.enter_context(lease([gpu for gpu in gpus if gpu.uuid == uuid], 1, locks, unfit=sound))
 
         def waiting(text: str) -> None:
-            told.append(text)
-            held.close()
+            texts.append(text)
+            others.close()
 
         with leased(Locks(tmp_path, waiting), gpus, 2) as got:  # 1 and 3 would be free
             assert got == [0, 1]
-    assert told == ["waiting for GPUs that other engines have"]
+    assert texts == ["waiting for GPUs that other engines have"]
 
 
 def test_gpus_across_islands_are_taken_where_no_island_suffices(locks):
@@ -275,14 +275,14 @@ def test_more_gpus_than_the_run_may_use_are_refused_at_once(locks):
 
 def test_a_gpu_that_something_is_wrong_with_is_avoided(locks):
     with lease(machine(2), 1, locks, unfit=lambda gpus: {"GPU-0": "GPU 0 is used by pid 1 (init)"}) as got:
-        assert [one.index for one in got] == [1]
+        assert [gpu.index for gpu in got] == [1]
 
 
 def test_only_gpus_that_nobody_has_leased_are_looked_at(locks):
     asked: list[list[int]] = []
 
     def unfit(gpus: Sequence[Gpu]) -> dict[str, str]:
-        asked.append([one.index for one in gpus])
+        asked.append([gpu.index for gpu in gpus])
         return {}
 
     with leased(locks, machine(3)), lease(machine(3), 1, locks, unfit=unfit):
@@ -291,10 +291,10 @@ def test_only_gpus_that_nobody_has_leased_are_looked_at(locks):
 
 def test_what_is_wrong_is_waited_for_and_told_once(locks, tmp_path):
     answers: list[dict[str, str]] = [{"GPU-0": "GPU 0 is hot"}, {"GPU-0": "GPU 0 is hot"}, {}]
-    told: list[str] = []
-    with lease(machine(1), 1, Locks(tmp_path, told.append), unfit=lambda gpus: answers.pop(0)) as got:
-        assert [one.index for one in got] == [0]
-    assert told == ["waiting: GPU 0 is hot"]
+    texts: list[str] = []
+    with lease(machine(1), 1, Locks(tmp_path, texts.append), unfit=lambda gpus: answers.pop(0)) as got:
+        assert [gpu.index for gpu in got] == [0]
+    assert texts == ["waiting: GPU 0 is hot"]
 
 
 def test_what_stays_wrong_is_named_with_the_remedy_when_patience_ends(locks, tmp_path):
@@ -314,19 +314,19 @@ def test_leases_that_suffice_when_they_end_are_waited_for_without_limit(locks, t
         other.enter_context(lease([gpus[1]], 1, locks, unfit=sound))
 
         def unfit(free: Sequence[Gpu]) -> dict[str, str]:
-            asked.append([one.index for one in free])
+            asked.append([gpu.index for gpu in free])
             if len(asked) == 3:
                 other.close()
             return {"GPU-0": "GPU 0 is used by pid 1 (init)"}
 
         with lease(gpus, 1, Locks(tmp_path, lambda text: None), unfit=unfit, patience_s=0.0) as got:
-            assert [one.index for one in got] == [1]
+            assert [gpu.index for gpu in got] == [1]
     assert asked == [[0], [0], [0], [0, 1]]
 
 
 def test_many_cores_are_not_tried_in_every_combination(tmp_path):
     cores = machine(64)
-    wrong = {one.uuid: "in use" for one in cores[:33]}
+    wrong = {gpu.uuid: "in use" for gpu in cores[:33]}
     asked = lease(cores, 32, Locks(tmp_path, lambda text: None), unfit=lambda gpus: wrong, patience_s=0.0)
     with pytest.raises(LeaseError, match=r"Waited 0 s"), asked:
         pass
@@ -339,10 +339,10 @@ def test_lock_files_are_named_by_uuid_and_every_user_can_lock_them(locks, tmp_pa
     folder, before = tmp_path / "locks", os.umask(0o077)
     try:
         with leased(locks._replace(folder=folder), [Gpu(0, "MIG-1/2 3", "H200", 1)]):
-            found = {path.name: oct(path.stat().st_mode & 0o7777) for path in (folder, *folder.iterdir())}
+            modes = {path.name: oct(path.stat().st_mode & 0o7777) for path in (folder, *folder.iterdir())}
     finally:
         os.umask(before)
-    assert found == {"locks": "0o1777", "queue.lock": "0o666", "MIG-1-2-3.lock": "0o666"}
+    assert modes == {"locks": "0o1777", "queue.lock": "0o666", "MIG-1-2-3.lock": "0o666"}
 
 
 def test_a_lock_file_of_another_user_can_be_locked(locks, tmp_path, monkeypatch):
@@ -393,40 +393,40 @@ def test_groups_suffice_and_are_islands_where_one_is_large_enough(islands, count
     gpus = machine(*islands)
     random.shuffle(gpus)
     groups = choices(gpus, count)
-    whole = [one for one in islands if one >= count]
+    large = [size for size in islands if size >= count]
     assert all(len(group) >= count for group in groups)
-    if whole:
-        assert [len(group) for group in groups] == sorted(whole)
-        assert all(other.index in one.peers for group in groups for one in group for other in group if one != other)
+    if large:
+        assert [len(group) for group in groups] == sorted(large)
+        assert all(other.index in gpu.peers for group in groups for gpu in group for other in group if gpu != other)
     else:
         assert groups == ([tuple(gpus)] if len(gpus) >= count else [])
 
 
 @settings(max_examples=30, deadline=None)
 @given(sizes, st.data())
-def test_a_lease_comes_from_the_smallest_island_that_suffices(islands, data):
+def test_a_lease_has_the_count_asked_of_the_smallest_sufficient_island(islands, data):
     gpus = machine(*islands)
     count = data.draw(st.integers(1, len(gpus)))
     with tempfile.TemporaryDirectory() as folder, lease(gpus, count, Locks(Path(folder), print), unfit=sound) as got:
-        assert len({one.uuid for one in got}) == count
-        whole = [one for one in islands if one >= count]
-        if whole:
-            assert len({frozenset({*one.peers, one.index}) for one in got}) == 1
-            assert len(got[0].peers) + 1 == min(whole)
+        assert len({gpu.uuid for gpu in got}) == count
+        large = [size for size in islands if size >= count]
+        if large:
+            assert len({frozenset({*gpu.peers, gpu.index}) for gpu in got}) == 1
+            assert len(got[0].peers) + 1 == min(large)
 
 
 def test_tp_groups_are_linked_where_the_links_do_not_suffice_for_all(locks):
     # Four pairs, and of the first pair one is taken: TP 2 x PP 2 must not go over the odd one.
     pairs = [Gpu(index, f"GPU-{index}", "H200", 1, peers=(index ^ 1,), links=4) for index in range(8)]
     with lease(pairs[1:2], 1, locks, unfit=sound), lease(pairs, 4, locks, unfit=sound, together=2) as got:
-        assert [one.index for one in got] == [2, 3, 4, 5]
+        assert [gpu.index for gpu in got] == [2, 3, 4, 5]
     with lease(pairs, 4, locks, unfit=sound, together=2) as got:
-        assert [one.index for one in got] == [0, 1, 2, 3]
+        assert [gpu.index for gpu in got] == [0, 1, 2, 3]
 
 
 def test_kinds_of_gpus_are_not_mixed_unless_none_has_enough(locks):
     mixed = [Gpu(index, f"GPU-{index}", "L4" if index % 2 else "H200", 1) for index in range(4)]
     with lease(mixed, 2, locks, unfit=sound) as got:
-        assert [one.index for one in got] == [0, 2]
+        assert [gpu.index for gpu in got] == [0, 2]
     with lease(mixed, 3, locks, unfit=sound) as got:
         assert len(got) == 3

@@ -36,8 +36,8 @@ B = RequestRecord(10.2, (10.5, 10.7, 10.9), 12.0, prompt_tokens=7, output_tokens
 FAILED = RequestRecord(9.0, (9.9,), None, prompt_tokens=7, output_tokens=1, error="HTTP 500: no")
 
 
-def measured(*records: RequestRecord, told: Telemetry | None = None) -> dict[str, float | None]:
-    return round_metrics(RoundSample(records, told or Telemetry()))
+def measured(*records: RequestRecord, telemetry: Telemetry | None = None) -> dict[str, float | None]:
+    return round_metrics(RoundSample(records, telemetry or Telemetry()))
 
 
 def of_launch(*records: RequestRecord) -> dict[str, float | None]:
@@ -69,17 +69,17 @@ def test_two_answers_give_the_metrics_that_a_pencil_gives(name: str, expected: f
 
 
 def of_first_token(*seconds: float) -> list[RequestRecord]:
-    return [RequestRecord(0.0, (one,), 2.0, 1, 1) for one in seconds]
+    return [RequestRecord(0.0, (at_s,), 2.0, 1, 1) for at_s in seconds]
 
 
 def test_percentiles_are_those_of_all_requests_together() -> None:
     records = of_first_token(*(0.01 * n for n in range(1, 102)))
     assert measured(*records)["ttft_p50_s"] == pytest.approx(0.51)
-    found = of_launch(*records)
-    assert [found["ttft_p90_s"], found["ttft_p99_s"]] == pytest.approx([0.91, 1.0])
+    values = of_launch(*records)
+    assert [values["ttft_p90_s"], values["ttft_p99_s"]] == pytest.approx([0.91, 1.0])
 
 
-def test_a_tail_is_of_a_launchs_requests_not_of_its_rounds() -> None:
+def test_a_tail_is_that_of_all_requests_of_a_launch() -> None:
     quiet, slow = of_first_token(*[0.1] * 50), of_first_token(*[0.1] * 40, *[1.0] * 10)
     assert of_launch(*quiet)["ttft_p90_s"] == pytest.approx(0.1)
     assert of_launch(*slow)["ttft_p90_s"] == pytest.approx(1.0)
@@ -88,9 +88,9 @@ def test_a_tail_is_of_a_launchs_requests_not_of_its_rounds() -> None:
 
 
 def test_a_failed_request_is_counted_and_measured_nowhere_else() -> None:
-    found = measured(A, B, FAILED)
-    assert found["failed_requests"] == 1
-    assert {name: value for name, value in found.items() if name != "failed_requests"} == {
+    values = measured(A, B, FAILED)
+    assert values["failed_requests"] == 1
+    assert {name: value for name, value in values.items() if name != "failed_requests"} == {
         name: value for name, value in measured(A, B).items() if name != "failed_requests"
     }
 
@@ -102,25 +102,25 @@ def test_tokens_that_came_in_one_read_are_one_arrival() -> None:
 
 def test_time_per_output_token_divides_by_the_servers_count_of_tokens() -> None:
     # An engine that tells usage only, with three of five tokens visible as text: what the formula of the table says.
-    found = measured(RequestRecord(0.0, (1.0, 2.0, 3.0), 3.0, 4, output_tokens=5))
-    assert found["tpot_mean_s"] == pytest.approx(2.0 / 4)
+    values = measured(RequestRecord(0.0, (1.0, 2.0, 3.0), 3.0, 4, output_tokens=5))
+    assert values["tpot_mean_s"] == pytest.approx(2.0 / 4)
 
 
 def test_an_answer_of_one_token_has_a_first_token_but_no_gap() -> None:
-    found = measured(RequestRecord(0.0, (1.0,), 1.5, 4, 1))
-    assert found["ttft_p50_s"] == 1.0
-    assert (found["itl_p50_s"], found["tpot_mean_s"]) == (None, None)
+    values = measured(RequestRecord(0.0, (1.0,), 1.5, 4, 1))
+    assert values["ttft_p50_s"] == 1.0
+    assert (values["itl_p50_s"], values["tpot_mean_s"]) == (None, None)
 
 
 def test_what_the_engine_tells_becomes_its_metrics() -> None:
-    told = Telemetry(preemptions=29, prompt_tokens=100, output_tokens=50, prefix_hit_tokens=16, kv_cache_peak=0.9)
-    found = measured(A, told=told)
-    assert (found["preemptions"], found["prefix_cache_hit_tokens"], found["kv_cache_peak_ratio"]) == (29, 16, 0.9)
+    telemetry = Telemetry(preemptions=29, prompt_tokens=100, output_tokens=50, prefix_hit_tokens=16, kv_cache_peak=0.9)
+    values = measured(A, telemetry=telemetry)
+    assert (values["preemptions"], values["prefix_cache_hit_tokens"], values["kv_cache_peak_ratio"]) == (29, 16, 0.9)
 
 
 def test_what_belongs_to_the_launch_becomes_its_metrics() -> None:
-    found = launch_metrics(LaunchSample(12.5, Capacity(262_144.0, 128.0)))
-    assert {name: value for name, value in found.items() if value is not None} == {
+    values = launch_metrics(LaunchSample(12.5, Capacity(262_144.0, 128.0)))
+    assert {name: value for name, value in values.items() if value is not None} == {
         "kv_cache_tokens": 262_144.0,
         "max_concurrency": 128.0,
         "startup_s": 12.5,
@@ -131,20 +131,20 @@ def test_what_belongs_to_the_launch_becomes_its_metrics() -> None:
 
 
 def test_a_round_without_requests_has_no_number_but_that_none_failed() -> None:
-    found = measured()
-    assert found.pop("failed_requests") == 0
-    assert set(found.values()) == {None}
+    values = measured()
+    assert values.pop("failed_requests") == 0
+    assert set(values.values()) == {None}
 
 
 def test_a_round_in_which_all_failed_has_no_number_but_how_many() -> None:
-    found = measured(FAILED, FAILED)
-    assert found.pop("failed_requests") == 2
-    assert set(found.values()) == {None}
+    values = measured(FAILED, FAILED)
+    assert values.pop("failed_requests") == 2
+    assert set(values.values()) == {None}
 
 
 def test_an_engine_that_tells_nothing_has_no_such_metrics_rather_than_nought() -> None:
-    found = measured(A, B)
-    assert [found[name] for name in ("preemptions", "kv_cache_peak_ratio", "prefix_cache_hit_tokens")] == [None] * 3
+    values = measured(A, B)
+    assert [values[name] for name in ("preemptions", "kv_cache_peak_ratio", "prefix_cache_hit_tokens")] == [None] * 3
 
 
 def test_a_launch_of_which_nothing_is_known_has_no_number() -> None:
@@ -152,12 +152,12 @@ def test_a_launch_of_which_nothing_is_known_has_no_number() -> None:
 
 
 def test_no_time_between_sending_and_end_is_no_division_by_nought() -> None:
-    found = measured(RequestRecord(1.0, (1.0, 1.0), 1.0, 4, 2))
-    assert (found["output_tokens_per_s"], found["requests_per_s"]) == (None, None)
-    assert (found["ttft_p50_s"], found["e2e_p50_s"], found["itl_p50_s"]) == (0.0, 0.0, None)
+    values = measured(RequestRecord(1.0, (1.0, 1.0), 1.0, 4, 2))
+    assert (values["output_tokens_per_s"], values["requests_per_s"]) == (None, None)
+    assert (values["ttft_p50_s"], values["e2e_p50_s"], values["itl_p50_s"]) == (0.0, 0.0, None)
 
 
-def test_every_metric_of_a_round_or_a_launch_is_computed() -> None:
+def test_every_metric_is_computed_of_a_round_or_of_a_launch() -> None:
     assert set(measured()) | set(launch_metrics(LaunchSample(None, Capacity()))) == set(BY_NAME)
     assert all((metric.of_round is None) != (metric.of_launch is None) for metric in METRICS)
 
@@ -215,9 +215,9 @@ def test_the_order_of_requests_changes_nothing(sample: list[RequestRecord], rand
 @settings(deadline=None, max_examples=60)
 @given(st.lists(records(), min_size=1, max_size=8))
 def test_percentiles_are_ordered_and_finite(sample: list[RequestRecord]) -> None:
-    found = {**measured(*sample), **of_launch(*(record for record in sample if record.error is None))}
+    metrics = {**measured(*sample), **of_launch(*(record for record in sample if record.error is None))}
     for latency in LATENCIES:
-        values = [found[f"{latency}_p{percent}_s"] for percent in (50, 90, 99)]
+        values = [metrics[f"{latency}_p{percent}_s"] for percent in (50, 90, 99)]
         if values[0] is not None:
             assert values == sorted(values)  # type: ignore[type-var]
             assert all(value is not None and math.isfinite(value) and value >= 0 for value in values)
@@ -226,9 +226,9 @@ def test_percentiles_are_ordered_and_finite(sample: list[RequestRecord]) -> None
 @settings(deadline=None, max_examples=60)
 @given(st.lists(records(), max_size=8))
 def test_no_metric_is_nought_where_nothing_was_measured(sample: list[RequestRecord]) -> None:
-    found = measured(*sample)
+    values = measured(*sample)
     complete = [record for record in sample if record.error is None]
-    assert (found["requests_per_s"] is None) == (found["ttft_p50_s"] is None) == (not complete)
+    assert (values["requests_per_s"] is None) == (values["ttft_p50_s"] is None) == (not complete)
 
 
 # ------------------------------------------------------------------------------------------------ the table
@@ -314,7 +314,7 @@ def test_the_tails_are_those_percentiles_that_a_launch_as_a_whole_has() -> None:
         ("output_tokens_per_s", 1, 1, True),
     ],
 )
-def test_a_tail_needs_ten_values_beyond_it(name: str, requests: int, rounds: int, enough: bool) -> None:
+def test_a_tail_needs_ten_values_beyond_it_and_a_median_none(name: str, requests: int, rounds: int, enough: bool) -> None:
     workload = Workload(requests=requests, concurrency=1)
     assert (BY_NAME[name].too_few(workload, rounds) is None) == enough
 
@@ -340,13 +340,13 @@ def test_as_many_requests_as_a_refused_tail_asks_for_are_enough(
 
 
 def test_the_reason_of_a_refused_tail_has_its_numbers() -> None:
-    told = BY_NAME["ttft_p99_s"].too_few(Workload(requests=32), 5)
-    assert told == f"a launch has 1.6 values beyond it, {MIN_EXCEEDANCES} are needed; about 1,000 requests a launch would do"
+    reason = BY_NAME["ttft_p99_s"].too_few(Workload(requests=32), 5)
+    assert reason == f"a launch has 1.6 values beyond it, {MIN_EXCEEDANCES} are needed; about 1,000 requests a launch would do"
 
 
 def test_no_number_of_answers_of_one_token_has_a_gap() -> None:
-    told = BY_NAME["itl_p90_s"].too_few(Workload(output_tokens=1), 5)
-    assert told == f"a launch has 0 values beyond it, {MIN_EXCEEDANCES} are needed"
+    reason = BY_NAME["itl_p90_s"].too_few(Workload(output_tokens=1), 5)
+    assert reason == f"a launch has 0 values beyond it, {MIN_EXCEEDANCES} are needed"
 
 
 def test_the_documentation_has_a_line_for_every_metric() -> None:
@@ -369,29 +369,29 @@ def wave(start_s: float, *, tokens: int = 10, e2e_s: float = 1.0) -> RequestReco
     return RequestRecord(start_s, times, start_s + e2e_s, 4, tokens)
 
 
-def sample(*found: RequestRecord, **more: object) -> dict[str, float | None]:
-    return round_metrics(RoundSample(found, Telemetry(), **more))  # type: ignore[arg-type]
+def sample(*records: RequestRecord, **more: object) -> dict[str, float | None]:
+    return round_metrics(RoundSample(records, Telemetry(), **more))  # type: ignore[arg-type]
 
 
 def test_steady_throughput_leaves_out_the_first_wave_and_the_end() -> None:
     # Two at a time: the first wave takes 5 s, the others 1 s, and the last request runs on alone for 10 s.
     records = [wave(0, e2e_s=5), wave(0, e2e_s=5), *(wave(at) for at in (5, 5, 6, 6, 7)), wave(8, e2e_s=10)]
-    found = sample(*records, concurrency=2)
-    assert found["steady_output_tokens_per_s"] == pytest.approx(50 / 3)
-    assert found["output_tokens_per_s"] == pytest.approx(80 / 18)
-    assert found["in_flight_mean"] == pytest.approx(5 / 3)
+    values = sample(*records, concurrency=2)
+    assert values["steady_output_tokens_per_s"] == pytest.approx(50 / 3)
+    assert values["output_tokens_per_s"] == pytest.approx(80 / 18)
+    assert values["in_flight_mean"] == pytest.approx(5 / 3)
 
 
 def test_without_a_steady_window_there_is_no_steady_throughput() -> None:
-    found = sample(wave(0), wave(0), concurrency=2)
-    assert (found["steady_output_tokens_per_s"], found["in_flight_mean"]) == (None, None)
+    values = sample(wave(0), wave(0), concurrency=2)
+    assert (values["steady_output_tokens_per_s"], values["in_flight_mean"]) == (None, None)
 
 
 @pytest.mark.parametrize(
     ("seconds", "expected"), [([1, 1, 1], 1.0), ([1, 1, 1e9, 1e9], 0.5), ([1, 2], (1 + 0.5) ** 2 / (2 * 1.25))]
 )
-def test_jains_index_is_one_for_equals_and_lower_for_starved_requests(seconds: list[float], expected: float) -> None:
-    assert sample(*(wave(0, e2e_s=one) for one in seconds))["jain_fairness"] == pytest.approx(expected)
+def test_jains_index_is_the_share_of_requests_that_are_served(seconds: list[float], expected: float) -> None:
+    assert sample(*(wave(0, e2e_s=e2e) for e2e in seconds))["jain_fairness"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -405,32 +405,32 @@ def test_jains_index_is_one_for_equals_and_lower_for_starved_requests(seconds: l
     ],
 )
 def test_goodput_counts_requests_that_kept_to_every_limit(slo: tuple[tuple[str, float], ...], good: int) -> None:
-    found = sample(wave(0), wave(0, e2e_s=2), FAILED, slo=slo)
-    assert found["goodput_ratio"] == pytest.approx(good / 3)
-    assert found["goodput_requests_per_s"] == pytest.approx(good / 2)
+    values = sample(wave(0), wave(0, e2e_s=2), FAILED, slo=slo)
+    assert values["goodput_ratio"] == pytest.approx(good / 3)
+    assert values["goodput_requests_per_s"] == pytest.approx(good / 2)
     assert sample(wave(0))["goodput_ratio"] is None
 
 
 def test_at_a_rate_latencies_count_from_the_instant_that_was_due() -> None:
     late = replace(wave(1.0), due_s=0.4, delay_s=0.6)
-    found = sample(late)
-    assert (found["ttft_p50_s"], found["e2e_p50_s"]) == pytest.approx((0.7, 1.6))
-    assert (found["ttft_from_send_p50_s"], found["e2e_from_send_p50_s"]) == pytest.approx((0.1, 1.0))
-    assert found["send_delay_p99_s"] == pytest.approx(0.6)
+    values = sample(late)
+    assert (values["ttft_p50_s"], values["e2e_p50_s"]) == pytest.approx((0.7, 1.6))
+    assert (values["ttft_from_send_p50_s"], values["e2e_from_send_p50_s"]) == pytest.approx((0.1, 1.0))
+    assert values["send_delay_p99_s"] == pytest.approx(0.6)
     assert sample(wave(1.0))["ttft_from_send_p50_s"] is None
 
 
 def test_each_class_has_latencies_of_its_own() -> None:
-    found = sample(wave(0), wave(0, e2e_s=4), wave(0, e2e_s=4), classes=("short", "long", "long"))
-    assert (found["short/e2e_p50_s"], found["long/e2e_p50_s"], found["e2e_p50_s"]) == pytest.approx((1, 4, 4))
-    assert found["long/requests_per_s"] == pytest.approx(2 / 4)
+    values = sample(wave(0), wave(0, e2e_s=4), wave(0, e2e_s=4), classes=("short", "long", "long"))
+    assert (values["short/e2e_p50_s"], values["long/e2e_p50_s"], values["e2e_p50_s"]) == pytest.approx((1, 4, 4))
+    assert values["long/requests_per_s"] == pytest.approx(2 / 4)
     tails = launch_metrics(LaunchSample(None, Capacity(), (wave(0), wave(0, e2e_s=4)), ("short", "long")))
     assert (tails["short/e2e_p99_s"], tails["long/e2e_p99_s"]) == pytest.approx((1, 4))
 
 
 def test_a_metric_of_a_class_gates_only_when_asked() -> None:
-    one = find("short/ttft_p50_s")
-    assert (one.name, one.unit, one.gating, one.kind) == ("short/ttft_p50_s", "s", False, "quantile")
+    metric = find("short/ttft_p50_s")
+    assert (metric.name, metric.unit, metric.gating, metric.kind) == ("short/ttft_p50_s", "s", False, "quantile")
     for name in ("short/kv_cache_tokens", "/ttft_p50_s", "short/nothing", "nothing"):
         with pytest.raises(KeyError):
             find(name)

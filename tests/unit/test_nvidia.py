@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "nvml_h200.json").read_text())
-FIRST, SECOND = (one["uuid"] for one in RECORDED["gpus"])
+FIRST, SECOND = (gpu["uuid"] for gpu in RECORDED["gpus"])
 GIB = 1 << 30
 
 
@@ -56,15 +56,15 @@ class RecordedNvml:
         self.closed: list[str] = []
 
     def _gpu(self, handle: Any, function: str) -> dict[str, Any]:
-        whole = handle // 100 - 1 if handle >= 100 else handle  # 100 is the first slice of GPU 0
-        if whole in self.lost:
+        physical = handle // 100 - 1 if handle >= 100 else handle  # 100 is the first slice of GPU 0
+        if physical in self.lost:
             raise NvmlError("GPU is lost")
         if function in self.refused:
             raise NvmlError("Not Supported")
         if handle >= 100:
-            return self.slices[whole][handle % 100]
-        found = RECORDED["gpus"][handle]
-        return {"total": RECORDED["total"], **found, **found[self.now]}
+            return self.slices[physical][handle % 100]
+        gpu = RECORDED["gpus"][handle]
+        return {"total": RECORDED["total"], **gpu, **gpu[self.now]}
 
     def _told(self, handle: Any, function: str, name: str) -> Any:
         try:
@@ -119,8 +119,8 @@ class RecordedNvml:
         self._gpu(handle, "nvmlDeviceGetNvLinkState")
         return RECORDED["nvlink"]
 
-    def nvmlDeviceGetP2PStatus(self, one: int, other: int, kind: int) -> Any:
-        self._gpu(one, "nvmlDeviceGetP2PStatus")
+    def nvmlDeviceGetP2PStatus(self, handle: int, other: int, kind: int) -> Any:
+        self._gpu(handle, "nvmlDeviceGetP2PStatus")
         assert kind == 2
         return RECORDED["p2p_nvlink"]
 
@@ -147,8 +147,8 @@ class RecordedNvml:
         return SimpleNamespace(total=total, used=used, free=total - used)
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> Any:
-        found = self._told(handle, "nvmlDeviceGetComputeRunningProcesses", "processes")
-        return [SimpleNamespace(pid=int(pid), usedGpuMemory=used) for pid, used in found.items()]
+        processes = self._told(handle, "nvmlDeviceGetComputeRunningProcesses", "processes")
+        return [SimpleNamespace(pid=int(pid), usedGpuMemory=used) for pid, used in processes.items()]
 
     def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:
         gpu, memory = self._told(handle, "nvmlDeviceGetUtilizationRates", "utilization")
@@ -208,8 +208,8 @@ def nvml() -> RecordedNvml:
 
 
 def read(nvml: RecordedNvml, *, processes: bool = True) -> list[Reading]:
-    found = Nvidia(nvml)
-    return found.read(found.devices(), processes=processes)
+    gpus = Nvidia(nvml)
+    return gpus.read(gpus.devices(), processes=processes)
 
 
 # --------------------------------------------------------------------------------------------------- two recorded H200
@@ -243,8 +243,8 @@ def test_processes_are_not_asked_for_where_they_are_not_wanted(nvml):
     nvml.now = "loaded"
     nvml.refused = {"nvmlDeviceGetComputeRunningProcesses"}
     without = read(nvml, processes=False)
-    assert [one.processes for one in without] == [None, None]
-    assert [one.used_bytes for one in without] == [141_379_436_544, 141_379_436_544]
+    assert [gpu.processes for gpu in without] == [None, None]
+    assert [gpu.used_bytes for gpu in without] == [141_379_436_544, 141_379_436_544]
 
 
 def test_what_is_not_told_at_one_moment_is_none_at_that_moment(nvml):
@@ -253,21 +253,21 @@ def test_what_is_not_told_at_one_moment_is_none_at_that_moment(nvml):
 
 
 def test_counters_are_energy_in_joules_and_uncorrected_memory_errors(nvml):
-    found = Nvidia(nvml)
-    assert found.totals(found.devices()) == [Totals(78_657.164, 0, ()), Totals(78_657.164, 0, ())]
+    gpus = Nvidia(nvml)
+    assert gpus.totals(gpus.devices()) == [Totals(78_657.164, 0, ()), Totals(78_657.164, 0, ())]
 
 
 def test_what_nvml_does_not_support_is_none(nvml):
     nvml.refused = OPTIONAL
-    found = Nvidia(nvml)
-    assert found.devices() == (Gpu(0, FIRST, "NVIDIA H200", None), Gpu(1, SECOND, "NVIDIA H200", None))
-    assert found.read(found.devices(), processes=True) == [Reading(), Reading()]
-    assert found.totals(found.devices()) == [Totals(), Totals()]
+    gpus = Nvidia(nvml)
+    assert gpus.devices() == (Gpu(0, FIRST, "NVIDIA H200", None), Gpu(1, SECOND, "NVIDIA H200", None))
+    assert gpus.read(gpus.devices(), processes=True) == [Reading(), Reading()]
+    assert gpus.totals(gpus.devices()) == [Totals(), Totals()]
 
 
 def test_without_application_clocks_a_gpu_should_reach_its_highest_clock(nvml):
     nvml.refused = {"nvmlDeviceGetApplicationsClock"}
-    assert [one.sm_clock_mhz for one in Nvidia(nvml).devices()] == [1980.0, 1980.0]
+    assert [gpu.sm_clock_mhz for gpu in Nvidia(nvml).devices()] == [1980.0, 1980.0]
 
 
 def test_a_process_whose_memory_is_hidden_is_known_by_its_id(nvml, monkeypatch):
@@ -309,43 +309,43 @@ def test_an_older_library_has_another_name_for_what_holds_the_clocks_down(nvml, 
 @pytest.fixture
 def listening(nvml) -> tuple[Nvidia, Gpu, Gpu]:
     """NVML with its two GPUs, after the first counters of the first GPU were read."""
-    found = Nvidia(nvml)
-    one, other = found.devices()
-    found.totals([one])
-    return found, one, other
+    gpus = Nvidia(nvml)
+    first, second = gpus.devices()
+    gpus.totals([first])
+    return gpus, first, second
 
 
 def test_without_an_event_the_wait_times_out_and_nothing_is_told(listening):
-    found, one, other = listening
-    assert [totals.events for totals in found.totals([one, other])] == [(), ()]
+    gpus, first, second = listening
+    assert [totals.events for totals in gpus.totals([first, second])] == [(), ()]
 
 
 def test_an_xid_is_told_once_and_of_its_own_gpu(nvml, listening):
-    found, one, other = listening
-    found.totals([one, other])
+    gpus, first, second = listening
+    gpus.totals([first, second])
     nvml.events = [(1, 79), (1, 45)]
-    assert [totals.events for totals in found.totals([one, other])] == [(), ("XID 79", "XID 45")]
-    assert [totals.events for totals in found.totals([one, other])] == [(), ()]
+    assert [totals.events for totals in gpus.totals([first, second])] == [(), ("XID 79", "XID 45")]
+    assert [totals.events for totals in gpus.totals([first, second])] == [(), ()]
 
 
 def test_an_engine_on_other_gpus_hears_of_their_xids_too(nvml, listening):
-    found, _, other = listening
-    found.totals([other])
+    gpus, _, second = listening
+    gpus.totals([second])
     nvml.events = [(1, 79)]
-    assert [totals.events for totals in found.totals([other])] == [("XID 79",)]
+    assert [totals.events for totals in gpus.totals([second])] == [("XID 79",)]
 
 
-def test_the_xid_of_a_lost_gpu_is_still_shown(nvml, listening):
-    found, one, _ = listening
+def test_the_xid_of_a_lost_gpu_is_still_told(nvml, listening):
+    gpus, first, _ = listening
     nvml.events, nvml.lost = [(0, 79)], {0}
-    assert found.totals([one]) == [Totals(None, None, ("XID 79",))]
+    assert gpus.totals([first]) == [Totals(None, None, ("XID 79",))]
 
 
 def test_a_driver_without_events_tells_none(nvml):
     nvml.refused = {"nvmlEventSetCreate"}
-    found = Nvidia(nvml)
-    assert found.totals(found.devices())[0].events == ()
-    found.close()
+    gpus = Nvidia(nvml)
+    assert gpus.totals(gpus.devices())[0].events == ()
+    gpus.close()
     assert nvml.closed == ["nvmlShutdown"]
 
 
@@ -367,30 +367,30 @@ def test_mig_slices_take_the_place_of_their_gpu(nvml):
     )
 
 
-def test_a_gpu_in_mig_mode_without_slices_is_unusable(nvml):
+def test_a_gpu_in_mig_mode_without_slices_cannot_be_used(nvml):
     nvml.slices = {0: []}
-    assert [one.uuid for one in Nvidia(nvml).devices()] == [SECOND]
+    assert [gpu.uuid for gpu in Nvidia(nvml).devices()] == [SECOND]
 
 
-def test_a_slice_has_memory_of_its_own_and_its_gpus_clocks(nvml):
+def test_a_slice_has_own_memory_and_its_gpus_clocks_heat_and_limits(nvml):
     nvml.slices, nvml.now = {0: SLICES}, "loaded"
     assert read(nvml)[0] == Reading(GIB, {}, 1590.0, None, 51.0, ("power cap",))
 
 
 def test_the_events_of_a_gpu_are_those_of_each_of_its_slices(nvml):
     nvml.slices = {0: SLICES}
-    found = Nvidia(nvml)
-    slices = found.devices()[:2]
-    found.totals(slices)
+    gpus = Nvidia(nvml)
+    slices = gpus.devices()[:2]
+    gpus.totals(slices)
     nvml.events = [(0, 94)]
-    assert found.totals(slices) == [Totals(None, 0, ("XID 94",)), Totals(None, 0, ("XID 94",))]
+    assert gpus.totals(slices) == [Totals(None, 0, ("XID 94",)), Totals(None, 0, ("XID 94",))]
 
 
 def test_a_gpu_that_is_lost_is_named(nvml):
     nvml.lost = {1}
-    found = Nvidia(nvml)
-    assert [one.index for one in found.devices()] == [0]
-    assert found.lost == {1: "GPU is lost"}
+    gpus = Nvidia(nvml)
+    assert [gpu.index for gpu in gpus.devices()] == [0]
+    assert gpus.lost == {1: "GPU is lost"}
 
 
 def test_a_gpu_that_a_container_may_not_use_is_not_lost(nvml, monkeypatch):
@@ -400,9 +400,9 @@ def test_a_gpu_that_a_container_may_not_use_is_not_lost(nvml, monkeypatch):
         return index
 
     monkeypatch.setattr(nvml, "nvmlDeviceGetHandleByIndex", handle)
-    found = Nvidia(nvml)
-    assert [one.index for one in found.devices()] == [0]
-    assert found.lost == {}
+    gpus = Nvidia(nvml)
+    assert [gpu.index for gpu in gpus.devices()] == [0]
+    assert gpus.lost == {}
 
 
 @pytest.mark.parametrize("text", ["Driver Not Loaded", "Shared Library Not Found"])
@@ -425,17 +425,17 @@ def raising(text: str) -> Callable[[], None]:
 
 
 def test_a_gpu_that_gets_lost_is_read_as_telling_nothing(nvml):
-    found = Nvidia(nvml)
-    both = found.devices()
+    gpus = Nvidia(nvml)
+    both = gpus.devices()
     nvml.lost = {0}
-    assert found.read(both, processes=True)[0] == Reading()
+    assert gpus.read(both, processes=True)[0] == Reading()
 
 
 def test_a_slice_that_was_taken_away_is_named(nvml):
     gone = Gpu(0, "MIG-7", "NVIDIA H200 MIG 3g.71gb", 70 * GIB)
-    found = Nvidia(nvml)
-    found.devices()
-    for asked in (lambda: found.read([gone], processes=False), lambda: found.totals([gone])):
+    gpus = Nvidia(nvml)
+    gpus.devices()
+    for asked in (lambda: gpus.read([gone], processes=False), lambda: gpus.totals([gone])):
         with pytest.raises(AcceleratorError, match=r"^NVML: GPU 0 \(MIG-7\) is no longer there; nvidia-smi should tell more$"):
             asked()
 
@@ -464,7 +464,7 @@ def state(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_the_stand_in_has_every_function_that_is_asked():
+def test_the_stand_in_lacks_only_functions_of_mig_and_older_libraries():
     asked = set(re.findall(r"\bnvml[A-Z]\w+", getsource(nvidia)))
     assert asked - set(dir(stand_in)) == {
         "nvmlDeviceGetCurrentClocksThrottleReasons",
@@ -475,8 +475,8 @@ def test_the_stand_in_has_every_function_that_is_asked():
 
 
 def test_simulated_gpus_are_all_linked(state):
-    found = open_accelerators(simulated=True)
-    assert found.devices() == (
+    gpus = open_accelerators(simulated=True)
+    assert gpus.devices() == (
         Gpu(0, "GPU-51000000-0000-0000-0000-000000000000", "Simulated", 150_754_820_096, (1,), 18, 1980.0, 700.0, 700.0),
         Gpu(1, "GPU-51000000-0000-0000-0000-000000000001", "Simulated", 150_754_820_096, (0,), 18, 1980.0, 700.0, 700.0),
     )
@@ -485,8 +485,8 @@ def test_simulated_gpus_are_all_linked(state):
 def test_simulated_gpus_can_be_on_different_islands_and_without_links(state, monkeypatch):
     monkeypatch.setenv(simulated.NUMBER, "4")
     simulated.set_conditions({"2": {"island": 1}, "3": {"links": 0}})
-    found = [(one.peers, one.links) for one in open_accelerators(simulated=True).devices()]
-    assert found == [((1,), 18), ((0,), 18), ((), 18), ((), 0)]
+    links = [(gpu.peers, gpu.links) for gpu in open_accelerators(simulated=True).devices()]
+    assert links == [((1,), 18), ((0,), 18), ((), 18), ((), 0)]
 
 
 def test_no_simulated_gpus_are_no_accelerators(state, monkeypatch):
@@ -495,10 +495,10 @@ def test_no_simulated_gpus_are_no_accelerators(state, monkeypatch):
 
 
 def test_simulated_gpus_are_idle_until_a_process_occupies_them(state):
-    found = open_accelerators(simulated=True)
-    one, other = found.devices()
+    gpus = open_accelerators(simulated=True)
+    first, second = gpus.devices()
     simulated.occupy({1: 16 * GIB})
-    assert found.read([one, other], processes=True) == [
+    assert gpus.read([first, second], processes=True) == [
         Reading(644_939_776, {}, 345.0, 0.0, 32.0, ()),
         Reading(644_939_776 + 16 * GIB, {os.getpid(): 16 * GIB}, 1590.0, 1.0, 51.0, ("power cap",)),
     ]
@@ -506,10 +506,10 @@ def test_simulated_gpus_are_idle_until_a_process_occupies_them(state):
 
 def test_a_condition_is_read_from_its_gpu(state):
     simulated.set_conditions({"*": {"temperature_c": 91}, "1": {"reasons": 0x40, "times": 1, "xid": 79}})
-    found = open_accelerators(simulated=True)
-    both = found.devices()
-    readings = [found.read(both, processes=False) for _ in range(2)]
-    assert [[one.limits for one in now] for now in readings] == [[(), ("thermal slow-down",)], [(), ()]]
-    assert [one.temperature_c for one in readings[0]] == [91.0, 91.0]
-    assert [one.events for one in found.totals(both)] == [(), ("XID 79",)]
-    assert [one.events for one in found.totals(both)] == [(), ()]
+    gpus = open_accelerators(simulated=True)
+    both = gpus.devices()
+    readings = [gpus.read(both, processes=False) for _ in range(2)]
+    assert [[gpu.limits for gpu in now] for now in readings] == [[(), ("thermal slow-down",)], [(), ()]]
+    assert [gpu.temperature_c for gpu in readings[0]] == [91.0, 91.0]
+    assert [gpu.events for gpu in gpus.totals(both)] == [(), ("XID 79",)]
+    assert [gpu.events for gpu in gpus.totals(both)] == [(), ()]

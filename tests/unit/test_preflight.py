@@ -35,7 +35,7 @@ CPU = Host("AMD EPYC 9554 64-Core Processor", 2, 8 * GIB)
 
 def host(*sizes: float, name: str = "NVIDIA H200", islands: tuple[tuple[int, ...], ...] = ()) -> Host:
     """Return a host with a GPU of so many GiB for each size; `islands` says which are linked with each other."""
-    peers = {one: tuple(other for other in island if other != one) for island in islands for one in island}
+    peers = {gpu: tuple(other for other in island if other != gpu) for island in islands for gpu in island}
     devices = tuple(
         Gpu(index, f"GPU-{index}", name, round(size * GIB), peers.get(index, ()), 18 if index in peers else 0)
         for index, size in enumerate(sizes)
@@ -239,7 +239,7 @@ def test_a_lowered_power_limit_is_a_warning_that_names_the_gpus() -> None:
 # ------------------------------------------------------------------------------------------------ heads
 
 
-def test_heads_that_tp_does_not_divide_name_good_degrees() -> None:
+def test_heads_that_tp_does_not_divide_are_told_with_possible_degrees() -> None:
     assert shortage(EngineSpec(model=QWEN, tp=8), host(*[140.4] * 8)) == (
         "28 attention heads are not divisible by TP 8; TP 1, 2 or 4 would do, or --llmperf-pp"
     )
@@ -365,7 +365,7 @@ def test_dense_layers_among_experts_count_as_dense() -> None:
 
 
 @pytest.mark.parametrize(("tp", "loaded_gib"), [(1, 14.29), (2, 7.16)])
-def test_weights_are_what_vllm_loaded_or_a_little_less(tp: int, loaded_gib: float) -> None:
+def test_the_weights_are_a_little_less_than_vllm_says_it_loaded(tp: int, loaded_gib: float) -> None:
     # vLLM's "Model loading took ... GiB" on H200: its buffers are in it too.
     share = (weight_bytes(model_config(QWEN), bundled_model(QWEN)) or 0) / tp / GIB / loaded_gib
     assert 0.985 < share < 1
@@ -420,7 +420,7 @@ def test_a_config_with_odd_values_is_never_an_error(name: str, value: object) ->
 
 @pytest.mark.parametrize("name", ["torch_dtype", "dtype"])
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "torch.bfloat16"])
-def test_every_usual_type_takes_two_bytes(name: str, kind: str) -> None:
+def test_every_usual_type_takes_two_bytes_even_32_bits(name: str, kind: str) -> None:
     fields = {**config(), "torch_dtype": None, name: kind}
     assert weight_bytes(fields, None) == 2 * 8_030_261_248
 
@@ -475,7 +475,7 @@ def test_an_index_without_a_size_is_as_none(tmp_path: Path, text: str) -> None:
 # ------------------------------------------------------------------------------------------------ whether they fit
 
 
-def test_weights_that_do_not_fit_show_arithmetic_and_degree() -> None:
+def test_weights_that_do_not_fit_are_told_with_the_arithmetic() -> None:
     eager = args("--gpu-memory-utilization 0.9")
     assert shortage(EngineSpec(model=QWEN, args=eager), host(8, 8)) == (
         "the weights of qwen2.5-7b-shape take 14.2 GiB / (TP 1 x PP 1) = 14.2 GiB on each GPU, more than the 0.9 x 8.0 GiB that"
@@ -580,7 +580,7 @@ MODELS = ("tiny", "qwen2.5-0.5b-shape", "qwen2.5-7b-shape")
 def test_these_models_ship() -> None:
     folder = bundled_model("tiny")
     assert folder is not None
-    assert sorted(one.name for one in folder.parent.iterdir() if one.is_dir()) == sorted(MODELS)
+    assert sorted(path.name for path in folder.parent.iterdir() if path.is_dir()) == sorted(MODELS)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -136,11 +136,11 @@ def test_without_metrics_there_is_no_counter_rather_than_nought(text: str | None
 
 
 def test_a_round_brings_the_differences() -> None:
-    told = recorded(
+    result = recorded(
         counted(preemptions=3, prompt_tokens=100, output_tokens=50), counted(preemptions=32, prompt_tokens=300, output_tokens=90)
     )  # fmt: skip
-    assert (told.preemptions, told.prompt_tokens, told.output_tokens, told.prefix_hit_tokens) == (29, 200, 40, None)
-    assert not told.restarted
+    assert (result.preemptions, result.prompt_tokens, result.output_tokens, result.prefix_hit_tokens) == (29, 200, 40, None)
+    assert not result.restarted
 
 
 def test_a_counter_that_went_down_means_a_restart() -> None:
@@ -219,7 +219,7 @@ def test_metrics_that_do_not_tell_the_size_leave_it_to_the_log() -> None:
     assert read_capacity(metrics, LOG_032) == Capacity(262_144, 128)
 
 
-def test_metrics_with_the_size_only_leave_concurrency_to_the_log() -> None:
+def test_metrics_that_tell_the_size_only_leave_the_concurrency_unknown() -> None:
     metrics = 'vllm:cache_config_info{kv_cache_size_tokens="4096"} 1.0'
     assert read_capacity(metrics, "") == Capacity(4096, None)
 

@@ -53,9 +53,9 @@ def run() -> Iterator[Callable[..., Tenancy]]:
     with ExitStack() as stack:
 
         def begin(host: Host | None = None, *, alone: bool = False, waiting: Callable[[str], None] = waits) -> Tenancy:
-            found = Tenancy(host or describe_host(simulated=True), alone=alone, patience_s=0.0, waiting=waiting)
-            stack.callback(found.close)
-            return found
+            tenant = Tenancy(host or describe_host(simulated=True), alone=alone, patience_s=0.0, waiting=waiting)
+            stack.callback(tenant.close)
+            return tenant
 
         yield begin
 
@@ -68,7 +68,7 @@ def turn(of: Tenancy, ranks: int = 1) -> tuple[int, ...] | None:
 
 def indices(watch: GpuWatch | None) -> tuple[int, ...]:
     assert watch is not None
-    return tuple(one.index for one in watch.gpus)
+    return tuple(gpu.index for gpu in watch.gpus)
 
 
 def leak(gpu: int, gib: float) -> None:
@@ -88,12 +88,12 @@ def test_a_host_without_gpus_has_turns_too_and_nothing_to_watch(run, monkeypatch
     assert turn(run()) is None
 
 
-def test_two_runs_that_share_have_different_gpus_at_once(run):
-    with run().turn(1, simulated=True) as one, run().turn(1, simulated=True) as other:
-        assert (indices(one), indices(other)) == ((0,), (1,))
+def test_two_runs_that_do_not_mind_neighbours_have_different_gpus(run):
+    with run().turn(1, simulated=True) as first, run().turn(1, simulated=True) as second:
+        assert (indices(first), indices(second)) == ((0,), (1,))
 
 
-def test_a_run_that_wants_the_host_alone_waits_for_others(run):
+def test_a_run_that_wants_the_host_alone_waits_for_other_engines(run):
     with (
         run().turn(1, simulated=True),
         pytest.raises(Waits, match=r"^waiting for another run's engine to end \(process \d+ has it\)$"),
@@ -101,7 +101,7 @@ def test_a_run_that_wants_the_host_alone_waits_for_others(run):
         turn(run(alone=True))
 
 
-def test_others_wait_for_a_run_that_has_the_host_alone(run):
+def test_the_engine_of_a_run_alone_on_the_host_is_waited_for(run):
     with (
         run(alone=True).turn(1, simulated=True),
         pytest.raises(Waits, match=r"^waiting for another run's engine to end \(process \d+ has it\)$"),
@@ -142,7 +142,7 @@ def test_where_every_gpu_is_used_the_processes_are_named_with_the_remedy(run):
     )
 
 
-def test_a_gpu_with_memory_in_use_by_nobody_is_not_idle(run):
+def test_a_gpu_whose_memory_an_unknown_user_holds_is_not_idle(run):
     leak(0, 20)
     assert turn(run()) == (1,)
     with pytest.raises(EngineError) as error:
@@ -164,17 +164,17 @@ def test_the_drivers_own_memory_is_no_use(run):
 @pytest.fixture
 def leaky(run) -> Tenancy:
     """A run of which an engine on GPU 0 has left memory behind."""
-    found: Tenancy = run()
-    with pytest.raises(EngineError) as error, found.turn(1, simulated=True):
+    tenant: Tenancy = run()
+    with pytest.raises(EngineError) as error, tenant.turn(1, simulated=True):
         leak(0, 4)
     assert str(error.value) == (
         "GPU 0 still has 4.0 GiB more in use than before its engine, and the driver names no process that has it."
         " It gets no other engine until that is free."
     )
-    return found
+    return tenant
 
 
-def test_a_gpu_that_kept_memory_gets_no_other_engine(leaky):
+def test_a_gpu_without_its_memory_back_gets_no_other_engine(leaky):
     assert turn(leaky) == (1,)
 
 
@@ -197,20 +197,20 @@ def test_a_gpu_does_not_leave_quarantine_because_it_tells_nothing(leaky, monkeyp
     assert turn(leaky) == (1,)
 
 
-def test_kept_memory_does_not_hide_what_the_engine_failed_of(run):
-    found = run()
+def test_the_engines_failure_is_not_hidden_by_memory_left_behind(run):
+    tenant = run()
 
     def end() -> None:
         leak(0, 4)
         raise EngineError("The engine ended")
 
-    with pytest.raises(EngineError, match=r"^The engine ended$"), found.turn(1, simulated=True):
+    with pytest.raises(EngineError, match=r"^The engine ended$"), tenant.turn(1, simulated=True):
         end()
-    assert turn(found) == (1,)
+    assert turn(tenant) == (1,)
 
 
 def test_gpus_that_cannot_be_read_after_their_engine_are_in_quarantine(run, monkeypatch):
-    found = run()
+    tenant = run()
 
     def no_answer(watch: GpuWatch, within_s: float) -> dict[str, str]:
         raise AcceleratorError("NVML: GPU 0 does not answer")
@@ -218,7 +218,7 @@ def test_gpus_that_cannot_be_read_after_their_engine_are_in_quarantine(run, monk
     with monkeypatch.context() as patch:
         patch.setattr(GpuWatch, "wait_until_released", no_answer)
         with pytest.raises(EngineError) as error:
-            turn(found)
+            turn(tenant)
     assert str(error.value) == (
         "GPU 0 may still be in use: NVML: GPU 0 does not answer. It gets no other engine until that is free."
     )
@@ -233,55 +233,55 @@ def test_more_ranks_than_gpus_are_an_engine_error(run):
 
 
 def test_a_driver_that_went_away_since_the_run_began_is_told(run, monkeypatch):
-    found = run()
+    tenant = run()
     monkeypatch.setenv(simulated.NUMBER, "0")
     with pytest.raises(EngineError) as error:
-        turn(found)
+        turn(tenant)
     assert str(error.value) == "The accelerators that this run began with are gone: their driver does not answer."
 
 
 def test_a_gpu_that_went_away_since_the_run_began_is_named(run, monkeypatch):
-    found = run()
+    tenant = run()
     monkeypatch.setenv(simulated.NUMBER, "1")
     with pytest.raises(EngineError) as error:
-        turn(found)
+        turn(tenant)
     assert str(error.value) == (
         "GPU 1 (GPU-51000000-0000-0000-0000-000000000001) is gone since this run began; the driver's own tools should tell more."
     )
 
 
 def test_an_engine_gets_some_of_the_gpus_that_are_asked_for(run):
-    found = run()
-    with found.turn(1, describe_host(simulated=True).devices[1:], simulated=True) as watch:
+    tenant = run()
+    with tenant.turn(1, describe_host(simulated=True).devices[1:], simulated=True) as watch:
         assert indices(watch) == (1,)
 
 
-def test_a_gpu_is_waited_for_in_vain_only_once(run):
+def test_a_gpu_waited_for_in_vain_is_not_waited_for_again(run):
     leak(0, 20)
-    told: list[str] = []
-    found = Tenancy(describe_host(simulated=True), alone=False, patience_s=0.01, waiting=told.append)
+    texts: list[str] = []
+    tenant = Tenancy(describe_host(simulated=True), alone=False, patience_s=0.01, waiting=texts.append)
     try:
         for patience in ("0.01", "0"):
             with pytest.raises(EngineError, match=rf"Waited {patience} s"):
-                turn(found, 2)
+                turn(tenant, 2)
         simulated.set_conditions({})
-        assert turn(found, 2) == (0, 1)
+        assert turn(tenant, 2) == (0, 1)
         leak(0, 20)
         with pytest.raises(EngineError, match=r"Waited 0\.01 s"):
-            turn(found, 2)
+            turn(tenant, 2)
     finally:
-        found.close()
+        tenant.close()
 
 
 def test_a_driver_that_does_not_answer_for_a_gpu_is_told(run, monkeypatch):
-    found = run()
+    tenant = run()
 
     def lost(index: int) -> int:
         raise nvml.NVMLError(10)
 
     monkeypatch.setattr(nvml, "nvmlDeviceGetHandleByIndex", lost)
     with pytest.raises(EngineError) as error:
-        turn(found)
+        turn(tenant)
     assert str(error.value).startswith("GPU 0 (GPU-51000000-0000-0000-0000-000000000000, Timeout), GPU 1 (")
     assert str(error.value).endswith(" is gone since this run began; the driver's own tools should tell more.")
 
@@ -293,11 +293,11 @@ def test_lock_files_that_cannot_be_opened_are_an_engine_error(run, tmp_path):
 
 
 def test_a_run_can_be_closed_twice(run):
-    found = run()
-    turn(found)
-    found.close()
-    found.close()
-    assert turn(found) == (0,)
+    tenant = run()
+    turn(tenant)
+    tenant.close()
+    tenant.close()
+    assert turn(tenant) == (0,)
 
 
 def test_a_run_keeps_to_the_gpus_that_it_may_use(run):

@@ -27,7 +27,7 @@ _BOTTLENECK = 0.95
 """One that took this share of a core may have been what limited the load."""
 LATE_SHARE = 0.05
 LATE_S = 0.02
-"""Requests were sent late when they were by both, on average: this share of their E2E latency, and this many seconds."""
+"""Requests count as late when their mean delay is above both: this share of their mean E2E latency, and this many seconds."""
 _TEMPLATE_TOKENS = 128
 """A chat template may put so many tokens in front of every prompt, which a prefix cache then finds."""
 _WAVES = 3
@@ -49,7 +49,7 @@ def failures(records: Sequence[RequestRecord]) -> list[str]:
 def problems(log: RoundLog, telemetry: Telemetry, workload: Workload, *, ranks: int = 1) -> list[str]:
     """Return why a round must not be judged; empty for a sound one.
 
-    An engine with a rank for each core of this host leaves none for the client: that it is late is then no news.
+    Where an engine has a rank for each core of this host, none is left for the client: its lateness is then no problem.
     """
     reasons = failures(log.records)
     if telemetry.restarted:

@@ -155,9 +155,7 @@ def in_flight(sample: RoundSample) -> float | None:
     if sample.steady is None:
         return None
     begin_s, end_s = sample.steady
-    spans = [
-        (record.sent_s, record.end_s) for record in sample.complete if record.sent_s is not None and record.end_s is not None
-    ]
+    spans = [(r.sent_s, r.end_s) for r in sample.complete if r.sent_s is not None and r.end_s is not None]
     return sum(max(0.0, min(end, end_s) - max(start, begin_s)) for start, end in spans) / (end_s - begin_s)
 
 

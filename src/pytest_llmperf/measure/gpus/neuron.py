@@ -24,9 +24,8 @@ from pytest_llmperf.measure.gpus.device import AcceleratorError, Gpu, Reading, T
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-_TIMEOUT_S = 30.0
+_TIMEOUT_S, _GRACE_S = 30.0, 5.0
 STALE_S = 10.0
-_GRACE_S = 5.0
 _TOOLS = "/opt/aws/neuron/bin"
 _CONFIG = {
     "period": "1s",

@@ -74,12 +74,12 @@ class Nvidia:
     @property
     def versions(self) -> dict[str, str]:
         """Return the driver's version, and that of the newest CUDA that it runs."""
-        versions = {"driver": self._told("nvmlSystemGetDriverVersion")}
-        cuda = self._told("nvmlSystemGetCudaDriverVersion_v2")
+        versions = {"driver": self._ask("nvmlSystemGetDriverVersion")}
+        cuda = self._ask("nvmlSystemGetCudaDriverVersion_v2")
         versions["cuda"] = f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None
         return {name: str(value) for name, value in versions.items() if value is not None}
 
-    def _told(self, function: str, *arguments: Any) -> Any:
+    def _ask(self, function: str, *arguments: Any) -> Any:
         """Return what NVML answers, None where it can't."""
         try:
             return getattr(self._nvml, function)(*arguments)
@@ -116,10 +116,10 @@ class Nvidia:
         nvml = self._nvml
         uuid = str(nvml.nvmlDeviceGetUUID(handle))
         self._handles[uuid] = handle, physical
-        memory = self._told("nvmlDeviceGetMemoryInfo", handle)
-        limit = self._told("nvmlDeviceGetPowerManagementLimit", handle)
-        default_limit = self._told("nvmlDeviceGetPowerManagementDefaultLimit", handle)
-        clock = self._told("nvmlDeviceGetApplicationsClock", physical, _SM_CLOCK) or self._told(
+        memory = self._ask("nvmlDeviceGetMemoryInfo", handle)
+        limit = self._ask("nvmlDeviceGetPowerManagementLimit", handle)
+        default_limit = self._ask("nvmlDeviceGetPowerManagementDefaultLimit", handle)
+        clock = self._ask("nvmlDeviceGetApplicationsClock", physical, _SM_CLOCK) or self._ask(
             "nvmlDeviceGetMaxClockInfo", physical, _SM_CLOCK
         )
         return Gpu(
@@ -128,7 +128,7 @@ class Nvidia:
             name=str(nvml.nvmlDeviceGetName(handle)),
             memory_bytes=int(memory.total) if memory else None,
             peers=peers,
-            links=sum(self._told("nvmlDeviceGetNvLinkState", handle, link) == 1 for link in range(_MOST_LINKS)),
+            links=sum(self._ask("nvmlDeviceGetNvLinkState", handle, link) == 1 for link in range(_MOST_LINKS)),
             sm_clock_mhz=_number(clock),
             power_limit_w=limit / 1000 if limit else None,
             default_power_limit_w=default_limit / 1000 if default_limit else None,
@@ -136,15 +136,15 @@ class Nvidia:
 
     def _slices(self, handle: Any) -> list[Any] | None:
         """Return the slices of a GPU in MIG mode, None for one that isn't: without slices, CUDA can't use it at all."""
-        mode = self._told("nvmlDeviceGetMigMode", handle)
+        mode = self._ask("nvmlDeviceGetMigMode", handle)
         if not mode or mode[0] != 1:
             return None
-        count = self._told("nvmlDeviceGetMaxMigDeviceCount", handle) or 0
-        handles = [self._told("nvmlDeviceGetMigDeviceHandleByIndex", handle, number) for number in range(count)]
+        count = self._ask("nvmlDeviceGetMaxMigDeviceCount", handle) or 0
+        handles = [self._ask("nvmlDeviceGetMigDeviceHandleByIndex", handle, number) for number in range(count)]
         return [handle for handle in handles if handle is not None]
 
     def _linked(self, handle: Any, other: Any) -> bool:
-        return bool(self._told("nvmlDeviceGetP2PStatus", handle, other, _P2P_NVLINK) == _P2P_OK)
+        return bool(self._ask("nvmlDeviceGetP2PStatus", handle, other, _P2P_NVLINK) == _P2P_OK)
 
     def read(self, gpus: Sequence[Gpu], *, processes: bool) -> list[Reading]:
         """Return what each of these does now."""
@@ -157,27 +157,27 @@ class Nvidia:
 
     def _read(self, handle: Any, physical: Any, *, processes: bool) -> Reading:
         """Return the reading of a GPU or of a slice, whose clocks, heat and limits are those of the physical GPU."""
-        memory = self._told("nvmlDeviceGetMemoryInfo", handle)
-        busy = self._told("nvmlDeviceGetUtilizationRates", handle)
+        memory = self._ask("nvmlDeviceGetMemoryInfo", handle)
+        busy = self._ask("nvmlDeviceGetUtilizationRates", handle)
         return Reading(
             used_bytes=int(memory.used) if memory else None,
             processes=self._processes(handle) if processes else None,
-            sm_clock_mhz=_number(self._told("nvmlDeviceGetClockInfo", physical, _SM_CLOCK)),
+            sm_clock_mhz=_number(self._ask("nvmlDeviceGetClockInfo", physical, _SM_CLOCK)),
             utilization=None if busy is None else busy.gpu / 100,
-            temperature_c=_number(self._told("nvmlDeviceGetTemperature", physical, _TEMPERATURE_GPU)),
+            temperature_c=_number(self._ask("nvmlDeviceGetTemperature", physical, _TEMPERATURE_GPU)),
             limits=self._limits(physical),
         )
 
     def _processes(self, handle: Any) -> dict[int, int | None] | None:
-        processes = self._told("nvmlDeviceGetComputeRunningProcesses", handle)
+        processes = self._ask("nvmlDeviceGetComputeRunningProcesses", handle)
         if processes is None:
             return None
         return {int(process.pid): None if process.usedGpuMemory is None else int(process.usedGpuMemory) for process in processes}
 
     def _limits(self, handle: Any) -> tuple[str, ...]:
-        bits = self._told("nvmlDeviceGetCurrentClocksEventReasons", handle)
+        bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons", handle)
         if bits is None:  # the name before nvidia-ml-py 12.535
-            bits = self._told("nvmlDeviceGetCurrentClocksThrottleReasons", handle) or 0
+            bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons", handle) or 0
         return tuple(name for mask, name in _LIMITS if bits & mask)
 
     def totals(self, gpus: Sequence[Gpu]) -> list[Totals]:
@@ -186,40 +186,40 @@ class Nvidia:
         totals = []
         for gpu in gpus:
             handle, physical = self._handles_of(gpu)
-            energy = self._told("nvmlDeviceGetTotalEnergyConsumption", handle)
-            errors = self._told("nvmlDeviceGetTotalEccErrors", physical, _UNCORRECTED, _SINCE_BOOT)
+            energy = self._ask("nvmlDeviceGetTotalEnergyConsumption", handle)
+            errors = self._ask("nvmlDeviceGetTotalEccErrors", physical, _UNCORRECTED, _SINCE_BOOT)
             joule = None if energy is None else energy / 1000
             own = [text for uuid, text in events if uuid in (self._uuid(physical), None)]
             totals.append(Totals(joule, None if errors is None else int(errors), tuple(own)))
         return totals
 
     def _uuid(self, handle: Any) -> str | None:
-        uuid = self._told("nvmlDeviceGetUUID", handle)
+        uuid = self._ask("nvmlDeviceGetUUID", handle)
         return None if uuid is None else str(uuid)
 
     def _new_events(self, gpus: Sequence[Gpu]) -> list[tuple[str | None, str]]:
         """Return the XID events that came since the last call, each with its GPU's UUID; None where the GPU is lost."""
         events: list[tuple[str | None, str]] = []
         if self._events is None:
-            self._events = self._told("nvmlEventSetCreate")
+            self._events = self._ask("nvmlEventSetCreate")
         if self._events is None:
             return events
         for gpu in gpus:
             physical = self._handles_of(gpu)[1]
             uuid = self._uuid(physical)
             if uuid is not None and uuid not in self._heard:
-                self._told("nvmlDeviceRegisterEvents", physical, _XID_EVENT, self._events)
+                self._ask("nvmlDeviceRegisterEvents", physical, _XID_EVENT, self._events)
                 self._heard.add(uuid)
         # NVML says "time-out", which is None here, when there is none left.
-        while (event := self._told("nvmlEventSetWait_v2", self._events, 0)) is not None:
+        while (event := self._ask("nvmlEventSetWait_v2", self._events, 0)) is not None:
             events.append((self._uuid(event.device), f"XID {int(event.eventData)}"))
         return events
 
     def close(self) -> None:
         """Shut NVML down."""
         if self._events is not None:
-            self._told("nvmlEventSetFree", self._events)
-        self._told("nvmlShutdown")
+            self._ask("nvmlEventSetFree", self._events)
+        self._ask("nvmlShutdown")
 
 
 def _number(value: Any) -> float | None:

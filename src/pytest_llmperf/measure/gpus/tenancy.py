@@ -79,7 +79,7 @@ class Tenancy:
             )
             raise EngineError(f"{', '.join(named)} is gone since this run began; the driver's own tools should tell more.")
         remedy = f"End what uses it, or leave it out with {accelerators.visible_variable}."
-        # Who has not been waited for in vain waits; then every further test would wait as long for the same.
+        # GPUs that were waited for in vain are not waited for again: every further test would wait as long for the same.
         patience_s, self._patience_left_s = self._patience_left_s, 0.0
         asked = lease(gpus, number[0], locks, unfit=self._unfit, together=number[1], patience_s=patience_s, remedy=remedy)
         leased = stack.enter_context(asked)
