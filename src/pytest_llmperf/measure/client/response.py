@@ -107,7 +107,7 @@ def parse_response(
         return RequestRecord(sent_s, end_s=end_s, error=error or f"HTTP {b''.join(status).decode(errors='replace')}: {text}")
     try:
         if stream:
-            quick = _counted(reads, wire) if error is None else None
+            quick = counted(reads, wire) if error is None else None
             times, prompt_tokens, output_tokens, failure = quick or _tokens(_events(wire, start, chunked=chunked), reads)
         else:
             body = b"".join(piece for _, piece in _payload(wire, start, chunked=chunked))
@@ -131,7 +131,7 @@ _Counts = tuple[list[float], "int | None", "int | None", "str | None"]
 """Token arrival times, the server's count of prompt and output tokens, and an error."""
 
 
-def _counted(reads: Sequence[tuple[int, bytes]], wire: bytes) -> _Counts | None:
+def counted(reads: Sequence[tuple[int, bytes]], wire: bytes) -> _Counts | None:
     """Return what the events of a sound stream come to without decoding them; None where that could be wrong.
 
     A mark that stands once in every event with a token (inside a JSON string its quotes would be escaped) must be found as

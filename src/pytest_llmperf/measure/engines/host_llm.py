@@ -44,10 +44,11 @@ def _engine(words: list[str]) -> tuple[Any, Any]:
     return args, vllm.LLM(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)})
 
 
-class _Round:
+class Round:
     """Plays the prompts of a round on an LLM, step by step, as its `generate` does."""
 
     def __init__(self, llm: Any, plan: dict[str, Any]) -> None:
+        """Be ready to play a plan: its prompts, how many at a time, and the time-out of each."""
         self.engine = llm.llm_engine
         self.prompts = plan["prompts"]
         self.concurrency = plan["concurrency"]
@@ -60,33 +61,34 @@ class _Round:
         """How many have come: read by another thread, to see whether the engine still moves."""
 
     def play(self) -> list[dict[str, Any]]:
+        """Play all prompts in this thread; return a record of each, as a client would make it."""
         self.begin_s = time.perf_counter()
         while self.waiting or self.open:
-            self.add_due()
+            self._add_due()
             if not self.open:
-                time.sleep(max(0.0, self.due_s(self.waiting[0]) - time.perf_counter()))
+                time.sleep(max(0.0, self._due_s(self.waiting[0]) - time.perf_counter()))
                 continue
             outputs = self.engine.step()
             now_s = time.perf_counter()
             for output in outputs:
-                self.take(output, now_s)
-            self.drop_overdue(now_s)
+                self._take(output, now_s)
+            self._drop_overdue(now_s)
         return self.records
 
-    def due_s(self, index: int) -> float:
+    def _due_s(self, index: int) -> float:
         return self.begin_s + (self.prompts[index]["due_s"] or 0.0)
 
-    def add_due(self) -> None:
+    def _add_due(self) -> None:
         """Add what is due, or in a closed loop as many as are to be in flight."""
         while self.waiting:
             index = self.waiting[0]
             is_open_loop = self.prompts[index]["due_s"] is not None
-            if self.due_s(index) > time.perf_counter() if is_open_loop else len(self.open) >= self.concurrency:
+            if self._due_s(index) > time.perf_counter() if is_open_loop else len(self.open) >= self.concurrency:
                 return
             self.waiting.popleft()
-            self.add(index)
+            self._add(index)
 
-    def add(self, index: int) -> None:
+    def _add(self, index: int) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -96,7 +98,7 @@ class _Round:
         record = self.records[index]
         record.update(sent_s=time.perf_counter(), token_times_s=[], output_tokens=0, error=None)
         if prompt["due_s"] is not None:
-            record["due_s"] = self.due_s(index)
+            record["due_s"] = self._due_s(index)
             record["delay_s"] = record["sent_s"] - record["due_s"]
         key = f"llmperf-{time.monotonic_ns()}-{index}"
         asked = {"prompt_token_ids": prompt["token_ids"]} if prompt["token_ids"] else {"prompt": prompt["text"]}
@@ -104,7 +106,7 @@ class _Round:
         self.engine.add_request(key, asked, params)
         self.open[key] = index
 
-    def take(self, output: Any, now_s: float) -> None:
+    def _take(self, output: Any, now_s: float) -> None:
         index = self.open.get(output.request_id)
         if index is None:
             return
@@ -121,9 +123,9 @@ class _Round:
         if record["output_tokens"] != wanted and (exact or not record["output_tokens"]):
             record["error"] = f"{record['output_tokens']} of {wanted} tokens"
         if index + 1 < len(self.prompts) and self.prompts[index + 1]["follows"]:
-            self.add(index + 1)
+            self._add(index + 1)
 
-    def drop_overdue(self, now_s: float) -> None:
+    def _drop_overdue(self, now_s: float) -> None:
         late = [key for key, index in self.open.items() if now_s - self.records[index]["sent_s"] > self.timeout_s]
         if late:
             self.engine.abort_request(late)
@@ -137,7 +139,7 @@ class _Host:
     def __init__(self, args: Any, llm: Any) -> None:
         self.llm = llm
         self.names = args.served_model_name or [args.model]
-        self.round: _Round | None = None
+        self.round: Round | None = None
         self._work: queue.SimpleQueue[tuple[Any, queue.SimpleQueue[Any]]] = queue.SimpleQueue()
 
     def run(self) -> None:
@@ -190,7 +192,7 @@ def _handler(host: _Host) -> type[http.server.BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
             if self.path == "/play":
-                host.round = _Round(host.llm, body)
+                host.round = Round(host.llm, body)
                 return self.give(*host.ask(host.round.play))
             if self.path == "/v1/completions":
                 return self.give(*host.ask(lambda: host.complete(body)))

@@ -110,7 +110,7 @@ def _fill(wanted: Requirement, python: Path, installers: Sequence[Installer], te
         source, build = TorchSource(engine.pin, installer), ""
         wheels = installer.resolve(python, [engine.pin])
     else:
-        _announce(f"{engine.pin}, without what it needs", alone, python, tell)
+        announce(f"{engine.pin}, without what it needs", alone, python, tell)
         installer.install(python, alone)
         needs, torch = cpu_needs(_ask(python, _REQUIRES, engine.name).splitlines())
         source = find_torch(installers, installer, python, torch)
@@ -119,7 +119,7 @@ def _fill(wanted: Requirement, python: Path, installers: Sequence[Installer], te
         tell(f"left out: {', '.join(_LEFT_OUT)}, of which the package index has builds for CUDA only, which break transformers")
     there = _versions(python)
     missing = [wheel for wheel in wheels if there.get(canonicalize_name(wheel.name)) != wheel.version]
-    _announce(engine.pin + build, missing, python, tell)
+    announce(engine.pin + build, missing, python, tell)
     if missing:
         source.installer.install(python, missing)
     return engine.pin, sum(wheel.size_bytes or 0 for wheel in {*alone, *missing})
@@ -139,7 +139,7 @@ def _first_to_resolve(
     raise InstallError("\n".join([f"{wanted}: cannot be had here", *failures]))
 
 
-def _announce(what: str, wheels: Sequence[Wheel], python: Path, tell: Callable[[str], None]) -> None:
+def announce(what: str, wheels: Sequence[Wheel], python: Path, tell: Callable[[str], None]) -> None:
     """Tell what is loaded; raises InstallError where the disk cannot hold it."""
     total = sum(wheel.size_bytes or 0 for wheel in wheels)
     at_least = "at least " if any(wheel.size_bytes is None for wheel in wheels) else ""

@@ -125,7 +125,7 @@ class Uv:
             lock = Path(folder) / "pylock.toml"
             command = [self._command, "pip", "compile", "--quiet", "--format", "pylock.toml", "--python", str(python)]
             run([*command, "-o", str(lock), *self._links, *options, "-"], text="\n".join(requirements), env=env)
-            return [_locked(package, lock.parent) for package in tomllib.loads(lock.read_text())["packages"]]
+            return [locked_wheel(package, lock.parent) for package in tomllib.loads(lock.read_text())["packages"]]
 
     def install(self, python: Path, wheels: Sequence[Wheel]) -> None:
         """Install just these."""
@@ -134,7 +134,8 @@ class Uv:
         run([*command, *(wheel.pin for wheel in wheels)], shown=True)
 
 
-def _locked(package: dict[str, object], folder: Path) -> Wheel:
+def locked_wheel(package: dict[str, object], folder: Path) -> Wheel:
+    """Return what a package of uv's lock file would load; paths in it are relative to `folder`."""
     archive = package.get("archive")
     files = [archive] if archive else package.get("wheels") or [package.get("sdist") or {}]
     assert isinstance(files, list)
