@@ -39,13 +39,13 @@ class Result:
     def masked(self, begin: str, end: str) -> str:
         """Return the output from the line that holds `begin` to that which holds `end`, to be compared with a text in a test.
 
-        Numbers become `N`, and columns are as wide as their cells: what is compared is the layout, not the measurement.
+        Numbers become `N`, columns are as wide as their cells, and there are no empty lines: what is compared is the layout.
         """
         lines = self.stdout.splitlines()
         first = next((number for number, line in enumerate(lines) if begin in line), len(lines))
         last = next((number for number, line in enumerate(lines[first:], first) if end in line), len(lines))
-        text = "\n".join(line.rstrip() for line in lines[first : last + 1])
-        numbers = re.sub(r"(?<![\w.-])\d[\d,]*(\.\d+)?(e-?\d+)?", "N", text)
+        text = "\n".join(line.rstrip() for line in lines[first : last + 1] if line.strip())
+        numbers = re.sub(r"(?<![\w.])(?<!\w-)[+-]?\d+(,\d{3})*(\.\d+)?(e-?\d+)?", "N", text)
         return re.sub(r"(-{3,})|(={3,})|( {3,})", lambda run: run[0][:2] if run[3] else run[0][:3], numbers)
 
     @property
