@@ -20,7 +20,7 @@ def quantity(value: float | None, unit: str) -> str:
         return gib(value, 2)
     if unit == "share":
         return f"{value:.1%}"
-    return f"{value:,.0f} {unit}" if abs(value) >= 100 or value == int(value) else f"{value:.3g} {unit}"
+    return f"{value:,.0f} {unit}" if abs(value) >= 100 or float(value).is_integer() else f"{value:.3g} {unit}"
 
 
 def percent(share: float, *, up: bool = False) -> str:

@@ -82,7 +82,7 @@ def test_a_recording_shows_the_file_and_every_metric(run):
     """)  # noqa: E501  as it stands on the terminal
 
 
-def test_a_pass_is_a_line_for_the_case_and_one_for_the_suite(run):
+def test_a_pass_is_a_line_each_for_case_and_suite(run):
     run(SERVING, *RECORD)
     assert run(SERVING).masked(*SUMMARY) == expected("""
         === llmperf ===
