@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from pytest_llmperf.plan.workload import Workload
 
 HERE = Path(__file__).parent
-PORT = 18480
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, CLIENT_CORE = CORES[0], CORES[-1]
 VLLM_BENCH = (
@@ -91,11 +91,14 @@ SCENARIOS = (
 @contextlib.contextmanager
 def truth_server(binary: Path, scenario: Scenario) -> Iterator[str]:
     """Yield the URL of a server that knows the truth, on its own core."""
-    options = {"port": PORT, "ttft": scenario.ttft, "itl": scenario.itl, "coalesce": scenario.coalesce, "kts": 1}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = {"port": port, "ttft": scenario.ttft, "itl": scenario.itl, "coalesce": scenario.coalesce, "kts": 1}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     server = subprocess.Popen([str(binary), *words], stderr=subprocess.DEVNULL)
     os.sched_setaffinity(server.pid, {SERVER_CORE})
-    url = f"http://127.0.0.1:{PORT}"
+    url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
