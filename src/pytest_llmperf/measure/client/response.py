@@ -1,6 +1,6 @@
-"""From the bytes of a response, with their arrival stamps, to a `RequestRecord`, whatever the server answered.
+"""From the stamped bytes of a response to a `RequestRecord`, whatever the server answered.
 
-Reading is done when a response is complete, never while it arrives. Where every read ended with an event, which is how most
+Parsing is done when a response is complete, never while it arrives. Where every read ended with an event, which is how most
 come, and the events are as many as the tokens that the server says it has sent, they are counted and not decoded (0.3 us a
 token, against 1.5); all other responses are read byte by byte exactly.
 """
@@ -150,7 +150,7 @@ def counted(reads: Sequence[tuple[int, bytes]], wire: bytes) -> _Counts | None:
     if usage is None or not usage.completion_tokens or event.choices:
         return None
     mark, empty = next((pair for pair in _MARKS if pair[0] in wire), (b"", b""))
-    # The first event of a chat has a role and no content, which is not a token; what is thought aloud is one, and has no mark.
+    # The first event of a chat has a role and no content, which is no token. Reasoning is one without a mark: it is decoded.
     roles = wire.count(b'"role":') if b'"delta":' in wire else 0
     silent = roles if mark == _MARKS[1][0] else 0
     # Besides the events with a token: the roles, the one with the usage, and [DONE]. Each begins its chunk, or follows another.
@@ -174,7 +174,7 @@ _MARKS = (
     (b'"content":"', b'"content":""'),
     (b'"text":"', b'"text":""'),
 )
-"""What stands once in an event with one token, and how it looks in an event without: by ids, in a chat, in a completion."""
+"""What each event with one token has once, and how that looks in an event without: token ids, a chat, a completion."""
 
 
 def _events(wire: bytes, start: int, *, chunked: bool) -> list[tuple[int, _Event]]:

@@ -1,5 +1,6 @@
-"""A child process with a log, under a supervisor (`supervisor.py`) whose stdin is the leash: whatever happens to pytest, the
-child and all that it has started end with it.
+"""A child process with a log, under a supervisor (`supervisor.py`).
+
+The supervisor watches its stdin: whatever happens to pytest, the child and all that it has started end with it.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Child:
         return complete.decode(errors="replace").splitlines()
 
     def check_alive(self, when: str, *, patience_s: float = 0.0) -> None:
-        """Raise EngineError where the child has ended, or ends within `patience_s`; `when` says at which time that would be."""
+        """Raise EngineError where the child has ended, or ends within `patience_s`; the message says `when`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._supervisor.wait(patience_s)
         if self._supervisor.poll() is None:
@@ -96,7 +97,7 @@ class Child:
         raise failure(f"The engine ended {how} {when}.", self.log_path)
 
     def stop(self) -> None:
-        """End the leash and wait for the supervisor, which kills whatever is left after the grace time; else EngineError."""
+        """Close the supervisor's stdin and wait until it has ended everything; raises EngineError where it does not."""
         supervisor = self._supervisor
         assert supervisor.stdin is not None
         assert supervisor.stdout is not None

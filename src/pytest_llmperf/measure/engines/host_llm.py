@@ -1,4 +1,4 @@
-"""Host `vllm.LLM` in a process of its own: batches and single streams without any HTTP in their way.
+"""Host `vllm.LLM` in a process of its own, so that rounds are played without HTTP.
 
 Run as a script by the engine's interpreter, with the arguments of vLLM's server. It answers what is needed to start, check and
 watch it (`/health`, `/v1/models`, `/v1/completions`, `/metrics`), and `POST /play`, which plays a whole round on the engine and
@@ -58,7 +58,7 @@ class Round:
         self.waiting = collections.deque(index for index, prompt in enumerate(self.prompts) if not prompt["follows"])
         self.begin_s = 0.0
         self.tokens = 0
-        """How many have come: read by another thread, to see whether the engine still moves."""
+        """How many have come: another thread reads it, to see whether the engine makes progress."""
 
     def play(self) -> list[dict[str, Any]]:
         """Play all prompts in this thread; return a record of each, as a client would make it."""
@@ -134,7 +134,7 @@ class Round:
 
 
 class _Host:
-    """The LLM, which only the main thread touches: CPU workers are bound to it, and engines are not made for several."""
+    """The LLM. Only the main thread uses it: CPU workers are bound to that thread, and engines are not thread-safe."""
 
     def __init__(self, args: Any, llm: Any) -> None:
         self.llm = llm
@@ -143,7 +143,7 @@ class _Host:
         self._work: queue.SimpleQueue[tuple[Any, queue.SimpleQueue[Any]]] = queue.SimpleQueue()
 
     def run(self) -> None:
-        """Do the work that other threads ask for, for ever."""
+        """Do the work that other threads ask for; never returns."""
         while True:
             work, answer = self._work.get()
             try:
@@ -209,7 +209,7 @@ def _handler(host: _Host) -> type[http.server.BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing of each request."""
+            """Log no request."""
 
     return Handler
 

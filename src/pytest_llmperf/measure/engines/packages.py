@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _PIP = "pip>=25"
-"""What an older pip resolves it also downloads, `--dry-run` or not."""
+"""Older ones download what they resolve, even with `--dry-run`."""
 _HEAD_TIMEOUT_S = 10.0
 _TAIL = 15
 
@@ -58,10 +58,10 @@ class Installer(Protocol):
 
     @property
     def name(self) -> str:
-        """Return what it is called in messages."""
+        """Return its name in messages."""
 
     def uv(self) -> Uv | None:
-        """Return the uv that can ask PyTorch's index of CPU builds, None where there is none to be had."""
+        """Return a uv, which can ask PyTorch's index of CPU builds; None where there is none."""
 
     def create(self, folder: Path) -> None:
         """Make a virtual environment."""
@@ -93,7 +93,7 @@ class Uv:
 
     @property
     def name(self) -> str:
-        """Return what it is called in messages."""
+        """Return its name in messages."""
         return "uv"
 
     def uv(self) -> Uv:
@@ -106,7 +106,7 @@ class Uv:
 
     def pytorch_wheel(self, python: Path, requirement: str) -> str | None:
         """Return the address of a CPU build in PyTorch's index, None where that cannot be reached or has none."""
-        # Not with what else is needed: of other packages too (triton) uv would then see that index only.
+        # Alone: with this option uv looks for other packages too (triton) in that index only.
         try:
             # A closed network answers at once or never.
             [wheel] = self._compile(
@@ -154,7 +154,7 @@ class Pip:
 
     @property
     def name(self) -> str:
-        """Return what it is called in messages."""
+        """Return its name in messages."""
         return "pip"
 
     def uv(self) -> Uv | None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_PDEATHSIG = 1
 _TRACKER_S = 3.0
-"""How long a resource tracker has to remove what the others have left."""
+"""How long a resource tracker may take to remove what the other processes have left."""
 _SHARED = Path("/dev/shm")
 _MAPPED = re.compile(rb" rw-s .* /dev/shm/([^/\n]+)$", re.MULTILINE)
 """Files right in that folder that a process can write for others to read, as /proc/PID/maps has them."""
@@ -146,7 +146,7 @@ class _Shared:
         self._found: dict[Path, tuple[int, int] | None] = {}
 
     def look(self, processes: Sequence[psutil.Process]) -> None:
-        """Note what these processes have mapped. Reading that may block on one that hangs in a driver: not for long."""
+        """Note what these processes have mapped. Reading may block where a process hangs in a driver, hence in a thread."""
         looking = threading.Thread(target=self._look, args=(processes,), daemon=True)
         looking.start()
         looking.join(_LOOK_S)

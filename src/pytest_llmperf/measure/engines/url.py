@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class UrlEngine:
-    """An engine behind a URL; what its `/metrics` doesn't tell stays unknown."""
+    """An engine behind a URL; what its `/metrics` doesn't report stays unknown."""
 
     gpus: tuple[int, ...] = ()
     watch = None

@@ -31,7 +31,7 @@ STAGES = {
     r"init engine .* took ([\d.]+) s": "engine core ready after {0} s",
     r"Application startup complete": "server is up",
 }
-"""The lines of vLLM's log that tell how far its start is."""
+"""Patterns of vLLM's log lines that mark its start's progress, and what is shown for each."""
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
 _FIND = """
 import importlib.util as u, importlib.metadata as m, json, pathlib, re
