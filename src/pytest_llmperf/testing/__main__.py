@@ -13,7 +13,8 @@ import os
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.testing import gpus
 from pytest_llmperf.testing.clock import Clock
@@ -100,42 +101,25 @@ def _add_simulation(group: argparse._ArgumentGroup, default: Options, clock: Clo
 
 
 def _options(args: argparse.Namespace) -> Options:
-    clock = Clock(
-        step_s=args.sim_step_s,
-        sequence_s=args.sim_sequence_s,
-        prefill_token_s=args.sim_prefill_token_s,
-        communication_s=args.sim_communication_s,
-        tp=args.tensor_parallel_size,
-        slow_down=args.sim_slow_down * float(os.environ.get(PACE, "1")),
-        max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=args.max_num_batched_tokens,
-        num_gpu_blocks=args.num_gpu_blocks_override,
-        block_size=args.block_size,
-        prefix_cache=args.enable_prefix_caching,
-        launch_cv=args.sim_launch_cv,
-        round_cv=args.sim_round_cv,
-        seed=args.sim_noise_seed,
-        launch=_count_launch(args.sim_launch_file) if args.sim_launch_file else args.sim_launch,
-        preemptions_per_round=args.sim_preemptions,
-    )
-    names = args.served_model_name or [args.model]
-    return Options(
-        clock=clock,
-        host=args.host,
-        port=args.port,
-        model=names[0],
-        aliases=tuple(names[1:]),
-        max_model_len=args.max_model_len,
-        api_key=args.api_key,
-        version=args.sim_version,
-        startup_s=args.sim_startup_s,
-        round_gap_s=args.sim_round_gap_s,
-        fail_every=args.sim_fail_every,
-        cut_every=args.sim_cut_every,
-        crash_after=args.sim_crash_after,
-        hang_after=args.sim_hang_after,
-        dev_endpoints=os.environ.get("VLLM_SERVER_DEV_MODE", "1") != "0",
-    )
+    clock = _named(Clock, args) | {
+        "tp": args.tensor_parallel_size,
+        "slow_down": args.sim_slow_down * float(os.environ.get(PACE, "1")),
+        "num_gpu_blocks": args.num_gpu_blocks_override,
+        "prefix_cache": args.enable_prefix_caching,
+        "seed": args.sim_noise_seed,
+        "launch": _count_launch(args.sim_launch_file) if args.sim_launch_file else args.sim_launch,
+        "preemptions_per_round": args.sim_preemptions,
+    }
+    model, *aliases = args.served_model_name or [args.model]
+    names = {"model": model, "aliases": tuple(aliases)}
+    dev_endpoints = os.environ.get("VLLM_SERVER_DEV_MODE", "1") != "0"
+    return Options(**_named(Options, args) | names, clock=Clock(**clock), dev_endpoints=dev_endpoints)
+
+
+def _named(kind: type[Clock | Options], args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments that have the name of a field: `--sim-step-s` is `step_s`."""
+    values = {name.removeprefix("sim_"): value for name, value in vars(args).items()}
+    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
 
 
 def _count_launch(path: str) -> int:
@@ -185,12 +169,12 @@ def _occupy_gpus(args: argparse.Namespace) -> None:
 
 
 def _fork_children(count: int) -> None:
-    # Forked with SIGTERM ignored already: one that were killed before it got to ignore it would prove nothing.
+    # SIGTERM is ignored before the fork: a child that it ends before the child can ignore it would prove nothing.
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for index in range(count):
         child = os.fork()
         if child == 0:
-            time.sleep(600)  # not for ever, should a test forget them
+            time.sleep(600)  # it ends, even where a test leaves it behind
             os._exit(0)
         _log("EngineCore", f"[multiproc_executor.py:153] started worker {index} with pid {child}")
     signal.signal(signal.SIGTERM, before)
@@ -229,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _options(args)
     except ValueError as error:
         parser.error(str(error))
-    if gpus.STATE in os.environ:  # without it nobody looks
+    if gpus.STATE in os.environ:  # without a shared folder no other process can see the memory in use
         _occupy_gpus(args)
     _fork_children(args.sim_children)
     _log_start(options, args)
