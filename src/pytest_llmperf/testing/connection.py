@@ -19,7 +19,7 @@ class Connection(asyncio.Protocol):
     """One client connection: requests in, one after another, and the bytes of their answers out."""
 
     def __init__(self, answer: Callable[[Connection, wire.HttpRequest], None], others: set[Connection]) -> None:
-        """Give each request to `answer`, and be in `others` while connected."""
+        """Give each request to `answer`; `others` holds this connection while it is open."""
         self._answer = answer
         self._others = others
         self._buffer = bytearray()
@@ -34,7 +34,7 @@ class Connection(asyncio.Protocol):
         self._others.add(self)
 
     def data_received(self, data: bytes) -> None:
-        """Answer the request that is complete now, if one is."""
+        """Answer the next request, once it is complete."""
         self._buffer += data
         self._next()
 
@@ -53,7 +53,7 @@ class Connection(asyncio.Protocol):
         (self._transport.abort if abort else self._transport.close)()
 
     def began(self, cancel: Callable[[], None]) -> None:
-        """Take note that the answer comes later, and how to stop it when the client leaves."""
+        """Keep what stops the answer under way when the client leaves."""
         self._cancel = cancel
 
     def finish(self, data: bytes) -> None:

@@ -64,14 +64,14 @@ def processes(index: int) -> dict[int, int]:
 
 
 def set_conditions(conditions: dict[str, dict[str, Any]]) -> None:
-    """Say what is wrong, by the GPU's index or `*` for all; the names are those of `condition`."""
+    """Set what is wrong, by the GPU's index or `*` for all; the names are those of `condition`."""
     file = folder() / CONDITIONS
     file.with_suffix(".new").write_text(json.dumps(conditions))
     file.with_suffix(".new").replace(file)
 
 
 def condition(index: int, name: str, default: Any) -> Any:
-    """Return what has been said of a GPU: `used_bytes` (beyond the processes'), `reasons`, `sm_clock_mhz`, `ecc`, `xid`, ..."""
+    """Return a condition of a GPU: `used_bytes` (beyond the processes'), `reasons`, `sm_clock_mhz`, `ecc`, `xid`, ..."""
     file = folder() / CONDITIONS
-    said = json.loads(file.read_text()) if file.is_file() else {}
-    return {**said.get(EVERY, {}), **said.get(str(index), {})}.get(name, default)
+    conditions = json.loads(file.read_text()) if file.is_file() else {}
+    return {**conditions.get(EVERY, {}), **conditions.get(str(index), {})}.get(name, default)

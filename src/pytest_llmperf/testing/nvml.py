@@ -90,7 +90,7 @@ def nvmlDeviceGetHandleByIndex(index: int) -> int:
 
 
 def nvmlDeviceGetUUID(handle: int) -> str:
-    """Return a name that is this GPU's alone."""
+    """Return a name that no other GPU has."""
     return f"GPU-51000000-0000-0000-0000-{handle:012x}"
 
 
@@ -182,7 +182,7 @@ def nvmlDeviceGetTemperature(handle: int, sensor: int) -> int:
 
 
 def nvmlDeviceGetCurrentClocksEventReasons(handle: int) -> int:
-    """Return the bits of what holds the clocks down; those of the conditions for the first `times` calls only."""
+    """Return the bits of what lowers the clocks; those of the conditions for the first `times` calls only."""
     normal = _POWER_CAP_REASON if gpus.processes(handle) else _IDLE_REASON
     wrong = gpus.condition(handle, "reasons", None)
     if wrong is None or not _within(handle, gpus.condition(handle, "times", 1 << 30)):
@@ -210,7 +210,7 @@ def nvmlDeviceRegisterEvents(handle: int, kinds: int, events: int) -> None:
 
 
 def nvmlEventSetWait_v2(events: int, timeout_ms: int) -> _Event:
-    """Return the next XID of the conditions that was not told yet, or raise for a time-out."""
+    """Return an XID of the conditions once, or raise for a time-out."""
     for handle in range(gpus.count()):
         xid = gpus.condition(handle, "xid", None)
         if xid is not None and (handle, xid) not in _told:

@@ -1,7 +1,7 @@
 """The scheduler's steps played in real time, on an event loop with precise timers.
 
-Tokens leave at instants that the clock model gives: each step ends at its start plus its duration, whatever the event
-loop did meanwhile. So a busy machine delays a token, but never shifts those after it as a chain of sleeps would.
+Tokens leave when the clock model says: each step ends at its start plus its duration, whatever the event loop did meanwhile.
+So a busy machine delays a token, but never those after it, as a chain of sleeps would.
 """
 
 from __future__ import annotations
@@ -92,8 +92,7 @@ class Steps:
                 self._timer = None
                 return
             start_s = max(start_s, self._arrived[0][0])
-        # A request that came after this step's scheduled start has to wait for the next, even if the loop is late:
-        # otherwise a late loop would serve it before its arrival.
+        # A request that came after this step's start waits for the next step: a late loop would serve it before its arrival.
         while self._arrived and self._arrived[0][0] <= start_s:
             same_round = start_s - self._idle_since_s < self._round_gap_s
             self.scheduler.add(self._arrived.popleft()[1], same_round=same_round)

@@ -155,7 +155,7 @@ class Scheduler:
         """Return the next step, of 0 seconds when there is nothing to do. Counters are as at its end."""
         plan = _Plan(self.clock.max_num_batched_tokens)
         self._schedule_running(plan)
-        if not plan.preempted:  # as vLLM: who was just thrown out must not come back in the same step
+        if not plan.preempted:  # as vLLM: a preempted request does not come back in the same step
             self._admit(plan)
         if not plan.tokens:
             return Step(0.0, preempted=tuple(sequence.request.request_id for sequence in plan.preempted))
@@ -259,9 +259,9 @@ class Scheduler:
 
 
 def token_times_s(clock: Clock, requests: Sequence[Request], concurrency: int) -> dict[int, tuple[float, ...]]:
-    """Return per request id its send time and its token times, in virtual seconds since the round's start.
+    """Return each request's send time and token times, in virtual seconds since the round's start, by its id.
 
-    The client is a closed loop: `concurrency` requests are under way, and a finished one is replaced at once.
+    The client is a closed loop: `concurrency` requests are under way, and the next is sent when one has finished.
     """
     scheduler = Scheduler(clock)
     unsent: Iterable[Request] = iter(requests)

@@ -135,30 +135,29 @@ class Server:
         generation = self._accept(request)
         if generation is None:
             return
-        asked, reply = generation.request, generation.reply
 
         def emit() -> None:
             if generation.sent == generation.cut_at:
                 return connection.close()
             generation.sent += 1
-            last = generation.sent == asked.output_tokens
+            last = generation.sent == generation.request.output_tokens
             if generation.stream:
-                (connection.finish if last else connection.write)(reply.token(generation.sent - 1))
+                (connection.finish if last else connection.write)(generation.reply.token(generation.sent - 1))
             elif last:
-                connection.finish(reply.whole())
+                connection.finish(generation.reply.response())
             return None
 
-        self.steps.submit(asked, emit)
-        connection.began(lambda: self.steps.abort(asked.request_id))
+        self.steps.submit(generation.request, emit)
+        connection.began(lambda: self.steps.abort(generation.request.request_id))
         if generation.stream:
             connection.write(wire.EVENT_STREAM_HEAD)  # before the first token, as vLLM: it is no sign of progress
 
     def _accept(self, request: wire.HttpRequest) -> Generation | None:
-        """Return what is generated, None for an engine that has crashed; raises RefusedError for what is answered otherwise."""
+        """Return the accepted request, None for an engine that has crashed; raises RefusedError with the answer otherwise."""
         options = self.options
         chat = request.path == "/v1/chat/completions"
         models = (options.model, *options.aliases)
-        asked = wire.parse_generation(request.body, chat=chat, models=models, max_model_len=options.max_model_len)
+        body = wire.parse_generation(request.body, chat=chat, models=models, max_model_len=options.max_model_len)
         self._generations = number = self._generations + 1
         if options.crash_after is not None and number > options.crash_after:
             self._crash()
@@ -167,18 +166,16 @@ class Server:
             raise wire.RefusedError("EngineCore encountered an issue. See stack trace for the root cause.", status=500)
         if options.hang_after is not None and number > options.hang_after:
             self.steps.hang()
-        cut_at = asked.output_tokens // 2 if options.cut_every and number % options.cut_every == 0 else None
-        generation = Generation(
-            Request(number, asked.prompt, asked.output_tokens), wire.Reply(asked, number, options.model), asked.stream, cut_at
-        )
+        cut_at = body.output_tokens // 2 if options.cut_every and number % options.cut_every == 0 else None
+        accepted = Request(number, body.prompt, body.output_tokens)
         try:
-            self.steps.scheduler.check(generation.request)
+            self.steps.scheduler.check(accepted)
         except ValueError as error:
             raise wire.RefusedError(str(error), param="max_tokens") from None
-        return generation
+        return Generation(accepted, wire.Reply(body, number, options.model), body.stream, cut_at)
 
     def _play(self, body: bytes) -> bytes:
-        """Return a round that is played in virtual time: its plan comes as JSON, see `virtual.VirtualPlan`."""
+        """Return the response to the JSON of a `virtual.VirtualPlan`: its round, played in virtual time."""
         if self.steps.busy:
             return wire.json_response({"error": {"message": "a request is under way in real time"}}, 409)
         try:

@@ -1,7 +1,7 @@
-"""A round in virtual time: the engine is asked for its times, nobody waits for them.
+"""A round in virtual time: the engine computes its times, and nobody waits for them.
 
-The client is one that loses no time: it sends each request at the very instant, and stamps each byte when it leaves. So the
-same round has the same times on every machine, however busy it is.
+The client loses no time: it sends each request when it is due, and stamps each byte when that leaves. So the same round has the
+same times on every machine, however busy it is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class VirtualPlan:
     """What a client sends in one round."""
 
     requests: tuple[bytes, ...]
-    """Whole HTTP requests, as they would go over the wire."""
+    """HTTP requests, as they would go over the wire."""
     conversations: tuple[tuple[int, ...], ...]
     """Indices of requests, of which each but the first waits for the answer of the one before."""
     concurrency: int
@@ -50,7 +50,7 @@ class VirtualExchange:
     sent_ns: int = 0
     """0 while it is not sent."""
     from_ns: int = 0
-    """When it could be sent; 0 for those with which a closed loop begins."""
+    """When it could be sent; 0 for the first requests of a closed loop."""
     reads: list[tuple[int, str]] = field(default_factory=list)
     """The bytes as latin-1, so that JSON can carry them."""
     error: str | None = None
@@ -81,7 +81,7 @@ class VirtualRound:
         self._scheduler = steps.scheduler
         self._accept = accept
         self._plan = plan
-        self._talks = deque(map(deque, plan.conversations))
+        self._conversations = deque(map(deque, plan.conversations))
         self._open: dict[int, tuple[int, Generation, deque[int]]] = {}
         self._added = False
 
@@ -90,7 +90,7 @@ class VirtualRound:
         now_ns = start_ns
         while True:
             now_ns = self._send_due(start_ns, now_ns)
-            if self.stalled or (not self._open and not self._talks):
+            if self.stalled or (not self._open and not self._conversations):
                 return now_ns
             step = self._scheduler.step()
             now_ns += round(step.duration_s * 1e9)
@@ -99,34 +99,34 @@ class VirtualRound:
                     self._emit(request_id, now_ns)
 
     def _send_due(self, start_ns: int, now_ns: int) -> int:
-        """Send what is due; where nothing is under way, go on to the instant at which something is."""
+        """Send what is due and return the instant: while no request is under way, that at which the next one is due."""
         plan = self._plan
-        while self._talks and not self.stalled:
+        while self._conversations and not self.stalled:
             if not plan.due_ns:
                 if len(self._open) >= plan.concurrency:
                     break
-                # Those that a closed loop begins with were kept waiting by nobody.
-                self._send(self._talks.popleft(), now_ns, now_ns if now_ns > start_ns else 0)
+                # The first requests of a closed loop wait for no other.
+                self._send(self._conversations.popleft(), now_ns, now_ns if now_ns > start_ns else 0)
                 continue
-            due_ns = start_ns + plan.due_ns[self._talks[0][0]]
+            due_ns = start_ns + plan.due_ns[self._conversations[0][0]]
             if due_ns > now_ns:
                 if self._open:
                     break
                 now_ns = due_ns
-            self._send(self._talks.popleft(), due_ns, due_ns)
+            self._send(self._conversations.popleft(), due_ns, due_ns)
         return now_ns
 
-    def _send(self, talk: deque[int], sent_ns: int, from_ns: int) -> None:
+    def _send(self, conversation: deque[int], sent_ns: int, from_ns: int) -> None:
         """Send a conversation's next request, and those behind it while the engine refuses them."""
-        while talk and not self.stalled:
-            index = talk.popleft()
+        while conversation and not self.stalled:
+            index = conversation.popleft()
             exchange = self.exchanges[index]
             exchange.sent_ns, exchange.from_ns = sent_ns, from_ns
             try:
-                asked = wire.take_request(bytearray(self._plan.requests[index]))
-                if asked is None:
+                request = wire.take_request(bytearray(self._plan.requests[index]))
+                if request is None:
                     raise wire.RefusedError("Invalid HTTP request received.")
-                generation = self._accept(asked)
+                generation = self._accept(request)
                 if generation is not None:
                     self._scheduler.add(generation.request, same_round=self._added)
             except wire.RefusedError as refused:
@@ -139,11 +139,11 @@ class VirtualRound:
             if generation.stream:
                 exchange.reads.append((sent_ns, wire.EVENT_STREAM_HEAD.decode("latin-1")))
             self._added = True
-            self._open[generation.request.request_id] = index, generation, talk
+            self._open[generation.request.request_id] = index, generation, conversation
             return
 
     def _emit(self, request_id: int, now_ns: int) -> None:
-        index, generation, talk = self._open[request_id]
+        index, generation, conversation = self._open[request_id]
         exchange = self.exchanges[index]
         sent = generation.sent
         generation.sent += 1
@@ -155,10 +155,10 @@ class VirtualRound:
         elif generation.stream:
             exchange.reads.append((now_ns, generation.reply.token(sent).decode("latin-1")))
         elif last:
-            exchange.reads.append((now_ns, generation.reply.whole().decode("latin-1")))
+            exchange.reads.append((now_ns, generation.reply.response().decode("latin-1")))
         if last:
             del self._open[request_id]
-            self._send(talk, now_ns, now_ns)
+            self._send(conversation, now_ns, now_ns)
 
 
 def to_data(played: VirtualRound, start_ns: int) -> dict[str, Any]:

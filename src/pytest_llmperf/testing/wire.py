@@ -53,7 +53,7 @@ class HttpRequest:
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerationBody:
     """What a completion or chat request asks for, after vLLM's defaults and limits."""
 
     chat: bool
@@ -101,20 +101,20 @@ def json_response(value: object, status: int = 200) -> bytes:
     return response(_compact(value), status)
 
 
-def parse_generation(body: bytes, *, chat: bool, models: tuple[str, ...], max_model_len: int) -> Generation:
+def parse_generation(body: bytes, *, chat: bool, models: tuple[str, ...], max_model_len: int) -> GenerationBody:
     """Return what the body asks for; raises RefusedError where vLLM answers 4xx."""
     try:
-        asked = json.loads(body)
+        fields = json.loads(body)
     except ValueError as error:
         raise RefusedError(f"[{{'type': 'json_invalid', 'msg': 'JSON decode error: {error}'}}]") from None
-    if not isinstance(asked, dict):
+    if not isinstance(fields, dict):
         raise RefusedError("[{'type': 'model_attributes_type', 'msg': 'Input should be a valid dictionary'}]")
-    if asked.get("model") not in (None, *models):
-        message = f"The model `{asked['model']}` does not exist. Valid aliases: {', '.join(models)}"
+    if fields.get("model") not in (None, *models):
+        message = f"The model `{fields['model']}` does not exist. Valid aliases: {', '.join(models)}"
         raise RefusedError(message, status=404, param="model")
-    if (asked.get("n") or 1) != 1:
+    if (fields.get("n") or 1) != 1:
         raise RefusedError("The simulated engine serves one choice per request.", param="n")
-    prompt = _chat_prompt(asked) if chat else _completion_prompt(asked)
+    prompt = _chat_prompt(fields) if chat else _completion_prompt(fields)
     if len(prompt) >= max_model_len:
         raise RefusedError(
             f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains at least "
@@ -122,36 +122,36 @@ def parse_generation(body: bytes, *, chat: bool, models: tuple[str, ...], max_mo
             f"length of the input prompt. (parameter=input_tokens, value={len(prompt)})",
             param="input_tokens",
         )
-    options = asked.get("stream_options")
+    options = fields.get("stream_options")
     options = options if isinstance(options, dict) else {}
-    stream = bool(asked.get("stream"))
-    return Generation(
+    stream = bool(fields.get("stream"))
+    return GenerationBody(
         chat=chat,
         prompt=prompt,
         # vLLM 0.32 cuts a max_tokens that is too large silently.
-        output_tokens=min(_max_tokens(asked, chat), max_model_len - len(prompt)),
+        output_tokens=min(_max_tokens(fields, chat), max_model_len - len(prompt)),
         stream=stream,
         include_usage=stream and bool(options.get("include_usage")),
         continuous_usage=stream and bool(options.get("continuous_usage_stats")),
-        return_token_ids=bool(asked.get("return_token_ids")),
+        return_token_ids=bool(fields.get("return_token_ids")),
     )
 
 
 class Reply:
     """The bytes of one answer. Its tokens depend on the prompt alone, as with greedy decoding."""
 
-    def __init__(self, generation: Generation, number: int, model: str) -> None:
+    def __init__(self, body: GenerationBody, number: int, model: str) -> None:
         """Prepare what is the same in all chunks; `number` makes the id."""
-        self._generation = generation
-        self._base = sum(token if isinstance(token, int) else len(token) for token in generation.prompt)
-        self._id = f"{'chatcmpl' if generation.chat else 'cmpl'}-{number:016x}"
+        self._body = body
+        self._base = sum(token if isinstance(token, int) else len(token) for token in body.prompt)
+        self._id = f"{'chatcmpl' if body.chat else 'cmpl'}-{number:016x}"
         self._created = int(time.time())
         self._model = model
-        kind = "chat.completion.chunk" if generation.chat else "text_completion"
+        kind = "chat.completion.chunk" if body.chat else "text_completion"
         common = _compact({"id": self._id, "object": kind, "created": self._created, "model": model})[:-1]
         self._event = b"data: " + common
-        self._opening = b'"delta":{"content":"' if generation.chat else b'"text":"'
-        self._closing = b'"},"logprobs":null' if generation.chat else b'","logprobs":null'
+        self._opening = b'"delta":{"content":"' if body.chat else b'"text":"'
+        self._closing = b'"},"logprobs":null' if body.chat else b'","logprobs":null'
 
     def token_id(self, index: int) -> int:
         """Return the id of a generated token."""
@@ -159,36 +159,36 @@ class Reply:
 
     def token(self, index: int) -> bytes:
         """Return the HTTP chunks of one token; the first and the last bring what surrounds the stream."""
-        asked = self._generation
-        last = index == asked.output_tokens - 1
+        body = self._body
+        last = index == body.output_tokens - 1
         token_id = self.token_id(index)
-        ids = b"[%d]" % token_id if asked.return_token_ids else b"null"
+        ids = b"[%d]" % token_id if body.return_token_ids else b"null"
         finish = b'"length"' if last else b"null"
-        stop = b"" if asked.chat and not last else b',"stop_reason":null'
-        prompt = b"" if asked.chat else b',"prompt_token_ids":' + self._prompt_ids(index)
+        stop = b"" if body.chat and not last else b',"stop_reason":null'
+        prompt = b"" if body.chat else b',"prompt_token_ids":' + self._prompt_ids(index)
         parts = (b',"choices":[{"index":0,', self._opening, b" w%d" % token_id, self._closing, b',"finish_reason":',
                  finish, stop, prompt, b',"token_ids":', ids, b"}]", self._usage(index + 1))  # fmt: skip
         chunks = _chunk(b"".join((self._event, *parts, b"}\n\n")))
-        if asked.chat and index == 0:
+        if body.chat and index == 0:
             chunks = self._role() + chunks
         return chunks + self._end() if last else chunks
 
-    def whole(self) -> bytes:
-        """Return the whole HTTP response of a request that does not stream."""
-        asked = self._generation
-        ids = [self.token_id(index) for index in range(asked.output_tokens)]
+    def response(self) -> bytes:
+        """Return the HTTP response of a request that does not stream."""
+        body = self._body
+        ids = [self.token_id(index) for index in range(body.output_tokens)]
         text = "".join(f" w{token_id}" for token_id in ids)
-        content: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if asked.chat else {"text": text}
+        content: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if body.chat else {"text": text}
         choice = {"index": 0, **content, "logprobs": None, "finish_reason": "length", "stop_reason": None,
-                  "token_ids": ids if asked.return_token_ids else None}  # fmt: skip
-        kind = "chat.completion" if asked.chat else "text_completion"
+                  "token_ids": ids if body.return_token_ids else None}  # fmt: skip
+        kind = "chat.completion" if body.chat else "text_completion"
         head = {"id": self._id, "object": kind, "created": self._created, "model": self._model}
-        return json_response({**head, "choices": [choice], "usage": self._counts(asked.output_tokens)})
+        return json_response({**head, "choices": [choice], "usage": self._counts(body.output_tokens)})
 
     def _prompt_ids(self, index: int) -> bytes:
-        if index or not self._generation.return_token_ids:
+        if index or not self._body.return_token_ids:
             return b"null"
-        return _compact([token if isinstance(token, int) else len(token) for token in self._generation.prompt])
+        return _compact([token if isinstance(token, int) else len(token) for token in self._body.prompt])
 
     def _role(self) -> bytes:
         choice = b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}'
@@ -197,16 +197,16 @@ class Reply:
 
     def _end(self) -> bytes:
         done = _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
-        if not self._generation.include_usage:
+        if not self._body.include_usage:
             return done
-        usage = _compact(self._counts(self._generation.output_tokens))
+        usage = _compact(self._counts(self._body.output_tokens))
         return _chunk(self._event + b',"choices":[],"usage":' + usage + b"}\n\n") + done
 
     def _usage(self, tokens: int) -> bytes:
-        return b',"usage":' + _compact(self._counts(tokens)) if self._generation.continuous_usage else b""
+        return b',"usage":' + _compact(self._counts(tokens)) if self._body.continuous_usage else b""
 
     def _counts(self, tokens: int) -> dict[str, int]:
-        prompt = len(self._generation.prompt)
+        prompt = len(self._body.prompt)
         return {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens}
 
 
@@ -245,8 +245,8 @@ def metrics_text(scheduler: Scheduler, model: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _completion_prompt(asked: dict[str, Any]) -> tuple[int | str, ...]:
-    prompt = asked.get("prompt")
+def _completion_prompt(fields: dict[str, Any]) -> tuple[int | str, ...]:
+    prompt = fields.get("prompt")
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], list | str):
         if len(prompt) > 1:
             raise RefusedError("The simulated engine serves one prompt per request.", param="prompt")
@@ -258,8 +258,8 @@ def _completion_prompt(asked: dict[str, Any]) -> tuple[int | str, ...]:
     raise RefusedError("Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
 
 
-def _chat_prompt(asked: dict[str, Any]) -> tuple[int | str, ...]:
-    messages = asked.get("messages")
+def _chat_prompt(fields: dict[str, Any]) -> tuple[int | str, ...]:
+    messages = fields.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
         raise RefusedError("[{'type': 'missing', 'loc': ('body', 'messages'), 'msg': 'Field required'}]", param="messages")
     words: list[str] = []
@@ -271,10 +271,10 @@ def _chat_prompt(asked: dict[str, Any]) -> tuple[int | str, ...]:
     return tuple(words)
 
 
-def _max_tokens(asked: dict[str, Any], chat: bool) -> int:
-    value = asked.get("max_completion_tokens")
+def _max_tokens(fields: dict[str, Any], chat: bool) -> int:
+    value = fields.get("max_completion_tokens")
     if value is None:
-        value = asked.get("max_tokens")
+        value = fields.get("max_tokens")
     if value is None:
         return 1 << 30 if chat else 16  # a chat's default is all that the context leaves, a completion's is OpenAI's
     if not isinstance(value, int) or value < 1:
