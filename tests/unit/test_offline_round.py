@@ -33,16 +33,16 @@ class FakeEngine:
 
     def step(self) -> list[Any]:
         time.sleep(self.step_s)
-        found = []
+        outputs = []
         for key, state in list(self.open.items()):
             state[1] -= 1
             if state[1] <= 0:
                 del self.open[key]
             output = types.SimpleNamespace(token_ids=[7])
-            found.append(types.SimpleNamespace(
+            outputs.append(types.SimpleNamespace(
                 request_id=key, outputs=[output], finished=state[1] <= 0, prompt_token_ids=[0] * state[0],
             ))  # fmt: skip
-        return found
+        return outputs
 
     def abort_request(self, keys: list[str]) -> None:
         for key in keys:

@@ -29,10 +29,10 @@ def test_an_engine_serves_inside_the_block_and_is_gone_after_it() -> None:
 
 
 def test_progress_is_told_while_it_starts() -> None:
-    told: list[str] = []
-    with open_engine(simulated(), progress=told.append):
+    stages: list[str] = []
+    with open_engine(simulated(), progress=stages.append):
         pass
-    assert told[-1] == "server is up"
+    assert stages[-1] == "server is up"
 
 
 def test_a_crash_at_start_says_how_and_shows_the_log() -> None:
@@ -50,8 +50,9 @@ def test_an_engine_that_was_killed_is_noticed_by_check() -> None:
     import psutil
 
     with open_engine(simulated()) as engine:
-        port = engine.url.rpartition(":")[2]
-        [server] = [one for one in psutil.process_iter() if f"--port\0{port}" in "\0".join(_command(one)) and _is_engine(one)]
+        port = f"--port\0{engine.url.rpartition(':')[2]}"
+        engines = filter(_is_engine, psutil.process_iter())
+        [server] = [process for process in engines if port in "\0".join(_command(process))]
         server.kill()
         assert wait_until(lambda: not server.is_running(), 10)
         with pytest.raises(EngineError, match="ended with signal SIGKILL before it was stopped"):

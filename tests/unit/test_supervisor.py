@@ -32,16 +32,16 @@ ENGINE = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', *sys.a
 
 
 def ended(command: list[str], note: Path, ready: Callable[[str], bool] = bool) -> dict[str, Any]:
-    """Run a command under the supervisor until its note says that it is ready, end it, and return what the supervisor told."""
+    """Run a command under the supervisor until its note says that it is ready; return what the supervisor prints last."""
     child = subprocess.Popen(
         [sys.executable, supervisor.__file__, "0.2", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
         assert wait_until(lambda: note.is_file() and note.read_text() and ready(note.read_text()), 30)
-        told, _ = child.communicate(timeout=30)
+        printed, _ = child.communicate(timeout=30)
     finally:
         child.kill()
-    last: dict[str, Any] = json.loads(told.splitlines()[-1])
+    last: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return last
 
 
@@ -52,8 +52,8 @@ def looks_dead(pid: str) -> bool:
 
 def test_a_process_whose_main_thread_has_ended_still_runs_and_is_killed(tmp_path: Path) -> None:
     note = tmp_path / "pid"
-    told = ended([sys.executable, "-c", ENGINE, HEADLESS, str(note)], note, looks_dead)
-    assert told["killed"] == [int(note.read_text())]
+    result = ended([sys.executable, "-c", ENGINE, HEADLESS, str(note)], note, looks_dead)
+    assert result["killed"] == [int(note.read_text())]
     assert not psutil.pid_exists(int(note.read_text()))
 
 
@@ -71,8 +71,8 @@ time.sleep(600)
 
 def test_memory_that_a_killed_engine_shared_is_given_back(tmp_path: Path) -> None:
     note = tmp_path / "name"
-    told = ended([sys.executable, "-c", SHARING, str(note)], note)
-    assert len(told["killed"]) == 1  # the engine; the tracker has ended by itself
+    result = ended([sys.executable, "-c", SHARING, str(note)], note)
+    assert len(result["killed"]) == 1  # the engine; the tracker has ended by itself
     assert not Path("/dev/shm", note.read_text().lstrip("/")).exists()
 
 
@@ -86,7 +86,7 @@ kept = [shared_memory.SharedMemory(name=sys.argv[2])]
 kept += [shared_memory.SharedMemory(create=True, size=4096) for _ in range(2)]
 pathlib.Path(sys.argv[3]).write_bytes(bytes(4096))
 cache = mmap.mmap(os.open(sys.argv[3], os.O_RDONLY), 4096, mmap.MAP_PRIVATE, mmap.PROT_READ)
-pathlib.Path(sys.argv[1]).write_text(" ".join(one.name for one in kept))
+pathlib.Path(sys.argv[1]).write_text(" ".join(memory.name for memory in kept))
 time.sleep(600)
 """
 

@@ -73,14 +73,14 @@ def test_no_two_prompts_of_a_round_begin_alike(workload: Workload, number: int, 
 @given(workloads, vocabularies)
 def test_no_prompt_of_a_round_begins_like_one_of_another(workload: Workload, vocabulary: int | None) -> None:
     seen = [blocks(draw(workload, number, vocabulary)) for number in (WARM_UP, 0, 1, 2, 10, 11)]
-    assert not any(one & other for one, other in combinations(seen, 2))
+    assert not any(first & second for first, second in combinations(seen, 2))
 
 
 @settings(deadline=None, max_examples=20)
 @given(workloads, st.text(max_size=10), st.text(max_size=10))
-def test_different_cases_have_different_prompts(workload: Workload, one: str, other: str) -> None:
-    if one != other:
-        assert not blocks(draw(workload, nonce=one)) & blocks(draw(workload, nonce=other))
+def test_different_cases_have_different_prompts(workload: Workload, nonce: str, other: str) -> None:
+    if nonce != other:
+        assert not blocks(draw(workload, nonce=nonce)) & blocks(draw(workload, nonce=other))
 
 
 def test_a_different_seed_gives_different_prompts() -> None:
@@ -92,30 +92,31 @@ def test_a_different_seed_gives_different_prompts() -> None:
 def test_every_request_has_the_lengths_of_the_workload(workload: Workload, number: int, vocabulary: int | None) -> None:
     drawn = draw(workload, number, vocabulary)
     assert len(drawn) == workload.requests
-    assert {(len(one.token_ids), one.output_tokens) for one in drawn} == {(workload.prompt_tokens, workload.output_tokens)}
+    lengths = {(len(prompt.token_ids), prompt.output_tokens) for prompt in drawn}
+    assert lengths == {(workload.prompt_tokens, workload.output_tokens)}
 
 
 def test_the_warm_up_is_one_wave_of_the_real_lengths() -> None:
     drawn = draw(Workload(prompt_tokens=7, output_tokens=3, requests=32, concurrency=5), WARM_UP)
-    assert [(len(one.token_ids), one.output_tokens) for one in drawn] == [(7, 3)] * 5
+    assert [(len(prompt.token_ids), prompt.output_tokens) for prompt in drawn] == [(7, 3)] * 5
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 200_000), numbers)
 def test_ids_are_within_the_vocabulary_whatever_its_size(vocabulary: int, number: int) -> None:
-    ids = {token for one in draw(Workload(prompt_tokens=50), number, vocabulary) for token in one.token_ids}
+    ids = {token for prompt in draw(Workload(prompt_tokens=50), number, vocabulary) for token in prompt.token_ids}
     assert min(ids) >= 0
     assert max(ids) < vocabulary
 
 
 @pytest.mark.parametrize("vocabulary", [1024, 32_000, None])
 def test_the_first_ids_are_left_out_because_they_are_special_tokens(vocabulary: int | None) -> None:
-    ids = {token for one in draw(Workload(prompt_tokens=500), vocabulary=vocabulary) for token in one.token_ids}
+    ids = {token for prompt in draw(Workload(prompt_tokens=500), vocabulary=vocabulary) for token in prompt.token_ids}
     assert min(ids) >= 256
 
 
 def test_an_unknown_vocabulary_uses_ids_that_common_models_have() -> None:
-    ids = {token for one in draw(Workload(prompt_tokens=500), vocabulary=None) for token in one.token_ids}
+    ids = {token for prompt in draw(Workload(prompt_tokens=500), vocabulary=None) for token in prompt.token_ids}
     assert max(ids) < 32_000
 
 
@@ -130,61 +131,61 @@ def made(folder: Path | None = None, **arguments: Any) -> Workload:
 def test_every_round_asks_for_the_same_lengths_with_other_tokens(lengths: str) -> None:
     workload = made(prompt_tokens=lengths, output_tokens=lengths)
     first, second = draw(workload, 0), draw(workload, 1)
-    assert [(len(one.token_ids), one.output_tokens) for one in first] == [
-        (len(one.token_ids), one.output_tokens) for one in second
+    assert [(len(prompt.token_ids), prompt.output_tokens) for prompt in first] == [
+        (len(prompt.token_ids), prompt.output_tokens) for prompt in second
     ]
-    assert len({len(one.token_ids) for one in first}) > 8
-    assert not {one.token_ids for one in first} & {one.token_ids for one in second}
+    assert len({len(prompt.token_ids) for prompt in first}) > 8
+    assert not {prompt.token_ids for prompt in first} & {prompt.token_ids for prompt in second}
 
 
 def test_a_lognormals_mean_is_the_mean() -> None:
     drawn = draw(made(prompt_tokens="lognormal(100, 0.5)", requests=4000))
-    assert statistics.fmean(len(one.token_ids) for one in drawn) == pytest.approx(100, rel=0.03)
+    assert statistics.fmean(len(prompt.token_ids) for prompt in drawn) == pytest.approx(100, rel=0.03)
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=5), st.integers(8, 200))
 def test_each_class_has_its_share_to_the_request(shares: list[float], requests: int) -> None:
     workload = made(classes={f"k{n}": {"share": share} for n, share in enumerate(shares)}, requests=requests)
-    found = Counter(one.request_class for one in draw(workload))
-    assert found.total() == requests
+    counts = Counter(prompt.request_class for prompt in draw(workload))
+    assert counts.total() == requests
     for name in (f"k{n}" for n in range(len(shares))):
         exact = workload.class_share(name) * requests
-        assert found[name] >= 1
-        assert abs(found[name] - exact) < max(1, len(shares))
+        assert counts[name] >= 1
+        assert abs(counts[name] - exact) < max(1, len(shares))
 
 
 def test_shared_prefixes_are_taken_in_turn_and_new_in_every_round() -> None:
     workload = made(prompt_tokens=16, prefix_tokens=32, prefixes=2, requests=8)
     first, second = draw(workload, 0), draw(workload, 1)
-    assert [one.token_ids[:32] == first[0].token_ids[:32] for one in first] == [True, False] * 4
-    assert {len(one.token_ids) for one in first} == {48}
-    assert len({one.token_ids[32:] for one in first}) == 8
+    assert [prompt.token_ids[:32] == first[0].token_ids[:32] for prompt in first] == [True, False] * 4
+    assert {len(prompt.token_ids) for prompt in first} == {48}
+    assert len({prompt.token_ids[32:] for prompt in first}) == 8
     assert first[0].token_ids[:32] != second[0].token_ids[:32]
 
 
 @pytest.mark.parametrize("api", ["completions", "chat"])
 def test_each_turn_of_a_conversation_holds_all_that_was_said_before(api: str) -> None:
     drawn = draw(made(turns=3, prompt_tokens=10, output_tokens=5, requests=24, api=api))
-    assert [one.follows for one in drawn] == [False, True, True] * 8
+    assert [prompt.follows for prompt in drawn] == [False, True, True] * 8
     for first, second, third in zip(drawn[::3], drawn[1::3], drawn[2::3], strict=True):
         if api == "chat":
-            assert [len(one.messages) for one in (first, second, third)] == [1, 3, 5]
+            assert [len(prompt.messages) for prompt in (first, second, third)] == [1, 3, 5]
             assert third.messages[:3] == second.messages
         else:
-            assert [len(one.token_ids) for one in (first, second, third)] == [10, 25, 40]
+            assert [len(prompt.token_ids) for prompt in (first, second, third)] == [10, 25, 40]
             assert third.token_ids[:25] == second.token_ids
 
 
 @pytest.mark.parametrize("arrivals_", ["poisson", "constant", "gamma(0.25)", "gamma(4)"])
 @pytest.mark.parametrize("rate", [5.0, "2..8"])
 def test_arrivals_keep_their_rate_and_their_order(arrivals_: str, rate: Any) -> None:
-    found = arrivals(made(rate=rate, arrivals=arrivals_), 20_000)
-    assert found == sorted(found)
-    assert found[0] >= 0
-    assert found[-1] == pytest.approx(4000, rel=0.01)
+    times = arrivals(made(rate=rate, arrivals=arrivals_), 20_000)
+    assert times == sorted(times)
+    assert times[0] >= 0
+    assert times[-1] == pytest.approx(4000, rel=0.01)
     if rate != 5.0:
-        early = sum(at < 2000 for at in found)
+        early = sum(at < 2000 for at in times)
         assert early == pytest.approx(7000, rel=0.05)  # half of the time, at 2 to 5 a second
 
 
@@ -193,15 +194,15 @@ def test_arrivals_keep_their_rate_and_their_order(arrivals_: str, rate: Any) -> 
 )
 def test_arrivals_are_as_bursty_as_asked_for(arrivals_: str, expected: float) -> None:
     # Variance over mean of the arrivals in windows of ten gaps; for renewal processes it tends to the gaps' squared cv.
-    found = arrivals(made(rate=100, arrivals=arrivals_), 50_000)
-    counts = Counter(int(at * 10) for at in found)
+    times = arrivals(made(rate=100, arrivals=arrivals_), 50_000)
+    counts = Counter(int(at * 10) for at in times)
     windows = [counts[number] for number in range(5000)]
     assert statistics.variance(windows) / statistics.fmean(windows) == pytest.approx(expected, rel=0.25, abs=0.03)
 
 
 def test_poisson_arrivals_are_no_gaps_that_repeat() -> None:
-    found = arrivals(made(rate=100), 5000)
-    gaps = [round(later - earlier, 9) for earlier, later in pairwise(found)]
+    times = arrivals(made(rate=100), 5000)
+    gaps = [round(later - earlier, 9) for earlier, later in pairwise(times)]
     assert len(set(gaps)) > 4990
 
 
@@ -210,8 +211,8 @@ def test_a_trace_is_replayed_at_its_times_with_its_shared_blocks(tmp_path: Path)
     lines = [{"timestamp": at, "input_length": size, "output_length": 3, "hash_ids": ids} for at, size, ids in rows]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
     drawn = draw(made(tmp_path, trace="t.jsonl", speed=2.0))
-    assert [one.due_s for one in drawn] == [0, 0.25, 0.5]
-    assert [len(one.token_ids) for one in drawn] == [1024, 1100, 600]
+    assert [prompt.due_s for prompt in drawn] == [0, 0.25, 0.5]
+    assert [len(prompt.token_ids) for prompt in drawn] == [1024, 1100, 600]
     assert drawn[0].token_ids == drawn[1].token_ids[:1024]
     assert drawn[2].token_ids[:16] != drawn[0].token_ids[:16]
 
@@ -220,23 +221,23 @@ def test_a_dataset_gives_messages_to_a_chat_or_its_question(tmp_path: Path) -> N
     said = [{"from": "gpt", "value": "Hello"}, {"from": "human", "value": "Why?"}]
     (tmp_path / "s.json").write_text(json.dumps([{"conversations": said}] * 3))
     chat, plain = (draw(made(tmp_path, dataset="s.json", api=api)) for api in ("chat", "completions"))
-    for one in chat:
-        (role, text), question = one.messages
+    for prompt in chat:
+        (role, text), question = prompt.messages
         assert (role, text.partition(": ")[2], question) == ("assistant", "Hello", ("user", "Why?"))
-    assert {one.text.partition(": ")[2] for one in plain} == {"Why?"}
+    assert {prompt.text.partition(": ")[2] for prompt in plain} == {"Why?"}
     # A mark of its own in front of each: no round finds another one's prompts in a prefix cache.
     again = draw(made(tmp_path, dataset="s.json", api="completions"), 1)
-    assert len({one.text for one in (*plain, *again)}) == 64
+    assert len({prompt.text for prompt in (*plain, *again)}) == 64
 
 
 def test_a_rate_is_one_of_requests_whatever_their_conversations() -> None:
     drawn = draw(made(rate=10, turns=4, requests=400))
-    assert max(one.due_s or 0 for one in drawn) == pytest.approx(40, rel=0.05)
+    assert max(prompt.due_s or 0 for prompt in drawn) == pytest.approx(40, rel=0.05)
 
 
 def test_a_class_that_says_no_lengths_has_those_of_the_call() -> None:
     drawn = draw(made(prompt_tokens=10, output_tokens=200, classes={"short": {}, "long": {"prompt_tokens": 90}}))
-    assert {(one.request_class, len(one.token_ids), one.output_tokens) for one in drawn} == {
+    assert {(prompt.request_class, len(prompt.token_ids), prompt.output_tokens) for prompt in drawn} == {
         ("short", 10, 200),
         ("long", 90, 200),
     }
@@ -245,12 +246,12 @@ def test_a_class_that_says_no_lengths_has_those_of_the_call() -> None:
 def test_bodies_and_adapters_come_from_the_class_over_the_workload() -> None:
     classes = {"a": {"extra_body": {"temperature": 0.5}, "lora": "x"}, "b": {}}
     drawn = draw(made(classes=classes, extra_body={"temperature": 1, "top_p": 0.9}, lora=["y"]))
-    found = {one.request_class: (one.model, json.loads(one.body)) for one in drawn}
-    assert found == {"a": ("x", {"temperature": 0.5, "top_p": 0.9}), "b": ("y", {"temperature": 1, "top_p": 0.9})}
+    by_class = {prompt.request_class: (prompt.model, json.loads(prompt.body)) for prompt in drawn}
+    assert by_class == {"a": ("x", {"temperature": 0.5, "top_p": 0.9}), "b": ("y", {"temperature": 1, "top_p": 0.9})}
 
 
 def test_an_open_loop_warms_up_with_its_first_arrivals() -> None:
     workload = made(rate=10, requests=100)
     warm, first = draw(workload, WARM_UP), draw(workload, 0)
-    assert [one.due_s for one in warm] == [one.due_s for one in first[:32]]
-    assert not {one.token_ids for one in warm} & {one.token_ids for one in first}
+    assert [prompt.due_s for prompt in warm] == [prompt.due_s for prompt in first[:32]]
+    assert not {prompt.token_ids for prompt in warm} & {prompt.token_ids for prompt in first}
