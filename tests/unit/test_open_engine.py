@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+import pytest_llmperf
 from pytest_llmperf import EngineError, EngineSpec, open_engine
 from pytest_llmperf.plan.engine import parse_engine_args
 from pytest_llmperf.testing import SimulatedEngine
 from tests.processes import wait_until
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def simulated(args: str = "") -> EngineSpec:
@@ -80,6 +78,30 @@ def test_a_url_engine_is_checked_and_left_running() -> None:
             assert engine.metrics_text()
         with open_engine(EngineSpec(kind="url", url=simulation.url + "/v1")) as again:
             assert again.generate([1, 2, 3], max_tokens=1).output_tokens == 1
+
+
+def test_a_url_engine_is_opened_without_a_look_at_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise AssertionError("GPUs that do not answer are no business of an endpoint elsewhere")
+
+    monkeypatch.setattr("pytest_llmperf.measure.engines.opening.describe_host", refuse)
+    with SimulatedEngine() as simulation, open_engine(EngineSpec(kind="url", url=simulation.url)) as engine:
+        assert engine.gpus == ()
+
+
+def test_the_simulated_engine_finds_this_package_and_keeps_the_users_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$PYTHONUNBUFFERED $MODE $PYTHONPATH"; exit 1\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("PYTHONUNBUFFERED", "0")
+    monkeypatch.setenv("MODE", "of the machine")
+    spec = EngineSpec(kind="simulated", python=str(python), env=(("MODE", "asked-for"), ("PYTHONPATH", "/of/the/test")))
+    with pytest.raises(EngineError, match="ended with exit code 1") as caught, open_engine(spec):
+        pass
+    source = Path(pytest_llmperf.__file__).parents[1]
+    assert caught.value.tail == f"0 asked-for {source}:/of/the/test"
 
 
 @pytest.mark.parametrize(("native", "args", "dtype"), [(True, "", None), (False, "", "float32"), (False, "--dtype half", "half")])

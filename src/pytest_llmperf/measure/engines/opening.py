@@ -29,11 +29,12 @@ def open_engine(
     """Return the engine of a spec as a context manager that starts it on entry and stops it on exit.
 
     Entering raises EngineError when it does not come up within the start-up time-out. A `url` engine is only checked, and
-    never stopped. The engine uses the GPUs of `watch`; without it, it may use all. `host` is this machine where it is not
-    given, and logs go to a new temporary folder without `settings`.
+    never stopped, and this machine not looked at. The engine uses the GPUs of `watch`; without it, it may use all. `host` is
+    this machine where it is not given, and logs go to a new temporary folder without `settings`.
     """
     kind = kind_of(spec.kind)
-    host = host or describe_host(simulated=kind.simulated)
+    if host is None and kind.starts:
+        host = describe_host(simulated=kind.simulated)
     settings = settings or StartSettings(log_folder=Path(tempfile.mkdtemp(prefix="llmperf-")))
     module, _, name = kind.opens.partition(":")
     opened: AbstractContextManager[Engine] = getattr(importlib.import_module(module), name)(spec, host, settings, progress, watch)

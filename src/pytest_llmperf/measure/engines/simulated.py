@@ -20,7 +20,7 @@ from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.engines import api
 from pytest_llmperf.measure.engines.engine import EngineError, StartSettings
 from pytest_llmperf.measure.engines.server import Play, Program, ServerEngine, play_over_http, visible_gpus
-from pytest_llmperf.measure.engines.vllm import STAGES, model_arguments
+from pytest_llmperf.measure.engines.vllm import QUIET, STAGES, model_arguments
 from pytest_llmperf.plan.engine import command_line
 
 if TYPE_CHECKING:
@@ -101,11 +101,12 @@ def open_simulated(
     clock = os.environ.get(CLOCK) or "real"
     if clock not in _CLOCKS:
         raise EngineError(f"{CLOCK}={clock}: must be {' or '.join(_CLOCKS)}")
+    environment = {**QUIET, **os.environ, **visible_gpus(watch), **dict(spec.env)}
     # Its program is found where this package is, whatever the interpreter has installed.
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), environment.get("PYTHONPATH"))))
     program = Program(
         command=[spec.python or sys.executable, "-m", "pytest_llmperf.testing", *model_arguments(spec), *command_line(spec.args)],
-        environment={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path, **visible_gpus(watch), **dict(spec.env)},
+        environment=environment | {"PYTHONPATH": path},
         play=_CLOCKS[clock],
         stages=STAGES,
     )

@@ -33,6 +33,7 @@ STAGES = {
 }
 """Patterns of vLLM's log lines that mark its start's progress, and what is shown for each."""
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
+"""The environment of every child, where the user has not set otherwise: nothing is reported, and its log comes at once."""
 _FIND = """
 import importlib.util as u, importlib.metadata as m, json, pathlib, re
 def v(*names):
