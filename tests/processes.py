@@ -24,11 +24,11 @@ def wait_until(condition: Callable[[], object], timeout_s: float) -> bool:
 
 def marked(folder: Path) -> list[psutil.Process]:
     """Return every process that this test's run has started: they carry the folder in their environment."""
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("LLMPERF_TEST_MARK") == str(folder):
-                found.append(process)
+                processes.append(process)
         except psutil.Error:
             continue
-    return found
+    return processes

@@ -46,9 +46,9 @@ def events(data: bytes) -> list[dict[str, Any]]:
 
 
 def metric(port: int, name: str) -> float:
-    found = re.search(rf"^vllm:{name}[{{].*[}}] (\S+)$", call(port, "/metrics")[1].decode(), re.MULTILINE)
-    assert found is not None
-    return float(found[1])
+    row = re.search(rf"^vllm:{name}[{{].*[}}] (\S+)$", call(port, "/metrics")[1].decode(), re.MULTILINE)
+    assert row is not None
+    return float(row[1])
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -81,12 +81,12 @@ def test_a_stream_has_one_event_per_token_then_usage_then_done(port: int) -> Non
 
 def test_a_chat_streams_a_role_and_then_the_same_text(port: int) -> None:
     body = {"messages": [{"role": "user", "content": "hi there"}], "max_completion_tokens": 3}
-    whole = json.loads(call(port, "/v1/chat/completions", body)[1])
+    answer = json.loads(call(port, "/v1/chat/completions", body)[1])
     role, *tokens = events(call(port, "/v1/chat/completions", {**body, "stream": True})[1])
     assert role["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     text = "".join(token["choices"][0]["delta"]["content"] for token in tokens)
-    assert whole["choices"][0]["message"]["content"] == text
-    assert whole["usage"] == {"prompt_tokens": 3, "total_tokens": 6, "completion_tokens": 3}
+    assert answer["choices"][0]["message"]["content"] == text
+    assert answer["usage"] == {"prompt_tokens": 3, "total_tokens": 6, "completion_tokens": 3}
 
 
 @pytest.mark.parametrize(("prompt", "tokens"), [("one two three", 3), (["one two"], 2), ([1, 2], 2), ([[1, 2, 3]], 3)])
