@@ -105,18 +105,21 @@ def _inside(args: list[str], folder: Path, environment: dict[str, str]) -> tuple
     """Run pytest in this process; return its exit code and output. The project's own modules are forgotten afterwards."""
     import pytest
 
-    out, err, path = io.StringIO(), io.StringIO(), list(sys.path)
+    out, err = io.StringIO(), io.StringIO()
     with (
-        mock.patch.dict(os.environ, environment | {"COLUMNS": "80"}, clear=True),
+        mock.patch.dict(os.environ, {"COLUMNS": "80"} | environment, clear=True),
+        mock.patch.object(sys, "dont_write_bytecode", True),  # a file that is written anew within a second is compiled anew
+        mock.patch.object(sys, "path", list(sys.path)),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         contextlib.chdir(folder),
         warnings.catch_warnings(),
     ):
         warnings.resetwarnings()  # the outer run's filters are not the project's
-        code = pytest.main([*args, "-p", "no:faulthandler"])
-    sys.path[:] = path
-    for name, module in list(sys.modules.items()):
-        if (getattr(module, "__file__", None) or "").startswith(f"{folder}{os.sep}"):
-            del sys.modules[name]
+        try:
+            code = pytest.main([*args, "-p", "no:faulthandler"])
+        finally:
+            for name, module in list(sys.modules.items()):
+                if (getattr(module, "__file__", None) or "").startswith(f"{folder}{os.sep}"):
+                    del sys.modules[name]
     return int(code), out.getvalue(), err.getvalue()
