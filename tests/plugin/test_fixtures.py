@@ -155,3 +155,36 @@ def test_x(llmperf):
         measured["client_cpu_cores"]  # on a virtual clock no load process takes part
 """
     assert run(source).outcomes == {"passed": 1}
+
+
+def test_an_own_llm_engine_need_not_ask_for_the_axes(run):
+    own = """
+import pytest
+from pytest_llmperf.testing import SimulatedEngine
+
+@pytest.fixture
+def llm_engine(request):
+    from pytest_llmperf import EngineSpec, open_engine
+
+    with SimulatedEngine() as served, open_engine(EngineSpec(kind="url", url=served.url)) as engine:
+        yield engine
+"""
+    result = run(
+        {"test_it.py": "def test_x(llmperf):\n    assert llmperf(requests=8)['output_tokens_per_s'] > 0\n", "conftest.py": own}
+    )
+    assert result.outcomes == {"passed": 1}, result.stdout
+
+
+def test_another_workload_on_the_next_launch_fails_and_shows_its_line(run):
+    source = """
+import itertools
+
+tokens = itertools.count(4)
+
+def test_x(llmperf, baseline):
+    assert llmperf(requests=8, output_tokens=next(tokens)) == baseline
+"""
+    result = run(source, "--update-baselines", "--llmperf-launches=2")
+    assert result.outcomes == {"failed": 1}
+    assert "another workload or engine than in its first launch" in result.stdout
+    assert ">       assert llmperf(requests=8, output_tokens=next(tokens)) == baseline" in result.stdout

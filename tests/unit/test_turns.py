@@ -142,3 +142,7 @@ def state(launches: int, status: Status | None) -> CaseState:
 )
 def test_one_launch_never_fails_a_test(result: Result, states: list[CaseState], again: bool) -> None:
     assert runs_again(result, states) is again
+
+
+def test_a_case_without_a_launch_does_not_run_again() -> None:
+    assert not runs_again(Result.MISSED, [state(0, None)])

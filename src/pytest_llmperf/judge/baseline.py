@@ -100,7 +100,7 @@ def load(path: Path) -> Baseline | None:
         version = msgspec.json.decode(stored["version"])
         if version not in _READABLE:
             raise BaselineError(f"{path}: format version {version!r}, this plugin reads up to {VERSION}; {remedy}")
-        stored |= {"case_id": stored["case"], "formulas": stored["formulas"]}
+        stored |= {"case_id": stored["case"], "formulas": stored["formulas"]}  # the latter must not be taken from the class
         # Each field from its own bytes: one of msgspec's plain values could be a number that it converts wrongly.
         types = get_type_hints(Baseline)
         baseline = Baseline(**{name: msgspec.json.decode(stored[name], type=types[name]) for name in types if name in stored})

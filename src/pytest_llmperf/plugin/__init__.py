@@ -22,7 +22,7 @@ from pytest_llmperf.plugin.fixtures import (
     simulated_engine,
 )
 from pytest_llmperf.plugin.options import add_options, any_given
-from pytest_llmperf.plugin.state import ITEM, SESSION, SessionState, settings_of
+from pytest_llmperf.plugin.state import AXES_FIXTURE, ITEM, SESSION, SessionState, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -39,8 +39,6 @@ __all__ = [
     "llmperf_sweep",
     "simulated_engine",
 ]
-
-AXES_FIXTURE = "llmperf_axes"
 
 
 def _used(items: list[pytest.Item]) -> bool:

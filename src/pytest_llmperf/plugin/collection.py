@@ -8,14 +8,13 @@ import pytest
 
 from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plugin.private import parameter
-from pytest_llmperf.plugin.state import ITEM, ItemState
+from pytest_llmperf.plugin.state import AXES_FIXTURE, ITEM, ItemState
 from pytest_llmperf.run.selection import marker_of, planned, points, selected
 
 if TYPE_CHECKING:
     from pytest_llmperf.plan.engine import EngineSpec
     from pytest_llmperf.run.settings import Settings
 
-AXES_FIXTURE = "llmperf_axes"
 SWEEP_FIXTURE = "llmperf_sweep"
 
 

@@ -85,7 +85,13 @@ def llm_engine(
 
 
 @pytest.fixture
-def llmperf(request: pytest.FixtureRequest, llm_engine: Engine, llmperf_logs: Path, llm_workload: dict[str, Any]) -> LLMPerf:
+def llmperf(
+    request: pytest.FixtureRequest,
+    llm_engine: Engine,
+    llmperf_axes: object,  # parametrizes the test, also where a project's own llm_engine does not ask for it
+    llmperf_logs: Path,
+    llm_workload: dict[str, Any],
+) -> LLMPerf:
     """Return a callable that measures a workload on this test's engine."""
     from pytest_llmperf.plugin.measuring import LLMPerf
 

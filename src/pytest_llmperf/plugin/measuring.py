@@ -53,7 +53,8 @@ def failing() -> Iterator[None]:
     except (PlanError, RunError, EngineError, ClientError) as error:
         cause = likely_cause("\n".join((*error.causes, error.tail))) if isinstance(error, EngineError) else None
         text = f"Likely cause: {cause}.\n{error}" if cause else str(error)
-        raise pytest.fail.Exception(text, pytrace=False) from None  # pytest would show the error twice
+        pytrace = isinstance(error, RunError) and error.line_matters
+        raise pytest.fail.Exception(text, pytrace=pytrace) from None  # pytest would show the error twice
 
 
 class LLMPerf:
@@ -77,13 +78,13 @@ class LLMPerf:
         """
         plan = self._bench.plan
         self._calls += 1
-        suffix = "" if self._calls == 1 else f"#{self._calls}"
+        number = "" if self._calls == 1 else f"#{self._calls}"
         with failing():
             wanted = workload_from(plan.axes, self._defaults, workload, folder=self._folder)
             spec = other_kind(self._own, engine or self._own.kind)
             if spec.kind != self._engine.spec.kind:
                 self._engine = self._bench.acquire(spec)
-            state = self._bench.state(Case(plan.case_id + suffix, self._engine.spec, wanted))
+            state = self._bench.state(Case(plan.case_id + number, self._engine.spec, wanted))
             if not state.decided:
                 self._bench.launch(self._engine, state)
         return state.measurement

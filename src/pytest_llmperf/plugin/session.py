@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,9 +56,8 @@ def prepare(session: pytest.Session) -> None:
     except PlanError as error:
         raise pytest.UsageError(str(error)) from None
     compared = {plan.case_id: plan for plan in plans if plan.compares}
-    rules = Rules(settings, host, config.rootpath, compared, state.collected)
-    if job := getattr(config, "workerinput", {}).get("testrunuid"):  # one run, whatever the number of xdist workers
-        rules = replace(rules, job=job)
+    job = getattr(config, "workerinput", {}).get("testrunuid")  # one run, whatever the number of xdist workers
+    rules = Rules(settings, host, config.rootpath, compared, state.collected, job or uuid.uuid4().hex[:12])
     state.run = Run(rules, _pool(config, settings, host), lambda text: show(config, text))
     # Under xdist a worker may report only the item that it was told to run, so an item cannot wait for others there.
     state.turns = Turns(spec_of, alone=is_worker)

@@ -45,14 +45,15 @@ def _resolve(config: pytest.Config, flag: str, default: object) -> Any:
 def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tuple[Any, ...]]) -> Settings:
     urls = _urls(raw["--llmperf-url"])
     kind = _kind(raw, urls)
-    _only_one(raw, "--update-baselines", "--update-baselines-new-only", "--llmperf-calibrate", "--llmperf-selftest")
-    launches = "--llmperf-calibrate" if raw["--llmperf-calibrate"] else "--llmperf-launches"
-    if launches == "--llmperf-calibrate" and degree(launches, raw[launches]) < 2:
-        raise pytest.UsageError(f"{launches}={raw[launches]}: one launch says nothing about noise; give 2 or more, better 10")
     if degree("--llmperf-max-launches", raw["--llmperf-max-launches"]) < 2:
         raise pytest.UsageError(
             f"--llmperf-max-launches={raw['--llmperf-max-launches']}: one launch can never fail a test; give 2 or more"
         )
+    _only_one(raw, "--update-baselines", "--update-baselines-new-only", "--llmperf-calibrate", "--llmperf-selftest")
+    launches = "--llmperf-calibrate" if raw["--llmperf-calibrate"] else "--llmperf-launches"
+    if launches == "--llmperf-calibrate" and degree(launches, raw[launches]) < 2:
+        raise pytest.UsageError(f"{launches}={raw[launches]}: one launch says nothing about noise; give 2 or more, better 10")
+    gate = _gate(raw["--llmperf-gate"])
     models = selected.pop("model", None) if not KINDS[kind].starts else None
     return Settings(
         selected=selected,
@@ -70,7 +71,7 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         extend=_choice(raw, "--llmperf-update", ("extend", "replace")) == "extend",
         calibrate=bool(raw["--llmperf-calibrate"]),
         selftest=bool(raw["--llmperf-selftest"]),
-        gate=_gate(raw["--llmperf-gate"]),
+        gate=gate,
         launches=degree(launches, raw[launches]),
         rounds=degree("--llmperf-rounds", raw["--llmperf-rounds"]),
         max_launches=degree("--llmperf-max-launches", raw["--llmperf-max-launches"]),

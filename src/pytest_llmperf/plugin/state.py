@@ -48,6 +48,8 @@ class ItemState:
     """The degrees that a sweep left out, because this host cannot run them."""
 
 
+AXES_FIXTURE = "llmperf_axes"
+"""Every test that measures asks for it, if only by way of others."""
 SESSION = pytest.StashKey[SessionState]()
 ITEM = pytest.StashKey[ItemState]()
 
@@ -63,7 +65,7 @@ def settings_of(config: pytest.Config) -> Settings:
 
 
 def run_of(config: pytest.Config) -> Run:
-    """Return the run, in a test that was set up: another one would have been refused."""
+    """Return the run, where one was prepared: without it no test is run."""
     run = config.stash[SESSION].run
     assert run is not None
     return run

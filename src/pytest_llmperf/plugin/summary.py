@@ -1,4 +1,4 @@
-"""What the terminal shows before and after: the header of a run, the explanation of `==`, the summary."""
+"""What the terminal shows before and after: the header of a run, and the summary."""
 
 from __future__ import annotations
 

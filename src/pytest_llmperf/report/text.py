@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pytest_llmperf.report.outcome import Outcome
 
 
-_LARGEST_BOUND = 100.0  # as a fraction: beyond it a bound says nothing, and its digits only distract
 _ASSERTION_LINES = 5  # pytest cuts an explanation after 8 lines or 640 characters
 
 

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 class RunError(Exception):
-    """A test cannot go on. The message is for its author."""
+    """A test cannot go on. The message is for its author; the line that asked for it may matter too."""
+
+    def __init__(self, message: str, *, line_matters: bool = False) -> None:
+        """Say what is wrong, and whether the test's own line must be shown with it."""
+        super().__init__(message)
+        self.line_matters = line_matters
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ class Bench:
         state = self.run.states[case.id]
         if state.case != case:
             raise RunError(
-                f"{case.id}: another workload or engine than in its first launch; a test must ask for the same each time"
+                f"{case.id}: another workload or engine than in its first launch; a test must ask for the same each time",
+                line_matters=True,
             )
         return state
 

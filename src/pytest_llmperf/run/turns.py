@@ -82,8 +82,8 @@ class Turns(Generic[Item]):
     def next(self, item: Item, *, again: bool, running: EngineSpec | None, stopping: bool = False) -> Action[Item]:
         """Return what follows when the current test has run.
 
-        `again`: it is to run again. `running` is what the engine that is up was started from. `stopping`: no other test will
-        run, unless this one runs again.
+        `again`: it is to run again. `running` is what the engine that is up was started from. `stopping`: the
+        session ends, and no other test will run.
         """
         self._turn.popleft()
         if again:

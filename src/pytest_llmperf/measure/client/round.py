@@ -51,7 +51,6 @@ class Round:
         self.in_flight = 0
         self.kernel_stamps = self.clock_stamps = 0
         self.offset_ns = time.time_ns() - time.monotonic_ns()
-        self.start_ns = 0
         self.waited_s = 1.0
         self.buffer = memoryview(bytearray(_READ_BYTES))
         self.buffers = [self.buffer]
@@ -98,7 +97,7 @@ class Round:
         """Send what is due and return the nanoseconds until something is; a long time where nothing is to come."""
         while self.talks:
             now = time.monotonic_ns()
-            due = self.start_ns + self.plan.due_ns[self.talks[0][0]]
+            due = self.answers.start_ns + self.plan.due_ns[self.talks[0][0]]
             if due > now:
                 return due - now
             talk = deque(self.talks.popleft())
@@ -136,7 +135,7 @@ class Round:
 
     def run(self, start_ns: int) -> bool:
         """Play the round on open connections; return whether it stalled."""
-        self.start_ns = self.answers.start_ns = start_ns
+        self.answers.start_ns = start_ns
         while (now := time.monotonic_ns()) < start_ns:
             time.sleep((start_ns - now) / 1e9)
         if not self.plan.due_ns:

@@ -53,7 +53,9 @@ class Program:
     """What a child runs, and how it is measured."""
 
     command: Sequence[str]
-    """The words of its command line, without those that say where it listens and what its model is called."""
+    """The words of its command line in front of those that say where it listens and what its model is called."""
+    arguments: Sequence[str]
+    """The words behind those."""
     environment: Mapping[str, str]
     versions: Callable[[], dict[str, str]] = dict
     """Returns the versions of what serves; raises EngineError where it is not there."""
@@ -134,7 +136,7 @@ class ServerEngine:
         self.endpoint = replace(self.endpoint, url=self.url, model=alias)
         self.log_path = self._settings.log_folder / f"engine-{self.spec.short_model}-tp{self.spec.tp}-{port}.log"
         where = ("--served-model-name", self.spec.model, alias, "--host", "127.0.0.1", "--port", str(port))
-        command = [*self._program.command, *where]
+        command = [*self._program.command, *where, *self._program.arguments]
         self._child = Child(command, self._program.environment, self.log_path, grace_s=self._settings.stop_grace_s)
         if self.watch:
             self.watch.follow(self._child.pid)

@@ -85,7 +85,8 @@ def open_vllm(
 ) -> ServerEngine:
     """Return an engine whose child is this program, with vLLM's arguments and environment."""
     child = Program(
-        command=[*program, *model_arguments(spec), *command_line(_arguments(spec, host))],
+        command=[*program, *model_words(spec)],
+        arguments=[*degree_words(spec), *command_line(_arguments(spec, host))],
         environment=_environment(spec, host, watch),
         versions=partial(find_vllm, spec.python),
         play=play,
@@ -94,11 +95,15 @@ def open_vllm(
     return ServerEngine(spec, child, settings, progress, watch)
 
 
-def model_arguments(spec: EngineSpec) -> list[str]:
-    """Return the words that name the model and the degrees."""
+def model_words(spec: EngineSpec) -> list[str]:
+    """Return the words that name the model."""
+    return ["--model", str(bundled_model(spec.model) or spec.model)]
+
+
+def degree_words(spec: EngineSpec) -> list[str]:
+    """Return the words that name the degrees."""
     degrees = {"tensor": spec.tp, "pipeline": spec.pp, "data": spec.dp}
-    words = ["--model", str(bundled_model(spec.model) or spec.model)]
-    return words + [word for name, n in degrees.items() if n > 1 for word in (f"--{name}-parallel-size", str(n))]
+    return [word for name, n in degrees.items() if n > 1 for word in (f"--{name}-parallel-size", str(n))]
 
 
 def _arguments(spec: EngineSpec, host: Host) -> EngineArgs:
