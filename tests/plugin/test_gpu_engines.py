@@ -30,11 +30,11 @@ from pytest_llmperf.measure.gpus import tenancy
 from pytest_llmperf.run import pool
 from pytest_llmperf.testing import gpus, nvml
 
-launch._CALM_S = tenancy._RELEASE_S = pool._PATIENCE_S = 0.0
+launch.CALM_S = tenancy.RELEASE_S = pool.PATIENCE_S = 0.0
 
 @pytest.fixture
 def conditions():
-    nvml._reads.clear()
+    nvml.forget()
     yield gpus.set_conditions
 """
 
@@ -342,7 +342,7 @@ from pathlib import Path
 from pytest_llmperf.measure import launch
 from pytest_llmperf.measure.gpus.sampling import RoundWatch
 
-launch._CALM_S = 0.0  # a stranger would be INVALID at once
+launch.CALM_S = 0.0  # a stranger would be INVALID at once
 HERE, ME = Path(__file__).parent, os.environ.get("PYTEST_XDIST_WORKER")
 enter, rounds = RoundWatch.__enter__, []
 

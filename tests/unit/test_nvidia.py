@@ -459,8 +459,7 @@ def state(tmp_path, monkeypatch) -> Path:
     """The folder of the simulated GPUs, of which there are two; nothing of other tests is remembered."""
     monkeypatch.setenv(simulated.STATE, str(tmp_path))
     monkeypatch.setenv(simulated.NUMBER, "2")
-    monkeypatch.setattr(stand_in, "_reads", {})
-    monkeypatch.setattr(stand_in, "_told", set())
+    stand_in.forget()
     return tmp_path
 
 

@@ -40,9 +40,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine of two simulated GPUs, where nothing is waited for."""
     monkeypatch.setenv(simulated.STATE, str(tmp_path))
     monkeypatch.setenv(simulated.NUMBER, "2")
-    monkeypatch.setattr(nvml, "_reads", {})
-    monkeypatch.setattr(nvml, "_told", set())
-    monkeypatch.setattr(tenancy, "_RELEASE_S", 0.0)
+    nvml.forget()
+    monkeypatch.setattr(tenancy, "RELEASE_S", 0.0)
     monkeypatch.setattr("pytest_llmperf.measure.gpus.watch.POLL_S", 0.0)
     monkeypatch.setattr(leases, "POLL_S", 0.0)
 

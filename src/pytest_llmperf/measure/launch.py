@@ -39,7 +39,7 @@ _STEADY = 0.02
 _MOST_DROPPED = 3
 _MOST_DISTURBED = 3
 """Rounds of a launch that are measured again because something was wrong with a GPU."""
-_CALM_S = 60.0
+CALM_S = 60.0
 """How long a GPU may take to cool down, and other processes to leave it, before a round is measured again."""
 
 
@@ -212,7 +212,7 @@ class _Player:
 
     def wait_until_undisturbed(self) -> bool:
         """Let the GPUs cool down and others leave them; return whether a minute did it."""
-        return self.engine.watch is None or self.engine.watch.wait_until_undisturbed(_CALM_S)
+        return self.engine.watch is None or self.engine.watch.wait_until_undisturbed(CALM_S)
 
     def _prompts(self, number: int) -> list[Prompt]:
         return prompts(self.workload, number, vocabulary=self._vocabulary, nonce=self.settings.nonce)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.plan.engine import EngineSpec
     from pytest_llmperf.plan.needs import Needs
 
-_PATIENCE_S = 60.0
+PATIENCE_S = 60.0
 """How long a GPU that somebody else uses is waited for."""
 
 
@@ -40,7 +40,7 @@ class EnginePool:
         self._engine: Engine | None = None
         self._stack = contextlib.ExitStack()
         self._client: LoadClient | None = None
-        self._tenancy = Tenancy(host, alone=alone, patience_s=min(_PATIENCE_S, settings.startup_timeout_s), waiting=progress)
+        self._tenancy = Tenancy(host, alone=alone, patience_s=min(PATIENCE_S, settings.startup_timeout_s), waiting=progress)
 
     @property
     def client(self) -> LoadClient:

@@ -19,7 +19,14 @@ _BUSY = {"power": 696_598, "clock": 1_590, "temperature": 51, "gpu": 100}
 _IDLE_REASON, _POWER_CAP_REASON = 1, 4
 _BEGAN_S = time.monotonic()
 _reads: dict[int, int] = {}
-_told: set[tuple[int, int]] = set()
+_reported: set[tuple[int, int]] = set()
+"""GPU and XID of the events that were waited for already."""
+
+
+def forget() -> None:
+    """Have everything begin anew, as in a process that has not asked yet: how often what was read, which events came."""
+    _reads.clear()
+    _reported.clear()
 
 
 _DRIVER_NOT_LOADED, _TIMEOUT = 9, 10
@@ -213,8 +220,8 @@ def nvmlEventSetWait_v2(events: int, timeout_ms: int) -> _Event:
     """Return an XID of the conditions once, or raise for a time-out."""
     for handle in range(gpus.count()):
         xid = gpus.condition(handle, "xid", None)
-        if xid is not None and (handle, xid) not in _told:
-            _told.add((handle, xid))
+        if xid is not None and (handle, xid) not in _reported:
+            _reported.add((handle, xid))
             return _Event(handle, int(xid))
     raise NVMLError(_TIMEOUT)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.gpus.device import Accelerators, Gpu, Reading
     from pytest_llmperf.measure.host.machine import Host
 
-_RELEASE_S = 30.0
+RELEASE_S = 30.0
 """How long the driver may take to free the memory of processes that have ended; seen on H200: 4 to 6 s."""
 _IN_USE_BYTES, _IN_USE_SHARE = 2 * GIB, 0.02
 """More than both in use, with no process that is told, is no idle GPU. A driver keeps 0.6 GiB of an H200 for itself."""
@@ -92,7 +92,7 @@ class Tenancy:
             yield watch
         finally:
             try:
-                left = watch.wait_until_released(_RELEASE_S)
+                left = watch.wait_until_released(RELEASE_S)
             except AcceleratorError as error:
                 left = {gpu.uuid: f"GPU {gpu.index} may still be in use: {error}" for gpu in watch.gpus}
             for gpu, before in zip(watch.gpus, watch.before, strict=True):
