@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.measure.engines.engine import StartSettings
@@ -51,7 +52,7 @@ def whole_run(folder: Path, **given: Any) -> tuple[Outcome, list[str]]:
     settings = Settings(**_PLAIN | {"baselines": folder / "baselines"} | given)
     host, test = describe_host(simulated=kind_of(settings.kind).simulated), plan(settings)
     lines: list[str] = []
-    rules = Rules(settings, host, folder, {test.case_id: test}, (test.case_id,))
+    rules = Rules(settings, host, folder, {test.case_id: test}, (test.case_id,), uuid.uuid4().hex)
     run = Run(rules, EnginePool(host, StartSettings(folder), lines.append, alone=False), lines.append)
     bench, turns = Bench(run, test, [], folder), Turns[Planned](lambda item: item.spec if item else None)
     turns.offer(test, None)

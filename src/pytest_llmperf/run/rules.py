@@ -41,10 +41,10 @@ class Rules:
     rootpath: Path
     compared: Mapping[str, Planned]
     """The tests that ask for the baseline, by the id of their first case."""
-    collected: tuple[str, ...] = ()
+    collected: tuple[str, ...]
     """The ids of all cases that were collected, deselected ones too."""
-    job: str = ""
-    """The same for all processes of one run."""
+    job: str
+    """Names the run, the same for all its processes: launches of one run share the state that the host was in."""
 
     def __post_init__(self) -> None:
         """Count the comparisons now: a baseline that is recorded later in the run must not change their error rates."""
