@@ -124,7 +124,7 @@ class Workload:
 
 _ONE = (RequestClass("", 1.0, 1, 1),)
 _ALWAYS = ("prompt_tokens", "output_tokens", "requests", "concurrency", "seed")
-DEFAULTS: dict[str, Any] = {one.name: one.default for one in fields(Workload)}
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Workload)}
 
 
 def _plain(value: Any) -> Any:
