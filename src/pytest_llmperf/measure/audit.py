@@ -32,11 +32,20 @@ _TEMPLATE_TOKENS = 128
 """A chat template may put so many tokens in front of every prompt, which a prefix cache then finds."""
 _WAVES = 3
 """A steady window of a closed loop takes a first wave, a last one, and one between them."""
+UNSTAMPED = (
+    "the kernel stamped no arrivals (SO_TIMESTAMPNS), so that times are those at which the client got to read: later than the"
+    " arrivals where it was busy"
+)
 
 
 def is_busy(log: RoundLog) -> bool:
     """Return whether another load process should help."""
     return (log.cpu_share or 0.0) > BUSY
+
+
+def is_unstamped(log: RoundLog) -> bool:
+    """Return whether the kernel has left arrivals without a stamp; the client's precision rests on them."""
+    return log.clock_stamps > log.kernel_stamps
 
 
 def failures(records: Sequence[RequestRecord]) -> list[str]:

@@ -129,6 +129,10 @@ def _warnings(player: _Player, rounds: _Rounds) -> Iterator[str]:
     yield from audit.warnings(player.workload, [played.round.metrics for played in rounds.kept])
     if player.late:
         yield player.late
+    if player.unstamped:
+        yield audit.UNSTAMPED
+    if not player.engine.endpoint.takes_ids and player.workload.api == "completions":
+        yield "prompts were words, whose tokens only the server can count: this endpoint takes no token ids"
     if player.engine.watch:
         gpus = player.engine.watch.gpus
         yield from filter(None, (link_warning(player.engine.spec, gpus), power_warning(gpus)))
@@ -172,6 +176,8 @@ class _Player:
         self._number = 0
         self.late: str | None = None
         """That requests were sent late in some round, and how much."""
+        self.unstamped = False
+        """The kernel gave no receive stamps in some round."""
         self.played_s = 0.0
 
     def warm_up(self) -> list[str]:
@@ -208,6 +214,7 @@ class _Player:
         of_complete = tuple(name for name, record in zip(classes, log.records, strict=False) if record.error is None)
         problems = audit.problems(log, sample.telemetry, workload, ranks=self.engine.spec.ranks)
         self.late = self.late or audit.lateness(log)
+        self.unstamped |= audit.is_unstamped(log)
         return _Played(Round(metrics.round_metrics(sample)), tuple(sample.complete), of_complete, problems, gpus)
 
     def wait_until_undisturbed(self) -> bool:

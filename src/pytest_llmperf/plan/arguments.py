@@ -25,6 +25,9 @@ _TAKEN = frozenset({
     "return_token_ids",
 })  # fmt: skip
 """Fields of a request's body that decide what is measured."""
+_OPTIONAL = frozenset({"max_tokens", "return_token_ids", "stream_options"})
+"""Those that an endpoint may refuse, so that None leaves them out. Without `max_tokens` a chat API is sent
+`max_completion_tokens`."""
 
 
 def workload_from(axes: Axes, *layers: Mapping[str, Any], folder: Path | None = None) -> Workload:
@@ -115,7 +118,8 @@ def _switch(name: str, value: object) -> bool:
 def _json(value: object, name: str) -> str:
     if not isinstance(value, dict):
         raise PlanError(f"{name}={value!r}: must be a dict of what goes into the request's body, e.g. {{'temperature': 0.7}}")
-    if taken := sorted(_TAKEN & set(value)):
+    left_out = {field for field in _OPTIONAL if field in value and value[field] is None}
+    if taken := sorted(_TAKEN & set(value) - left_out):
         raise PlanError(f"{name}: {taken[0]!r} is set by the plugin; use the arguments of llmperf(...) instead")
     try:
         return json.dumps(value, sort_keys=True, allow_nan=False)

@@ -79,7 +79,9 @@ def llm_engine(
     with failing():
         spec = own_spec(bench.plan.spec, llm_engine_args, llm_engine_url)
         if wanted and not kind_of(wanted).serves and not kind_of(spec.kind).starts:
-            pytest.skip(f"its marker says engine={wanted!r}, an engine without a server, and {spec.url} is a server")
+            pytest.skip(
+                f"its marker says engine={wanted!r}, an engine without a server, and {spec.url.partition('?')[0]} is a server"
+            )
         skip_or_fail(request.node, spec)
         return bench.acquire(spec)
 

@@ -32,6 +32,12 @@ OPTIONS: tuple[tuple[str, str | bool | None, str], ...] = (
         None,
         "existing OpenAI-compatible endpoint(s): URL or name=URL, by comma; key in LLMPERF_API_KEY",
     ),
+    (
+        "--llmperf-header",
+        None,
+        "header of every request to an endpoint: NAME=VARIABLE of the environment, or 'NAME: text with $VARIABLE'; may be"
+        " repeated (in the ini file: one a line)",
+    ),
     ("--llmperf-python", None, "interpreter that has vLLM (default: the one that runs pytest)"),
     ("--llmperf-engine-args", None, "engine arguments as on vLLM's command line, e.g. '--max-num-seqs 64'"),
     ("--llmperf-startup-timeout", "600", "seconds for an engine to give its first token"),
@@ -63,6 +69,9 @@ OPTIONS: tuple[tuple[str, str | bool | None, str], ...] = (
     ("--llmperf-json", None, "write every raw sample to this file"),
 )
 
+REPEATED = frozenset({"--llmperf-header"})
+"""Options that may be given several times: their values may hold commas."""
+
 
 def add_options(parser: pytest.Parser) -> None:
     """Declare every option and its ini twin."""
@@ -70,6 +79,7 @@ def add_options(parser: pytest.Parser) -> None:
     for flag, default, text in OPTIONS:
         shown = f" (default: {default})" if isinstance(default, str) else ""
         action: dict[str, Any] = {"action": "store_true"} if default is False else {"metavar": _metavar(flag)}
+        action |= {"action": "append"} if flag in REPEATED else {}
         group.addoption(flag, dest=ini_name(flag), default=None, help=(text + shown).replace("%", "%%"), **action)
         if default is False:
             parser.addini(ini_name(flag), text, type="bool", default=default)

@@ -74,6 +74,7 @@ def _pool(config: pytest.Config, settings: Settings, host: Host) -> EnginePool:
         startup_timeout_s=settings.startup_timeout_s,
         stop_grace_s=settings.stop_grace_s,
         api_key=os.environ.get("LLMPERF_API_KEY"),
+        headers=settings.headers,
         served_model=settings.served_model,
     )
     return EnginePool(host, start, lambda text: show(config, text), alone=settings.exclusive)

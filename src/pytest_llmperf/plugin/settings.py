@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 
 from pytest_llmperf.plan.axes import AXES, axis_value
 from pytest_llmperf.plan.checks import PlanError, degree, parse_fraction
-from pytest_llmperf.plan.engine import check_url, parse_engine_args
+from pytest_llmperf.plan.engine import check_url, parse_engine_args, url_name
 from pytest_llmperf.plan.gates import parse_gate
+from pytest_llmperf.plan.headers import parse_headers
 from pytest_llmperf.plan.kinds import ENDPOINT, KINDS, STARTED
 from pytest_llmperf.plugin.options import OPTIONS, ini_name
 from pytest_llmperf.run.settings import Settings
@@ -61,6 +63,7 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         urls=urls,
         served_model=models[0] if models else None,
         python=_interpreter(raw["--llmperf-python"]),
+        headers=parse_headers(_lines(raw["--llmperf-header"]), os.environ, origin="--llmperf-header"),
         engine_args=parse_engine_args(raw["--llmperf-engine-args"] or "", origin="--llmperf-engine-args"),
         startup_timeout_s=_seconds(raw, "--llmperf-startup-timeout"),
         stop_grace_s=_seconds(raw, "--llmperf-stop-grace"),
@@ -81,6 +84,11 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         exclusive=_choice(raw, "--llmperf-exclusive", ("on", "off")) == "on",
         json_path=_writable(config, raw["--llmperf-json"]),
     )
+
+
+def _lines(value: str | list[str] | None) -> list[str]:
+    """Return the values of an option that may be repeated: the command line's as they are, the ini file's one a line."""
+    return value.splitlines() if isinstance(value, str) else value or []
 
 
 def _kind(raw: dict[str, Any], urls: dict[str, str]) -> str:
@@ -144,9 +152,9 @@ def _urls(text: str | None) -> dict[str, str]:
         if not equals or "/" in name:
             name, url = "", word
         url = check_url(url, origin="--llmperf-url")
-        name = name or url.partition("//")[2].replace(":", "_").replace("/", "_")
+        name = name or url_name(url)
         if name in urls:
-            raise pytest.UsageError(f"--llmperf-url={text}: two endpoints are named {name!r}; write name=URL for each")
+            raise pytest.UsageError(f"--llmperf-url: two endpoints are named {name!r}; write name=URL for each")
         urls[name] = url
     return urls
 

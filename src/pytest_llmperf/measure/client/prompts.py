@@ -195,10 +195,10 @@ class _Words:
         return tuple(random.Random(f"{self.seed}/{name}").choices(self.ids, k=count))
 
     def text(self, name: str, count: int) -> str:
-        return " ".join(random.Random(f"{self.seed}/{name}").choices(_COMMON_WORDS, k=count))
+        return " ".join(random.Random(f"{self.seed}/{name}").choices(WORDS, k=count))
 
 
-_COMMON_WORDS = re.findall(
+WORDS = re.findall(
     r"\w+",
     """
     time year people way day man thing woman life child world school state family student group country problem hand part

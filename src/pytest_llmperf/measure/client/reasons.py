@@ -25,7 +25,8 @@ _CUT = frozenset({"length", "limit", "max_tokens", "model_length"})
 """Reasons of an answer that reached a limit: the one that was asked for, or a smaller one of the server."""
 _FAILED = frozenset({
     "error", "abort", "aborted", "cancel", "cancelled", "canceled", "content_filter", "safety", "refusal", "recitation",
-    "blocklist", "prohibited_content", "timeout", "timed_out", "insufficient_system_resource", "overloaded", "disconnected", "fail", "failed",
+    "blocklist", "prohibited_content", "timeout", "timed_out", "insufficient_system_resource", "overloaded",
+    "disconnected", "fail", "failed",
 })  # fmt: skip
 
 

@@ -5,7 +5,7 @@ Every engine is a process of its own or a URL. It is a context manager: what it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -47,8 +47,9 @@ class Completion:
     """The answer to an ad-hoc `generate` call."""
 
     text: str
-    prompt_tokens: int
-    output_tokens: int
+    prompt_tokens: int | None
+    output_tokens: int | None
+    """As the server counts them; None where it does not tell."""
 
 
 class Engine(Protocol):
@@ -124,6 +125,8 @@ class StartSettings:
     log_folder: Path
     startup_timeout_s: float = 600.0
     stop_grace_s: float = 10.0
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """(name, value) of further headers of every request to a `url` engine."""
     served_model: str | None = None
     """The model's name at a `url` engine; None asks the endpoint."""
