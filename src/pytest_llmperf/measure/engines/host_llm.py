@@ -94,6 +94,7 @@ class Round:
 
         prompt = self.prompts[index]
         wanted = {"temperature": 0, "ignore_eos": True, "max_tokens": prompt["output_tokens"], **prompt["body"]}
+        wanted = {name: value for name, value in wanted.items() if value is not None}  # None leaves a field out
         params = SamplingParams(**wanted, output_kind=RequestOutputKind.DELTA)
         record = self.records[index]
         record.update(sent_s=time.perf_counter(), token_times_s=[], output_tokens=0, error=None)
@@ -120,8 +121,14 @@ class Round:
         del self.open[output.request_id]
         record.update(end_s=now_s, prompt_tokens=len(output.prompt_token_ids or ()))
         wanted, exact = self.prompts[index]["output_tokens"], self.prompts[index]["exact"]
-        if record["output_tokens"] != wanted and (exact or not record["output_tokens"]):
-            record["error"] = f"{record['output_tokens']} of {wanted} tokens"
+        count = record["output_tokens"]
+        record["finish_reason"] = reason = getattr(output.outputs[0], "finish_reason", None) if output.outputs else None
+        if reason not in ("stop", "length", "repetition"):  # vLLM's others are abort and error
+            record["error"] = f"it ended with finish_reason {reason!r} after {count} of {wanted} tokens"
+        elif reason == "length" and not exact and count < wanted:
+            record["error"] = f"the engine cut it: finish_reason 'length' after {count} of {wanted} tokens"
+        elif count != wanted and (exact or not count):
+            record["error"] = f"{count} of {wanted} tokens"
         if index + 1 < len(self.prompts) and self.prompts[index + 1]["follows"]:
             self._add(index + 1)
 
