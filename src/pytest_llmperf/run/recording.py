@@ -14,6 +14,7 @@ from pytest_llmperf.run.cases import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from pytest_llmperf.plan.marker import Marker
     from pytest_llmperf.run.cases import CaseState
@@ -25,6 +26,12 @@ def is_recorded(rules: Rules, *, stored: bool) -> bool:
     settings = rules.settings
     new_too = settings.update == "new" or settings.missing == "record"
     return settings.update == "all" or settings.calibrate or (new_too and not stored)
+
+
+def to_be_recorded(rules: Rules) -> list[Path]:
+    """Return the files that this run will write, as far as is known before anything is measured: of each test the first."""
+    paths = map(rules.path, rules.compared)
+    return [path for path in paths if is_recorded(rules, stored=path.is_file())]
 
 
 def record(rules: Rules, state: CaseState, stored: store.Baseline | None, marker: Marker) -> Answer:
