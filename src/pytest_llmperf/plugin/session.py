@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
+from pytest_llmperf.measure.engines.command import find_program
 from pytest_llmperf.measure.engines.engine import EngineError, StartSettings
 from pytest_llmperf.measure.engines.vllm import find_vllm
 from pytest_llmperf.measure.host.machine import describe_host
@@ -66,6 +67,8 @@ def prepare(session: pytest.Session) -> None:
     started = [item for item in measuring if not overrides(item, "llm_engine_url") and not _known_shortage(item, host)]
     if kind_of(settings.kind).vllm and started and not settings.selftest:
         _require_vllm(settings.python)
+    if kind_of(settings.kind).commanded and started and not settings.selftest:
+        _require_program(settings)
 
 
 def _pool(config: pytest.Config, settings: Settings, host: Host) -> EnginePool:
@@ -77,6 +80,13 @@ def _pool(config: pytest.Config, settings: Settings, host: Host) -> EnginePool:
         served_model=settings.served_model,
     )
     return EnginePool(host, start, lambda text: show(config, text), alone=settings.exclusive)
+
+
+def _require_program(settings: Settings) -> None:
+    try:
+        find_program(settings.command, settings.python)
+    except EngineError as error:
+        raise pytest.UsageError(f"--llmperf-command={settings.command!r}: {error.what}") from None
 
 
 def _require_vllm(python: str) -> None:

@@ -75,6 +75,16 @@ class Child:
         """Return the id of the process whose descendants the child and all that it starts are."""
         return self._supervisor.pid
 
+    def listening(self) -> set[int]:
+        """Return the ports on which the child and what it has started listen."""
+        ports = set[int]()
+        for process in psutil.Process(self.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                # `net_connections` since psutil 6.
+                sockets = getattr(process, "net_connections", None) or process.connections
+                ports |= {each.laddr.port for each in sockets("tcp") if each.status == psutil.CONN_LISTEN}
+        return ports
+
     def new_lines(self) -> list[str]:
         """Return the complete lines that the log has got since the last call."""
         with self.log_path.open("rb") as log:
