@@ -219,7 +219,7 @@ def test_an_engine_occupies_tp_times_pp_times_dp_devices() -> None:
 
 
 def test_an_engine_is_of_a_known_kind() -> None:
-    with pytest.raises(PlanError, match=r"^engine='sever': must be one of server, offline, url, simulated$"):
+    with pytest.raises(PlanError, match=r"^engine='sever': must be one of server, offline, url, command, simulated$"):
         EngineSpec(kind="sever")
 
 

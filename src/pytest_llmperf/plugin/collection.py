@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.plugin.private import parameter
 from pytest_llmperf.plugin.state import AXES_FIXTURE, ITEM, ItemState
 from pytest_llmperf.run.selection import marker_of, planned, points, selected
@@ -21,7 +22,8 @@ SWEEP_FIXTURE = "llmperf_sweep"
 def parametrize(metafunc: pytest.Metafunc, settings: Settings) -> None:
     """Run a test once for every point of its grid."""
     try:
-        marker = marker_of(list(metafunc.definition.iter_markers("llmperf")))
+        marks = list(metafunc.definition.iter_markers("llmperf"))
+        marker = marker_of(marks, verbatim=kind_of(settings.kind).commanded)
         grid = points(marker, settings, sweep=SWEEP_FIXTURE in metafunc.fixturenames)
     except PlanError:
         return  # `plan_items` says so, for all tests at once

@@ -28,7 +28,11 @@ OPTIONS: tuple[tuple[str, str | bool | None, str], ...] = (
     ("--llmperf-dp", None, "data-parallel degree(s), by comma (default: 1 where unmarked)"),
     ("--llmperf-concurrency", None, "requests in flight, by comma (default: 8 where unmarked)"),
     ("--llmperf-rate", None, "requests sent per second, by comma, whatever the engine has answered (an open loop)"),
-    ("--llmperf-engine", None, "server (vLLM's OpenAI server as a child), offline (vllm.LLM), url, or simulated (no model)"),
+    (
+        "--llmperf-engine",
+        None,
+        "server (vLLM's OpenAI server as a child), offline (vllm.LLM), url, command (any server), or simulated (no model)",
+    ),
     (
         "--llmperf-url",
         None,
@@ -39,6 +43,12 @@ OPTIONS: tuple[tuple[str, str | bool | None, str], ...] = (
         None,
         "header of every request to an endpoint: NAME=VARIABLE of the environment, or 'NAME: text with $VARIABLE'; may be"
         " repeated (in the ini file: one a line)",
+    ),
+    (
+        "--llmperf-command",
+        None,
+        "command line of an OpenAI-compatible server, e.g. 'llama-server -m {model} --port {port}'; {host}, {tp}, {pp}, {dp},"
+        " {python}, {gpus} too, {{ for a brace",
     ),
     ("--llmperf-python", None, "interpreter that has vLLM (default: the one that runs pytest)"),
     ("--llmperf-engine-args", None, "engine arguments as on vLLM's command line, e.g. '--max-num-seqs 64'"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from pytest_llmperf.files import is_stream, unwritable_folder, write_text
+from pytest_llmperf.measure.engines.command import find_program
 from pytest_llmperf.measure.engines.engine import EngineError, StartSettings
 from pytest_llmperf.measure.engines.vllm import find_vllm
 from pytest_llmperf.measure.host.machine import describe_host
@@ -70,6 +71,8 @@ def prepare(session: pytest.Session) -> None:
     started = [item for item in measuring if not overrides(item, "llm_engine_url") and not _known_shortage(item, host)]
     if kind_of(settings.kind).vllm and started:
         _require_vllm(config, settings.python)
+    if kind_of(settings.kind).commanded and started:
+        _require_program(config, settings)
 
 
 def _check_targets(config: pytest.Config, run: Run) -> None:
@@ -91,6 +94,13 @@ def _pool(config: pytest.Config, settings: Settings, host: Host) -> EnginePool:
         served_model=settings.served_model,
     )
     return EnginePool(host, start, lambda text: show(config, text), alone=settings.exclusive)
+
+
+def _require_program(config: pytest.Config, settings: Settings) -> None:
+    try:
+        find_program(settings.command, settings.python)
+    except EngineError as error:
+        refuse(config, f"--llmperf-command={settings.command!r}: {error.what}")
 
 
 def _require_vllm(config: pytest.Config, python: str) -> None:

@@ -14,10 +14,11 @@ import pytest
 from pytest_llmperf.files import as_shell, unwritable_file
 from pytest_llmperf.plan.axes import AXES, axis_value
 from pytest_llmperf.plan.checks import PlanError, degree, parse_fraction
+from pytest_llmperf.plan.command import check_command
 from pytest_llmperf.plan.engine import check_url, parse_engine_args, url_name
 from pytest_llmperf.plan.gates import parse_gate
 from pytest_llmperf.plan.headers import parse_headers
-from pytest_llmperf.plan.kinds import ENDPOINT, KINDS, STARTED
+from pytest_llmperf.plan.kinds import COMMAND, ENDPOINT, KINDS, STARTED
 from pytest_llmperf.plugin.options import CHOICES, OPTIONS, ini_name
 from pytest_llmperf.plugin.workers import refuse
 from pytest_llmperf.run.settings import Settings
@@ -53,6 +54,7 @@ def _resolve(config: pytest.Config, flag: str, default: object) -> Any:
 def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tuple[Any, ...]]) -> Settings:
     urls = _urls(raw["--llmperf-url"])
     kind = _kind(raw, urls)
+    commanded = KINDS[kind].commanded
     if degree("--llmperf-max-launches", raw["--llmperf-max-launches"]) < 2:
         raise pytest.UsageError(
             f"--llmperf-max-launches={raw['--llmperf-max-launches']}: one launch can never fail a test; give 2 or more"
@@ -70,7 +72,8 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         served_model=models[0] if models else None,
         python=_interpreter(raw["--llmperf-python"]),
         headers=parse_headers(_lines(raw["--llmperf-header"]), os.environ, origin="--llmperf-header"),
-        engine_args=parse_engine_args(raw["--llmperf-engine-args"] or "", origin="--llmperf-engine-args"),
+        command=check_command(raw["--llmperf-command"], origin="--llmperf-command") if commanded else "",
+        engine_args=parse_engine_args(raw["--llmperf-engine-args"] or "", origin="--llmperf-engine-args", verbatim=commanded),
         startup_timeout_s=_seconds(raw, "--llmperf-startup-timeout"),
         stop_grace_s=_seconds(raw, "--llmperf-stop-grace"),
         stall_timeout_s=_seconds(raw, "--llmperf-stall-timeout"),
@@ -98,14 +101,21 @@ def _lines(value: str | list[str] | None) -> list[str]:
 
 
 def _kind(raw: dict[str, Any], urls: dict[str, str]) -> str:
-    """Return the kind of engine, which must be one for an endpoint where there is one, and only there."""
-    by_default = ENDPOINT if urls else STARTED
+    """Return the kind of engine, which must be one for an endpoint or a command where there is one, and only there."""
+    command = bool(raw["--llmperf-command"])
+    by_default = ENDPOINT if urls else COMMAND if command else STARTED
     kind = _choice(raw, "--llmperf-engine") if raw["--llmperf-engine"] else by_default
     if KINDS[kind].starts == bool(urls):
         raise pytest.UsageError(
             f"--llmperf-engine={kind}: contradicts --llmperf-url; leave --llmperf-engine out"
             if urls
             else f"--llmperf-engine={kind}: needs an endpoint; add --llmperf-url=http://HOST:PORT"
+        )
+    if KINDS[kind].commanded != command:
+        raise pytest.UsageError(
+            f"--llmperf-command: contradicts --llmperf-{'url' if urls else f'engine={kind}'}; leave one of them out"
+            if command
+            else f"--llmperf-engine={kind}: needs a command; add --llmperf-command='llama-server -m {{model}} --port {{port}}'"
         )
     return kind
 

@@ -47,5 +47,7 @@ class Settings:
     exclusive: bool
     """No other run's engine may be on the host meanwhile."""
     json_path: Path | None
+    command: str = ""
+    """The command line that starts engines of the kind `command`; empty for other kinds."""
     headers: Headers = field(default=(), repr=False)
     """Of every request to an endpoint."""

@@ -20,7 +20,7 @@ from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.engines import api
 from pytest_llmperf.measure.engines.engine import EngineError, StartSettings
 from pytest_llmperf.measure.engines.server import Play, Program, ServerEngine, play_over_http, visible_gpus
-from pytest_llmperf.measure.engines.vllm import QUIET, STAGES, degree_words, model_words
+from pytest_llmperf.measure.engines.vllm import QUIET, STAGES, vllm_command
 from pytest_llmperf.plan.engine import command_line
 
 if TYPE_CHECKING:
@@ -104,9 +104,9 @@ def open_simulated(
     environment = {**QUIET, **os.environ, **visible_gpus(watch), **dict(spec.env)}
     # Its program is found where this package is, whatever the interpreter has installed.
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), environment.get("PYTHONPATH"))))
+    command = [spec.python or sys.executable, "-m", "pytest_llmperf.testing"]
     program = Program(
-        command=[spec.python or sys.executable, "-m", "pytest_llmperf.testing", *model_words(spec)],
-        arguments=[*degree_words(spec), *command_line(spec.args)],
+        command=vllm_command(command, spec, command_line(spec.args)),
         environment=environment | {"PYTHONPATH": path},
         play=_CLOCKS[clock],
         stages=STAGES,
