@@ -127,8 +127,7 @@ def _play_rounds(player: _Player, progress: Callable[[str], None]) -> _Rounds:
 def _warnings(player: _Player, rounds: _Rounds) -> Iterator[str]:
     """Yield what a reader should know of how the rounds were measured."""
     yield from audit.warnings(player.workload, [played.round.metrics for played in rounds.kept])
-    if player.late:
-        yield player.late
+    yield from filter(None, (player.late, player.early))
     if player.engine.watch:
         gpus = player.engine.watch.gpus
         yield from filter(None, (link_warning(player.engine.spec, gpus), power_warning(gpus)))
@@ -172,6 +171,8 @@ class _Player:
         self._number = 0
         self.late: str | None = None
         """That requests were sent late in some round, and how much."""
+        self.early: str | None = None
+        """That the requests of some round were used up before its time was over."""
         self.played_s = 0.0
 
     def warm_up(self) -> list[str]:
@@ -191,10 +192,10 @@ class _Player:
         recorder, watch = telemetry.Recorder(self.engine), self.engine.watch
         gpu_watch = RoundWatch(watch) if watch else None
         with recorder, gpu_watch or contextlib.nullcontext():
-            log = self._send(drawn)
+            log, sent = self._send(drawn, stop_s=workload.stops_s).sent()
         gpus = gpu_watch.result() if gpu_watch else None
         self._number += 1
-        classes = tuple(prompt.request_class for prompt in drawn) if workload.classes else ()
+        classes = tuple(drawn[index].request_class for index in sent) if workload.classes else ()
         sample = formulas.RoundSample(
             log.records,
             recorder.result(),
@@ -208,6 +209,7 @@ class _Player:
         of_complete = tuple(name for name, record in zip(classes, log.records, strict=False) if record.error is None)
         problems = audit.problems(log, sample.telemetry, workload, ranks=self.engine.spec.ranks)
         self.late = self.late or audit.lateness(log)
+        self.early = self.early or audit.used_up(log, workload)
         return _Played(Round(metrics.round_metrics(sample)), tuple(sample.complete), of_complete, problems, gpus)
 
     def wait_until_undisturbed(self) -> bool:
@@ -217,8 +219,8 @@ class _Player:
     def _prompts(self, number: int) -> list[Prompt]:
         return prompts(self.workload, number, vocabulary=self._vocabulary, nonce=self.settings.nonce)
 
-    def _send(self, drawn: list[Prompt]) -> RoundLog:
-        """Send the requests of one round."""
+    def _send(self, drawn: list[Prompt], stop_s: float | None = None) -> RoundLog:
+        """Send the requests of one round, or of a warm-up, which no time bounds."""
         settings, workload = self.settings, self.workload
         began_s = time.perf_counter()
         log = self.engine.play(
@@ -228,6 +230,8 @@ class _Player:
             request_timeout_s=settings.request_timeout_s,
             stall_timeout_s=settings.stall_timeout_s,
             stream=workload.stream,
+            max_concurrency=workload.max_concurrency,
+            stop_s=stop_s,
         )
         self.played_s += time.perf_counter() - began_s
         if log.stalled:

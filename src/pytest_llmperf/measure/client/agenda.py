@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure.client.messages import OVER
@@ -28,11 +29,6 @@ class Agenda:
         """When the next request of a conversation is due, its index, and it with those behind it."""
         self.timed = bool(plan.due_ns or plan.think_ns)
         """Something is due at an instant of its own."""
-
-    @property
-    def is_empty(self) -> bool:
-        """Return whether nothing is left."""
-        return not self.talks and not self.paused
 
     def follow(self, queue: deque[int], from_ns: int) -> bool:
         """Fill the queue of a free connection with what comes next, and return whether it is to be sent at once.
@@ -80,10 +76,12 @@ class Agenda:
             lost.extend(self.talks.popleft())
         self.answers.lose(lost, error)
 
-    def clear(self) -> None:
-        """Forget what is left."""
+    def rest(self) -> list[int]:
+        """Return the requests that are left, and have none left."""
+        left = [*chain.from_iterable(self.talks), *chain.from_iterable(queue for _, _, queue in self.paused)]
         self.talks.clear()
         self.paused.clear()
+        return left
 
     def end(self) -> None:
         """Lose what a closed loop has left though nobody is under way who could send it: all think until its time is over."""

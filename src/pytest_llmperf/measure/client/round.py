@@ -130,9 +130,7 @@ class Round:
         """Lose what a connection was made for, and all that was to follow: the others would only wait as long."""
         assert connection.exchange is not None
         self.in_flight -= 1
-        lost = deque([connection.exchange.index, *connection.queue])
-        while self.agenda.talks:
-            lost.extend(self.agenda.talks.popleft())
+        lost = deque([connection.exchange.index, *connection.queue, *self.agenda.rest()])
         self.answers.lose(lost, f"cannot connect: {error}")
         self.links.drop(connection)
 
@@ -161,7 +159,7 @@ class Round:
             if came or not self.in_flight:
                 last_read_s = now_s  # between two arrivals nobody owes us a token
             elif now_s - last_read_s > self.plan.stall_timeout_s:
-                self.agenda.clear()
+                self.agenda.rest()
                 self._abandon(f"no token on any connection for {self.plan.stall_timeout_s:g} s", lambda _: True)
                 return True
             if now_s - look_s > _LOOK_S:
