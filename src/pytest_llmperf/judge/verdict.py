@@ -21,6 +21,7 @@ from pytest_llmperf.judge.gates import gates
 from pytest_llmperf.judge.maths import stats
 from pytest_llmperf.judge.noise import Parts
 from pytest_llmperf.measure import metrics
+from pytest_llmperf.plan.fingerprint import fingerprint_of, is_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -161,7 +162,7 @@ def judge(
 def not_comparable(measurement: Measurement, stored: Baseline) -> tuple[str, ...]:
     """Return why the two cannot be held against each other: another workload, or other formulas."""
     reasons = []
-    if measurement.case.workload.fingerprint != stored.workload_fingerprint:
+    if not _alike(measurement, stored):
         now = measurement.case.workload.description
         changed = sorted(name for name in now | stored.workload if now.get(name) != stored.workload.get(name))
         reasons += [f"the workload has changed: {name} {stored.workload.get(name)} -> {now.get(name)}" for name in changed]
@@ -169,6 +170,14 @@ def not_comparable(measurement: Measurement, stored: Baseline) -> tuple[str, ...
     if stored.formulas != metrics.FORMULAS:
         reasons.append(f"the formulas of metrics have changed: version {stored.formulas} -> {metrics.FORMULAS}")
     return tuple(reasons)
+
+
+def _alike(measurement: Measurement, stored: Baseline) -> bool:
+    """Return whether both sent the same; fingerprints of older baselines hold the names of files, which say nothing."""
+    fingerprint = measurement.case.workload.fingerprint
+    if fingerprint == stored.workload_fingerprint:
+        return True
+    return is_of(stored.workload_fingerprint, stored.workload) and fingerprint == fingerprint_of(stored.workload)
 
 
 def _together(rows: Iterable[MetricVerdict]) -> Status:

@@ -91,6 +91,18 @@ def lateness(log: RoundLog) -> str | None:
     )
 
 
+def used_up(log: RoundLog, workload: Workload) -> str | None:
+    """Return that a round bound by time ran out of requests before, None where it did not."""
+    sent = [record.sent_s for record in log.records if record.sent_s is not None]
+    stop_s = workload.stops_s
+    if stop_s is None or len(log.records) < workload.requests or not sent or max(sent) - min(sent) >= stop_s:
+        return None
+    return (
+        f"duration_s={stop_s:g}: all {workload.requests:,} requests were sent in {max(sent) - min(sent):.3g} s, and the rest of the"
+        " time nothing was; give more requests"
+    )
+
+
 def _of_client(log: RoundLog) -> list[str]:
     texts = []
     if log.clock_set:

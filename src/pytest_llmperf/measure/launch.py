@@ -127,8 +127,7 @@ def _play_rounds(player: _Player, progress: Callable[[str], None]) -> _Rounds:
 def _warnings(player: _Player, rounds: _Rounds) -> Iterator[str]:
     """Yield what a reader should know of how the rounds were measured."""
     yield from audit.warnings(player.workload, [played.round.metrics for played in rounds.kept])
-    if player.late:
-        yield player.late
+    yield from filter(None, (player.late, player.early))
     if player.unstamped:
         yield audit.UNSTAMPED
     if not player.engine.endpoint.takes_ids and player.workload.api == "completions":
@@ -178,6 +177,8 @@ class _Player:
         """That requests were sent late in some round, and how much."""
         self.unstamped = False
         """The kernel gave no receive stamps in some round."""
+        self.early: str | None = None
+        """That the requests of some round were used up before its time was over."""
         self.played_s = 0.0
 
     def warm_up(self) -> list[str]:
@@ -197,10 +198,10 @@ class _Player:
         recorder, watch = telemetry.Recorder(self.engine), self.engine.watch
         gpu_watch = RoundWatch(watch) if watch else None
         with recorder, gpu_watch or contextlib.nullcontext():
-            log = self._send(drawn)
+            log, sent = self._send(drawn, stop_s=workload.stops_s).sent()
         gpus = gpu_watch.result() if gpu_watch else None
         self._number += 1
-        classes = tuple(prompt.request_class for prompt in drawn) if workload.classes else ()
+        classes = tuple(drawn[index].request_class for index in sent) if workload.classes else ()
         sample = formulas.RoundSample(
             log.records,
             recorder.result(),
@@ -215,6 +216,7 @@ class _Player:
         problems = audit.problems(log, sample.telemetry, workload, ranks=self.engine.spec.ranks)
         self.late = self.late or audit.lateness(log)
         self.unstamped |= audit.is_unstamped(log)
+        self.early = self.early or audit.used_up(log, workload)
         return _Played(Round(metrics.round_metrics(sample)), tuple(sample.complete), of_complete, problems, gpus)
 
     def wait_until_undisturbed(self) -> bool:
@@ -224,8 +226,8 @@ class _Player:
     def _prompts(self, number: int) -> list[Prompt]:
         return prompts(self.workload, number, vocabulary=self._vocabulary, nonce=self.settings.nonce)
 
-    def _send(self, drawn: list[Prompt]) -> RoundLog:
-        """Send the requests of one round."""
+    def _send(self, drawn: list[Prompt], stop_s: float | None = None) -> RoundLog:
+        """Send the requests of one round, or of a warm-up, which no time bounds."""
         settings, workload = self.settings, self.workload
         began_s = time.perf_counter()
         log = self.engine.play(
@@ -235,6 +237,8 @@ class _Player:
             request_timeout_s=settings.request_timeout_s,
             stall_timeout_s=settings.stall_timeout_s,
             stream=workload.stream,
+            max_concurrency=workload.max_concurrency,
+            stop_s=stop_s,
         )
         self.played_s += time.perf_counter() - began_s
         if log.stalled:

@@ -61,6 +61,8 @@ class Endpoint:
         request_timeout_s: float,
         stall_timeout_s: float,
         stream: bool = True,
+        max_concurrency: int | None = None,
+        stop_s: float | None = None,
     ) -> RoundPlan:
         """Return the round as complete HTTP requests, built before any clock starts."""
         parts = urlsplit(self.url)
@@ -83,6 +85,9 @@ class Endpoint:
             follows=tuple(prompt.follows for prompt in prompts) if any(prompt.follows for prompt in prompts) else (),
             exact=() if all(exact) else tuple(exact),
             stream=stream,
+            max_concurrency=max_concurrency,
+            think_ns=tuple(int(prompt.think_s * 1e9) for prompt in prompts) if any(prompt.think_s for prompt in prompts) else (),
+            stop_ns=None if stop_s is None else int(stop_s * 1e9),
         )
 
     def _request(self, prompt: Prompt, body: dict[str, Any]) -> bytes:

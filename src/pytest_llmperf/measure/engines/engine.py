@@ -96,8 +96,13 @@ class Engine(Protocol):
         request_timeout_s: float,
         stall_timeout_s: float,
         stream: bool = True,
+        max_concurrency: int | None = None,
+        stop_s: float | None = None,
     ) -> RoundLog:
         """Send these prompts, as the load processes of `client` do it or in its own way, and return what happened.
+
+        At a rate at most `max_concurrency` are in flight; in a closed loop nothing is sent after `stop_s`, and what is not has
+        the error `messages.OVER`.
 
         Raises ClientError when a load process fails.
         """
