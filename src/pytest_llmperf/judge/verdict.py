@@ -18,6 +18,7 @@ import numpy as np
 from pytest_llmperf.judge import noise
 from pytest_llmperf.judge.comparison import Comparison
 from pytest_llmperf.judge.gates import gates
+from pytest_llmperf.judge.lacking import applies
 from pytest_llmperf.judge.maths import stats
 from pytest_llmperf.judge.noise import Parts
 from pytest_llmperf.measure import metrics
@@ -82,7 +83,7 @@ class MetricVerdict:
 
     metric: str
     status: Status | None
-    """None for a metric that is only observed."""
+    """None for a metric that is only observed, or that is not in the baseline (`rule` says so)."""
     baseline: float | None
     """Median over the baseline's rounds, in the metric's unit."""
     measured: float | None
@@ -229,9 +230,10 @@ def _judge_metric(
         return seen
     old, new = noise.values(metric, stored.launches), noise.values(metric, measurement.launches)
     if not any(old) and not gate.asked:
-        return seen  # the baseline never had it: there is nothing to lose
-    if reason := _not_judged(metric, measurement, stored, old, new):
-        return replace(seen, status=Status.NOT_COMPARABLE, rule=reason)
+        # The baseline never had it, as was said when it was recorded: there is nothing to lose.
+        return replace(seen, rule="not in the baseline" if any(new) or applies(metric, measurement.launches) else "")
+    if why := _not_judged(metric, measurement, stored, old, new):
+        return replace(seen, status=Status.NOT_COMPARABLE, rule=why)
     comparison = Comparison(metric, old, gate, design, beliefs.get(metric.name))
     try:
         # Judged as it was after each launch: a decision, once made, stands.

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure import audit, formulas, metrics, telemetry
+from pytest_llmperf.measure import arrivals, audit, formulas, metrics, telemetry
 from pytest_llmperf.measure.client.prompts import WARM_UP, prompts
 from pytest_llmperf.measure.gpus.memory import rank_memory
 from pytest_llmperf.measure.gpus.sampling import RoundWatch
@@ -22,6 +22,7 @@ from pytest_llmperf.measure.host.model import model_config
 from pytest_llmperf.measure.host.preflight import link_warning, power_warning
 from pytest_llmperf.measure.measurement import Launch, Round
 from pytest_llmperf.plan.kinds import kind_of
+from pytest_llmperf.units import quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,7 +118,7 @@ def _play_rounds(player: _Player, progress: Callable[[str], None]) -> _Rounds:
                 continue
         rounds.kept.append(played)
         rounds.invalid = [*played.problems, *played.trouble]
-        progress(f"round {len(rounds.kept)}/{wanted}: {played.round.metrics['output_tokens_per_s'] or 0:,.0f} tok/s")
+        progress(f"round {len(rounds.kept)}/{wanted}: {quantity(played.round.metrics['output_tokens_per_s'], 'tok/s')}")
         if len(rounds.kept) == 2 and rounds.dropped < _MOST_DROPPED and not _agree(*(played.round for played in rounds.kept)):
             del rounds.kept[0]
             rounds.dropped += 1
@@ -127,6 +128,7 @@ def _play_rounds(player: _Player, progress: Callable[[str], None]) -> _Rounds:
 def _warnings(player: _Player, rounds: _Rounds) -> Iterator[str]:
     """Yield what a reader should know of how the rounds were measured."""
     yield from audit.warnings(player.workload, [played.round.metrics for played in rounds.kept])
+    yield from arrivals.warnings([record for played in rounds.kept for record in played.complete])
     yield from filter(None, (player.late, player.early))
     if player.unstamped:
         yield audit.UNSTAMPED
