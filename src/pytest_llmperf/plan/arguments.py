@@ -61,6 +61,23 @@ def workload_from(axes: Axes, *layers: Mapping[str, Any], folder: Path | None = 
     return workload
 
 
+def check_layer(arguments: Mapping[str, Any], *, origin: str) -> None:
+    """Raise PlanError that names `origin` where an argument of a layer is unusable, whatever the other layers say.
+
+    Files are left to the call, which knows the folder that they are in.
+    """
+    for name, value in arguments.items():
+        if name in ("dataset", "trace", "pairs") or (isinstance(value, str) and value.lstrip().startswith("file(")):
+            continue
+        try:
+            if name in ("requests", "turns", "prefixes"):
+                degree(name, value)
+            elif name in _PARSERS:
+                _PARSERS[name](value, Path())
+        except PlanError as error:
+            raise PlanError(f"{origin}: {error}") from None
+
+
 def parse_rate(name: str, value: object) -> tuple[float, ...]:
     """Return requests per second, or those at both ends of a ramp; raises PlanError naming `name`."""
     ends = value if isinstance(value, (list, tuple)) else str(value).split("..")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_llmperf.judge.gates import gates
+from pytest_llmperf.measure.limits import check_metrics
 from pytest_llmperf.plan.axes import Axes, grid, is_selected
 from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.engine import EngineSpec, engine_spec
@@ -50,14 +51,15 @@ def points(marker: Marker, settings: Settings, *, sweep: bool = False) -> list[A
 
     All TP degrees of a sweep are one point of it: the test itself goes through them.
     """
+    loads = [point.load for point in marker.points]
     if settings.urls:
-        loads = grid(_of_load(marker.axes), _of_load(settings.selected))
-        return [replace(point, endpoint=name) for name in settings.urls for point in loads]
+        points_of_load = grid(_of_load(marker.axes), _of_load(settings.selected), loads)
+        return [replace(point, endpoint=name) for name in settings.urls for point in points_of_load]
     if sweep:
         allowed = named_degrees(marker, settings.selected) or marker.axes.get("tp") or (Axes.tp,)
         pinned = marker.axes | {"tp": (min(allowed),)}
-        return [replace(point, sweep=True) for point in grid(pinned, settings.selected)]
-    return grid(marker.axes, settings.selected)
+        return [replace(point, sweep=True) for point in grid(pinned, settings.selected, loads)]
+    return grid(marker.axes, settings.selected, loads)
 
 
 def _of_load(axes: Mapping[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
@@ -70,6 +72,8 @@ def planned(case_id: str, marks: Sequence[Mark], axes: Axes | None, settings: Se
     try:
         marker = marker_of(marks)
         gates(marker.gate, tolerance=settings.tolerance)
+        for limits in (marker.limits, *(point.limits for point in marker.points)):
+            check_metrics(limits)
         assert axes is not None  # `marker_of` has raised where there is none
         if axes.endpoint:
             spec = replace(base, model=axes.endpoint, url=settings.urls[axes.endpoint])
