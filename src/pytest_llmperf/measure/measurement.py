@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.measure import audit, metrics
 from pytest_llmperf.measure.gpus.memory import GpuMemory, RankMemory
 from pytest_llmperf.measure.limits import broken, check_metrics
-from pytest_llmperf.plan.limits import LocalLimits, parse_limits
+from pytest_llmperf.plan.limits import NO_LIMITS, LocalLimits, parse_limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,7 +65,7 @@ class Measurement:
 
     case: Case
     launches: tuple[Launch, ...]
-    limits: LocalLimits = LocalLimits()
+    limits: LocalLimits = NO_LIMITS
     """What marker and point say that metrics must not pass."""
 
     def __getitem__(self, metric: str) -> float:
@@ -97,7 +97,7 @@ class Measurement:
         Limits are those of the marker, over them those of the test's point, and over them `limits`: metric and number, or such
         dicts by accelerator. None lifts a limit. Raises ValueError for what is no limit or no metric.
         """
-        more = parse_limits(dict(limits or {}), origin="broken_limits(...)")
+        more = parse_limits(limits, origin="broken_limits(...)")
         check_metrics(more)
         return broken(self.limits.bounds(more), self.__getitem__)
 

@@ -67,11 +67,13 @@ def check_layer(arguments: Mapping[str, Any], *, origin: str) -> None:
     Files are left to the call, which knows the folder that they are in.
     """
     for name, value in arguments.items():
-        if name in ("dataset", "trace", "pairs") or (isinstance(value, str) and value.lstrip().startswith("file(")):
+        if name in ("dataset", "trace") or "file(" in repr(value):
             continue
         try:
             if name in ("requests", "turns", "prefixes"):
                 degree(name, value)
+            elif name == "classes":
+                _classes(value, Path(), {name: DEFAULTS[name] for name in ("prompt_tokens", "output_tokens")})
             elif name in _PARSERS:
                 _PARSERS[name](value, Path())
         except PlanError as error:

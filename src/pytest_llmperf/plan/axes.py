@@ -31,8 +31,6 @@ class Load:
     """Requests per second; None for so many at a time as `concurrency` says."""
     name: str = ""
     """What tells it apart from others alike; empty where there are none."""
-    point: int | None = None
-    """Its place among the marker's `points`; None where axes make the grid."""
 
     @property
     def id(self) -> str:
@@ -57,19 +55,21 @@ class Axes:
     sweep: bool = False
     """The test measures at several TP degrees itself; `tp` is the smallest of them."""
     name: str = ""
-    """What tells a load apart from others of the same test that are alike."""
-    point: int | None = None
-    """The place among the marker's `points`; None where axes make the grid."""
+    """What tells its load apart from others of the same test that are alike."""
+
+    @property
+    def load(self) -> Load:
+        """Return what it says of the load."""
+        return Load(self.concurrency, self.rate, self.name)
 
     @property
     def id(self) -> str:
         """Return the test id of the point, e.g. `tiny-tp2-c8` or `tiny-sweep-c8`. Options never change it."""
-        load = Load(self.concurrency, self.rate, self.name).id
         if self.endpoint:
-            return f"{self.endpoint}-{load}"
+            return f"{self.endpoint}-{self.load.id}"
         parts = [short_model(self.model), "sweep" if self.sweep else f"tp{self.tp}"]
         parts += [f"{name}{value}" for name, value in (("pp", self.pp), ("dp", self.dp)) if value != 1]
-        return "-".join([*parts, load])
+        return "-".join([*parts, self.load.id])
 
 
 def axis_value(name: str, value: object, *, origin: str) -> Any:
@@ -99,7 +99,7 @@ def grid(
     engines = itertools.product(*(_values(name, allowed, selected) for name in AXES[:4]))
     every = loads or _loads_of(allowed, selected)
     return [
-        Axes(model, tp, pp, dp, load.concurrency, load.rate, name=load.name, point=load.point)
+        Axes(model, tp, pp, dp, load.concurrency, load.rate, name=load.name)
         for (model, tp, pp, dp), load in itertools.product(engines, every)
     ]
 

@@ -70,6 +70,9 @@ class LocalLimits:
         return bool(self.accelerators) and all(is_named(name, part) for name in self.accelerators)
 
 
+NO_LIMITS = LocalLimits()
+
+
 def is_named(accelerator: str, part: str) -> bool:
     """Return whether a part of an accelerator's name means it, in either case.
 
@@ -80,7 +83,12 @@ def is_named(accelerator: str, part: str) -> bool:
 
 
 def parse_limits(source: object, *, origin: str) -> Limits:
-    """Return limits from a dict of metrics and numbers, or of accelerators and such dicts; raises PlanError naming `origin`."""
+    """Return limits from a dict of metrics and numbers, or of accelerators and such dicts; None is none.
+
+    Raises PlanError naming `origin`.
+    """
+    if source is None:
+        return Limits(origin=origin)
     if not isinstance(source, dict):
         raise PlanError(f"{origin}={source!r}: {_EXAMPLE}")
     everywhere, by_accelerator = dict[object, object](), list[tuple[str, Bounds]]()
@@ -95,7 +103,8 @@ def parse_limits(source: object, *, origin: str) -> Limits:
 
 
 _EXAMPLE = (
-    "must be a dict of metrics and limits, e.g. {'ttft_p50_s': 0.2}, or one for each accelerator: {'H200': {...}, 'cpu': {...}}"
+    "must be a dict of metrics and limits, e.g. {'ttft_p50_s': 0.2},"
+    " or of accelerators and such dicts: {'H200': {...}, 'cpu': {...}}"
 )
 
 

@@ -72,7 +72,7 @@ def parse_marker(arguments: Mapping[str, object]) -> Marker:
         gate=parse_gate(arguments.get("gate") or {}, origin="llmperf(gate=...)"),
         needs=needs,
         points=points,
-        limits=parse_limits(arguments.get("limits") or {}, origin="llmperf(limits=...)"),
+        limits=parse_limits(arguments.get("limits"), origin="llmperf(limits=...)"),
     )
 
 

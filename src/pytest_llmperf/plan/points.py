@@ -53,9 +53,7 @@ def _point(place: int, given: dict[str, Any]) -> Point:
     forms = [name for name in _FORMS if given.get(name) is not None]
     if len(forms) != 1 or given.get("trace") is not None:
         wrong = ", ".join(f"{name}={given[name]!r}" for name in (*_FORMS, "trace") if given.get(name) is not None) or repr(given)
-        raise PlanError(
-            f"{origin}: {wrong}: a point is so many requests at a time or a rate; give concurrency or rate, one of them"
-        )
+        raise PlanError(f"{origin}: {wrong}: a point is so many requests at a time or a rate; give either concurrency or rate")
     form = forms[0]
     value = axis_value(form, given[form], origin=f"{origin}: {form}")
     arguments = {name: value for name, value in given.items() if name not in (*_FORMS, *_OWN)}
@@ -63,8 +61,8 @@ def _point(place: int, given: dict[str, Any]) -> Point:
     requests = arguments.get("requests")
     if form == "concurrency" and requests is not None and int(requests) < value:
         raise PlanError(f"{origin}: requests={requests}: fewer than concurrency={value}, which could never be reached; send more")
-    load = Load(**{form: value}, name=_name(given.get("id"), origin), point=place)
-    limits = parse_limits(given.get("limits") or {}, origin=f"{origin}: limits")
+    load = Load(**{form: value}, name=_name(given.get("id"), origin))
+    limits = parse_limits(given.get("limits"), origin=f"{origin}: limits")
     return Point(load, {form: value, **arguments}, limits)
 
 
@@ -72,7 +70,5 @@ def _name(value: object, origin: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str) or not re.fullmatch(r"\w[\w.-]*", value):
-        raise PlanError(
-            f"{origin}: id={value!r}: must be letters, digits, '_', '.' or '-', because it becomes part of a file name"
-        )
+        raise PlanError(f"{origin}: id={value!r}: must be letters, digits, '_', '.' or '-': it becomes part of a file name")
     return value

@@ -55,10 +55,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check the options, so that a wrong one fails at once, and register the marker."""
     config.addinivalue_line(
         "markers",
-        "llmperf(model=..., tp=..., pp=..., dp=..., concurrency=..., rate=..., engine=..., engine_args=..., env=...,"
-        " tolerance=..., gate=..., min_gpus=..., min_gpu_memory=..., gpu=..., nvlink=...): the grid that a performance test"
-        " allows, its kind of engine and its arguments,"
-        " which metrics gate it and how much worse may pass, and what the host must have for it to run",
+        "llmperf(model=..., tp=..., pp=..., dp=..., concurrency=..., rate=..., points=..., engine=..., engine_args=..., env=...,"
+        " tolerance=..., gate=..., limits=..., min_gpus=..., min_gpu_memory=..., gpu=..., nvlink=...): the grid that a"
+        " performance test allows, or its loads one by one, its kind of engine and its arguments,"
+        " which metrics gate it, how much worse may pass and what must not, and what the host must have for it to run",
     )
     config.stash[SESSION] = SessionState()
     if any_given(config):
@@ -79,12 +79,17 @@ class _Collector:
         self._state.selftests += getattr(report, "llmperf_selftest", [])
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test once for every model, degree and concurrency that its marker allows."""
-    if AXES_FIXTURE in metafunc.fixturenames:
-        from pytest_llmperf.plugin.collection import parametrize
+@pytest.hookimpl(wrapper=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, object, object]:
+    """Run a test once for every model, degree and load that its marker allows, that of a `pytest.param` for its own."""
+    if AXES_FIXTURE not in metafunc.fixturenames:
+        return (yield)
+    from pytest_llmperf.plugin.collection import parametrize, restrict
 
-        parametrize(metafunc, settings_of(metafunc.config))
+    grids = parametrize(metafunc, settings_of(metafunc.config))
+    result = yield
+    restrict(metafunc, grids)
+    return result
 
 
 @pytest.hookimpl(tryfirst=True)

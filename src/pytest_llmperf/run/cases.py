@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge.verdict import Status
 from pytest_llmperf.measure.measurement import Measurement
-from pytest_llmperf.plan.limits import LocalLimits
+from pytest_llmperf.plan.limits import NO_LIMITS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.plan.axes import Axes
     from pytest_llmperf.plan.case import Case
     from pytest_llmperf.plan.engine import EngineSpec
-    from pytest_llmperf.plan.limits import Limits
+    from pytest_llmperf.plan.limits import Limits, LocalLimits
     from pytest_llmperf.plan.marker import Marker
     from pytest_llmperf.plan.points import Point
 
@@ -50,7 +50,7 @@ class Planned:
 
     @property
     def _point(self) -> Point | None:
-        return None if self.axes.point is None else self.marker.points[self.axes.point]
+        return next((point for point in self.marker.points if point.load == self.axes.load), None)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class CaseState:
     notes: tuple[str, ...] = ()
     record: tuple[Path, Baseline] | None = None
     """The baseline to be written if the test passes."""
-    limits: LocalLimits = LocalLimits()
+    limits: LocalLimits = NO_LIMITS
     """What its metrics must not pass on the accelerators of its engine."""
 
     @property
