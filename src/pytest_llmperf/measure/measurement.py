@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure import audit, metrics
 from pytest_llmperf.measure.gpus.memory import GpuMemory, RankMemory
+from pytest_llmperf.measure.limits import broken, check_metrics
+from pytest_llmperf.plan.limits import NO_LIMITS, LocalLimits, parse_limits
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_llmperf.plan.case import Case
 
 
@@ -61,6 +65,8 @@ class Measurement:
 
     case: Case
     launches: tuple[Launch, ...]
+    limits: LocalLimits = NO_LIMITS
+    """What marker and point say that metrics must not pass."""
 
     def __getitem__(self, metric: str) -> float:
         """Return a metric's median over all rounds of all launches.
@@ -84,6 +90,16 @@ class Measurement:
     def invalid(self) -> tuple[str, ...]:
         """Return why the measurement must not be judged; empty when every launch is sound."""
         return tuple(dict.fromkeys(reason for launch in self.launches for reason in launch.invalid))
+
+    def broken_limits(self, limits: Mapping[str, object] | None = None) -> tuple[str, ...]:
+        """Return a sentence for each limit that is not kept, or whose metric was not measured; empty where all are.
+
+        Limits are those of the marker, over them those of the test's point, and over them `limits`: metric and number, or such
+        dicts by accelerator. None lifts a limit. Raises ValueError for what is no limit or no metric.
+        """
+        more = parse_limits(limits, origin="broken_limits(...)")
+        check_metrics(more)
+        return broken(self.limits.bounds(more), self.__getitem__)
 
     @property
     def gpu_memory(self) -> GpuMemory:

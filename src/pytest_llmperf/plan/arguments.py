@@ -109,6 +109,25 @@ def _check_files(workload: Workload) -> None:
         raise PlanError(f"warm_up: the entries of its dataset are for the API {api!r}, and the round asks {workload.api!r}")
 
 
+def check_layer(arguments: Mapping[str, Any], *, origin: str) -> None:
+    """Raise PlanError that names `origin` where an argument of a layer is unusable, whatever the other layers say.
+
+    Files are left to the call, which knows the folder that they are in.
+    """
+    for name, value in arguments.items():
+        if name in ("dataset", "trace") or "file(" in repr(value):
+            continue
+        try:
+            if name in ("requests", "turns", "prefixes"):
+                degree(name, value)
+            elif name == "classes":
+                _classes(value, Path(), {name: DEFAULTS[name] for name in ("prompt_tokens", "output_tokens")})
+            elif name in _PARSERS:
+                _PARSERS[name](value, Path())
+        except PlanError as error:
+            raise PlanError(f"{origin}: {error}") from None
+
+
 def _requests(parsed: Mapping[str, Any]) -> int:
     """Return how many requests a round has when nobody says so."""
     if parsed.get("trace"):

@@ -56,10 +56,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check the options, so that a wrong one fails at once, and register the marker."""
     config.addinivalue_line(
         "markers",
-        "llmperf(model=..., tp=..., pp=..., dp=..., concurrency=..., rate=..., engine=..., engine_args=..., env=...,"
-        " tolerance=..., gate=..., min_gpus=..., min_gpu_memory=..., gpu=..., nvlink=...): the grid that a performance test"
-        " allows, its kind of engine and its arguments,"
-        " which metrics gate it and how much worse may pass, and what the host must have for it to run",
+        "llmperf(model=..., tp=..., pp=..., dp=..., concurrency=..., rate=..., points=..., engine=..., engine_args=..., env=...,"
+        " tolerance=..., gate=..., limits=..., min_gpus=..., min_gpu_memory=..., gpu=..., nvlink=...): the grid that a"
+        " performance test allows, or its loads one by one, its kind of engine and its arguments,"
+        " which metrics gate it, how much worse may pass and what must not, and what the host must have for it to run",
     )
     config.stash[SESSION] = SessionState()
     if any_given(config):
@@ -99,15 +99,21 @@ class _Collector:
         self._state.used |= hear_worker(node)
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test once for every model, degree and concurrency that its marker allows."""
-    if AXES_FIXTURE in metafunc.fixturenames:
-        from pytest_llmperf.plugin.collection import parametrize
+@pytest.hookimpl(wrapper=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, object, object]:
+    """Run a test once for every model, degree and load that its marker allows, that of a `pytest.param` for its own."""
+    if AXES_FIXTURE not in metafunc.fixturenames:
+        return (yield)
+    from pytest_llmperf.plugin.collection import parametrize, restrict
 
-        try:
-            parametrize(metafunc, settings_of(metafunc.config))
-        except pytest.UsageError as error:  # raised here it would be one file's error, and pytest would go on
-            metafunc.config.stash[SESSION].refusal = str(error)
+    try:
+        grids = parametrize(metafunc, settings_of(metafunc.config))
+    except pytest.UsageError as error:  # raised here it would be one file's error, and pytest would go on
+        metafunc.config.stash[SESSION].refusal = str(error)
+        grids = []
+    result = yield
+    restrict(metafunc, grids)
+    return result
 
 
 @pytest.hookimpl(tryfirst=True)
