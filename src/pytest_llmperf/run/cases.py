@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge.verdict import Status
 from pytest_llmperf.measure.measurement import Measurement
+from pytest_llmperf.plan.kinds import ENDPOINT, STARTED, kind_in_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +45,16 @@ class Planned:
     error: str | None = None
     """Why the marker is unusable."""
 
+    @property
+    def own_kind(self) -> str:
+        """Return the kind of engine that the test has where no option names one."""
+        return ENDPOINT if self.axes.endpoint else self.marker.kind or STARTED
+
+    @property
+    def file_kind(self) -> str:
+        """Return the planned engine's kind as a part of the names of baseline files."""
+        return kind_in_file(self.spec.kind, self.own_kind)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -56,6 +67,8 @@ class Answer:
     """The case is as good as its baseline, or becomes it."""
     record: tuple[Path, Baseline] | None = None
     """The baseline to be written if the test passes."""
+    kept: tuple[Path, Baseline] | None = None
+    """A baseline of another kind of engine that has stood in its place, and where it will be."""
     skip: str | None = None
     """Why the test is to be skipped."""
     failure: str | None = None
@@ -81,6 +94,8 @@ class CaseState:
     notes: tuple[str, ...] = ()
     record: tuple[Path, Baseline] | None = None
     """The baseline to be written if the test passes."""
+    kept: tuple[Path, Baseline] | None = None
+    """A baseline that has stood in its place, and where it will be."""
 
     @property
     def measurement(self) -> Measurement:
@@ -92,4 +107,4 @@ class CaseState:
         self.verdict = answer.verdict or self.verdict
         self.decided = not answer.undecided
         if not answer.undecided:
-            self.notes, self.record = answer.notes, answer.record
+            self.notes, self.record, self.kept = answer.notes, answer.record, answer.kept
