@@ -11,6 +11,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.judge.provenance import Provenance
 from pytest_llmperf.judge.verdict import Status, judge
 from pytest_llmperf.measure.measurement import Measurement, Round
 from pytest_llmperf.measure.metrics import find
@@ -57,7 +58,8 @@ def self_test(stored: Baseline, gated: Mapping[str, Tolerance], design: Design, 
     """Return what each gate says of known changes of its metric; the baseline's own launches stand in for the run's."""
     checks = []
     case = _case(stored)
-    stored = replace(stored, workload_fingerprint=case.workload.fingerprint)
+    # Its engine and workload are not at hand, and are the stored ones by definition.
+    stored = replace(stored, workload_fingerprint=case.workload.fingerprint, provenance=Provenance({}))
     for name, gate in gated.items():
         metric = find(name)
         values = [value for launch in stored.launches for value in launch.values(name) if value is not None]

@@ -21,6 +21,7 @@ from pytest_llmperf.judge.gates import gates
 from pytest_llmperf.judge.lacking import applies
 from pytest_llmperf.judge.maths import stats
 from pytest_llmperf.judge.noise import Parts
+from pytest_llmperf.judge.provenance import engine_facts, model_facts, unlike
 from pytest_llmperf.measure import metrics
 from pytest_llmperf.plan.fingerprint import fingerprint_of, is_of
 
@@ -161,10 +162,11 @@ def judge(
 
 
 def not_comparable(measurement: Measurement, stored: Baseline) -> tuple[str, ...]:
-    """Return why the two cannot be held against each other: another workload, or other formulas."""
-    reasons = []
+    """Return why the two cannot be held against each other: another model, kind of engine, or workload, or other formulas."""
+    case = measurement.case
+    reasons = [*unlike(stored.provenance.engine, engine_facts(case) | model_facts(case, measurement.launches))]
     if not _alike(measurement, stored):
-        now = measurement.case.workload.description
+        now = case.workload.description
         changed = sorted(name for name in now | stored.workload if now.get(name) != stored.workload.get(name))
         reasons += [f"the workload has changed: {name} {stored.workload.get(name)} -> {now.get(name)}" for name in changed]
         reasons += [] if changed else ["the workload has changed"]

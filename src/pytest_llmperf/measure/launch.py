@@ -87,6 +87,7 @@ def measure_launch(
         invalid=tuple(rounds.invalid),
         warnings=tuple(_warnings(player, rounds)),
         versions=dict(engine.versions),
+        model="" if kind_of(engine.spec.kind).starts else engine.endpoint.model,
         job=settings.job,
         memory=memory,
         played_s=player.played_s,

@@ -45,6 +45,8 @@ class Launch:
     warnings: tuple[str, ...] = ()
     """What a reader should know of how it was measured, though it counts."""
     versions: dict[str, str] = field(default_factory=dict)
+    model: str = ""
+    """What an endpoint serves, by the name that it answers to; empty for an engine that is started: it has what was asked for."""
     job: str = ""
     """The pytest run that measured it: launches of one run share the state that the host was in."""
     memory: tuple[RankMemory, ...] = ()

@@ -18,6 +18,7 @@ from pytest_llmperf.measure.measurement import Measurement
 from pytest_llmperf.plan.arguments import workload_from
 from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.kinds import kind_in_file
 from pytest_llmperf.report.scaling import Scaling, scaling_assertion, scaling_of
 from pytest_llmperf.report.text import assertion
 from pytest_llmperf.run.cases import RunError
@@ -84,7 +85,8 @@ class LLMPerf:
             spec = other_kind(self._own, engine or self._own.kind)
             if spec.kind != self._engine.spec.kind:
                 self._engine = self._bench.acquire(spec)
-            state = self._bench.state(Case(plan.case_id + number, self._engine.spec, wanted))
+            file_kind = kind_in_file(spec.kind, engine or plan.own_kind)  # one that the test itself names is its own
+            state = self._bench.state(Case(plan.case_id + number, self._engine.spec, wanted, file_kind))
             if not state.decided:
                 self._bench.launch(self._engine, state)
         return state.measurement
@@ -115,8 +117,9 @@ class Sweep:
         self._calls += 1
         with failing():
             wanted = workload_from(plan.axes, self._defaults, plan.arguments, workload, folder=self._folder)
+            file_kind = kind_in_file(self._spec.kind, plan.own_kind)
             cases = {
-                degree: Case(plan.case_id + suffix(degree, self._calls), replace(self._spec, tp=degree), wanted)
+                degree: Case(plan.case_id + suffix(degree, self._calls), replace(self._spec, tp=degree), wanted, file_kind)
                 for degree in self.degrees
             }
             try:

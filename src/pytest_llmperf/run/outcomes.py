@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge import suite
-from pytest_llmperf.judge.provenance import engine_facts
+from pytest_llmperf.judge.provenance import engine_facts, model_facts
 from pytest_llmperf.judge.verdict import Status, Verdict, observed
 from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.workload import Workload
@@ -43,7 +43,7 @@ def outcome_of(state: CaseState, nodeid: str = "") -> Outcome:
         status=verdict.status,
         verdict=verdict,
         launches=state.launches,
-        engine=engine_facts(state.case),
+        engine=engine_facts(state.case) | model_facts(state.case, state.launches),
         workload=state.case.workload.description,
         notes=(*state.notes, *state.limits.notes, *warnings),
     )
@@ -61,7 +61,8 @@ def left_out(plan: Planned, spec: EngineSpec, why: str) -> Outcome:
 
 
 def _without_figures(plan: Planned, spec: EngineSpec, case_id: str, status: Status, why: str) -> Outcome:
-    engine = engine_facts(Case(case_id, spec, Workload()))
+    case = Case(case_id, spec, Workload())
+    engine = engine_facts(case) | model_facts(case)
     return Outcome(case_id, plan.case_id, status, Verdict(status, reasons=(why,)), (), engine, {})
 
 
