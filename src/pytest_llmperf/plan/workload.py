@@ -76,6 +76,8 @@ class Workload:
     """Names of LoRA adapters, taken in turn; empty for the model itself."""
     slo: tuple[tuple[str, float], ...] = ()
     """Limits that a request must keep to count as goodput, by name of SLO_LIMITS, in seconds."""
+    tolerated_failures: float = 0.0
+    """Share of a round's requests that may fail before its launch is INVALID. It changes nothing of what is sent."""
 
     def __post_init__(self) -> None:
         """Raise PlanError where a field is unusable, or contradicts another one."""
@@ -119,11 +121,13 @@ class Workload:
     @property
     def fingerprint(self) -> str:
         """Return 16 hex digits that differ whenever what is sent differs; part of the baseline, never of its key."""
-        return hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()[:16]
+        sent = {name: value for name, value in self.description.items() if name not in _NOT_SENT}
+        return hashlib.sha256(json.dumps(sent, sort_keys=True).encode()).hexdigest()[:16]
 
 
 _ONE = (RequestClass("", 1.0, 1, 1),)
 _ALWAYS = ("prompt_tokens", "output_tokens", "requests", "concurrency", "seed")
+_NOT_SENT = ("tolerated_failures",)
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Workload)}
 
 

@@ -31,23 +31,23 @@ def record(rules: Rules, state: CaseState, stored: store.Baseline | None, marker
     """Return the baseline that a case's launches come to, to be written when its test has passed."""
     if len(state.launches) < rules.settings.launches:
         return Answer(None)
-    case, settings = state.case, rules.settings
+    case, settings, gated = state.case, rules.settings, rules.gates(marker)
     new = store.Baseline(
         case_id=case.id,
         host=rules.host.key,
         workload=case.workload.description,
         workload_fingerprint=case.workload.fingerprint,
         provenance=rules.provenance(state),
-        launches=state.launches,
+        launches=tuple(launch.keeping(gated) for launch in state.launches),
     )
     other = _other_version(rules, state, stored, new, marker) if stored and settings.extend else []
     if other and stored and settings.calibrate:
         verdict = Verdict(Status.NOT_COMPARABLE, observed(state.launches, stored.launches), tuple(other))
         return Answer(verdict, failure=_REFUSED.format("\n  ".join(other)))
     merged, how = _merged(stored, new, other, extend=settings.extend)
-    rows = observed(state.launches, stored.launches if stored else None)
+    rows = observed(state.launches, stored.launches if stored else None, gated)
     if settings.calibrate:
-        rows = calibrated(rows, merged, rules.gates(marker), rules.design(marker))
+        rows = calibrated(rows, merged, gated, rules.design(marker))
         merged = replace(merged, noise=noise_of(rows))
     path = rules.path(case.id)
     verdict = Verdict(Status.RECORDED, rows, launches=len(state.launches), baseline_launches=len(merged.launches))
