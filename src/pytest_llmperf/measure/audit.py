@@ -30,6 +30,7 @@ LATE_S = 0.02
 """Requests count as late when their mean delay is above both: this share of their mean E2E latency, and this many seconds."""
 _TEMPLATE_TOKENS = 128
 """A chat template may put so many tokens in front of every prompt, which a prefix cache then finds."""
+_OFF = "off: this engine"
 _WAVES = 3
 """A steady window of a closed loop takes a first wave, a last one, and one between them."""
 
@@ -82,14 +83,19 @@ def without_source(telemetry: Telemetry, workload: Workload) -> str | None:
     if telemetry.doubt:
         return None  # it was told, and is a problem
     if not telemetry.answered:
-        return "audits off: this engine has no /metrics, so its prefix-cache hits, output tokens and preemptions are not known"
+        return f"audits {_OFF} has no /metrics, so its prefix-cache hits, output tokens and preemptions are not known"
     hits_told = telemetry.prefix_hit_tokens is not None or workload.shares_prompts
     texts = [
-        "" if hits_told else "prefix-cache audit off: this engine tells no hits",
-        "" if telemetry.output_tokens is not None else "output-token audit off: this engine tells no output tokens",
+        "" if hits_told else f"prefix-cache audit {_OFF} tells no hits",
+        "" if telemetry.output_tokens is not None else f"output-token audit {_OFF} tells no output tokens",
         "" if telemetry.preemptions is not None else "preemptions are not known: this engine does not tell them",
     ]
     return "; ".join(filter(None, texts)) or None
+
+
+def is_blind(warning: str) -> bool:
+    """Return whether a warning says that an audit is off."""
+    return _OFF in warning
 
 
 def lateness(log: RoundLog) -> str | None:

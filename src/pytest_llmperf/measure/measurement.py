@@ -60,9 +60,11 @@ class Launch:
         """Return a metric's value in every round, or its one value of the launch."""
         if metric in self.metrics:
             return [self.metrics[metric]]
-        if self.samples and (value := of_samples(self.samples, metric)) is not None:
+        if any(metric in each.metrics for each in self.rounds):
+            return [each.metrics.get(metric) for each in self.rounds]
+        if (value := of_samples(self.samples, metric)) is not None:
             return [value]
-        return [each.metrics[metric] if metric in each.metrics else of_counters(each.counters, metric) for each in self.rounds]
+        return [of_counters(each.counters, metric) for each in self.rounds]
 
     def keeping(self, names: Iterable[str]) -> Launch:
         """Return the launch as it is stored: percentiles and counters of these names are metrics, and all others are gone."""
