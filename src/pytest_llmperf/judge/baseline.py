@@ -126,9 +126,11 @@ def dump(baseline: Baseline) -> str:
 
 
 def _dump_launch(launch: dict[str, Any]) -> str:
+    for each in launch["rounds"]:
+        del each["counters"]  # those that gate are metrics
     rounds = ",\n".join(f"      {json.dumps(each, sort_keys=True, allow_nan=False)}" for each in launch.pop("rounds"))
     # Only sound launches are stored, warnings were told, and how long it took is of no use later.
-    del launch["invalid"], launch["warnings"], launch["played_s"]
+    del launch["invalid"], launch["warnings"], launch["played_s"], launch["samples"]
     for name in ("memory", "model"):
         if not launch[name]:
             del launch[name]

@@ -14,13 +14,15 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure import arrivals, audit, formulas, metrics, telemetry
+from pytest_llmperf.measure import arrivals, audit, formulas, metrics, samples, telemetry
 from pytest_llmperf.measure.client.prompts import WARM_UP, prompts
 from pytest_llmperf.measure.gpus.memory import rank_memory
 from pytest_llmperf.measure.gpus.sampling import RoundWatch
 from pytest_llmperf.measure.host.model import model_config
 from pytest_llmperf.measure.host.preflight import link_warning, power_warning
+from pytest_llmperf.measure.kv_cache import read_capacity
 from pytest_llmperf.measure.measurement import Launch, Round
+from pytest_llmperf.measure.plausibility import caused_by
 from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.units import quantity
 
@@ -74,15 +76,16 @@ def measure_launch(
     rounds = _play_rounds(player, progress)
     if rounds.invalid:
         engine.check()
-    capacity = telemetry.read_capacity(engine.metrics_text(), engine.log_text())
+    capacity = read_capacity(engine.metrics_text(), engine.log_text(), cores=engine.spec.dp)
     complete = tuple(chain.from_iterable(played.complete for played in rounds.kept))
     classes = tuple(chain.from_iterable(played.classes for played in rounds.kept))
     memory = rank_memory(engine.watch, [played.gpus for played in rounds.kept if played.gpus]) if engine.watch else ()
+    sample = formulas.LaunchSample(engine.startup_s, capacity, complete, classes, memory)
     return Launch(
         id=uuid.uuid4().hex[:12],
         started=started,
         rounds=tuple(played.round for played in rounds.kept),
-        metrics=metrics.launch_metrics(formulas.LaunchSample(engine.startup_s, capacity, complete, classes, memory)),
+        metrics=metrics.launch_metrics(sample),
         dropped_rounds=rounds.dropped,
         invalid=tuple(rounds.invalid),
         warnings=tuple(_warnings(player, rounds)),
@@ -91,6 +94,7 @@ def measure_launch(
         job=settings.job,
         memory=memory,
         played_s=player.played_s,
+        samples=samples.kept_samples(sample),
     )
 
 
@@ -135,6 +139,7 @@ def _warnings(player: _Player, rounds: _Rounds) -> Iterator[str]:
         yield audit.UNSTAMPED
     if not player.engine.endpoint.takes_ids and player.workload.api == "completions":
         yield "prompts were words, whose tokens only the server can count: this endpoint takes no token ids"
+    yield from dict.fromkeys(text for played in rounds.kept for text in played.notes)
     if player.engine.watch:
         gpus = player.engine.watch.gpus
         yield from filter(None, (link_warning(player.engine.spec, gpus), power_warning(gpus)))
@@ -156,6 +161,8 @@ class _Played:
     classes: tuple[str, ...]
     """The class of each complete request; empty where there are none."""
     problems: list[str]
+    notes: tuple[str, ...] = ()
+    """What a reader should know though it counts: failures that were tolerated, audits without a source."""
     gpus: GpuRound | None = None
 
     @property
@@ -193,7 +200,7 @@ class _Player:
         while audit.is_busy(log) and self.client.processes < audit.MOST_PROCESSES:
             self.client.grow()
             log = self._send(self._prompts(WARM_UP - self.client.processes))
-        return audit.failures(log.records)
+        return audit.failures(log.records, self.workload.tolerated_failures)
 
     def round(self) -> _Played:
         """Play the next round."""
@@ -207,7 +214,7 @@ class _Player:
         classes = tuple(drawn[index].request_class for index in sent) if workload.classes else ()
         sample = formulas.RoundSample(
             log.records,
-            recorder.result(),
+            recorder.result(caused_by(sum(prompt.output_tokens for prompt in drawn), log.records)),
             classes=classes,
             concurrency=None if workload.is_open else workload.concurrency,
             slo=workload.slo,
@@ -220,7 +227,11 @@ class _Player:
         self.late = self.late or audit.lateness(log)
         self.unstamped |= audit.is_unstamped(log)
         self.early = self.early or audit.used_up(log, workload)
-        return _Played(Round(metrics.round_metrics(sample)), tuple(sample.complete), of_complete, problems, gpus)
+        played = Round(metrics.round_metrics(sample), dict(sample.telemetry.counters))
+        failed = audit.failed_text(log.records)
+        tolerated = f"{failed} (tolerated)" if failed and not problems else ""
+        notes = tuple(filter(None, (tolerated, audit.without_source(sample.telemetry, workload))))
+        return _Played(played, tuple(sample.complete), of_complete, problems, notes, gpus)
 
     def wait_until_undisturbed(self) -> bool:
         """Let the GPUs cool down and others leave them; return whether a minute did it."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_llmperf.judge.maths.stats import Decision
+    from pytest_llmperf.measure.measurement import Launch
     from pytest_llmperf.plan.engine import EngineSpec
     from pytest_llmperf.run.cases import CaseState, Planned
 
@@ -42,11 +43,16 @@ def outcome_of(state: CaseState, nodeid: str = "") -> Outcome:
         nodeid=nodeid or state.case.id,
         status=verdict.status,
         verdict=verdict,
-        launches=state.launches,
+        launches=tuple(_without_samples(launch, verdict) for launch in state.launches),
         engine=engine_facts(state.case) | model_facts(state.case, state.launches),
         workload=state.case.workload.description,
         notes=(*state.notes, *state.limits.notes, *warnings),
     )
+
+
+def _without_samples(launch: Launch, verdict: Verdict) -> Launch:
+    """Return the launch as it is reported: of all percentiles by name only those that the verdict shows."""
+    return replace(launch.keeping(row.metric for row in verdict.metrics), rounds=launch.rounds)
 
 
 def unmeasured(plan: Planned, *, skipped: bool, why: str) -> Outcome:

@@ -58,14 +58,14 @@ def record(rules: Rules, state: CaseState, stored: store.Baseline | None, marker
         workload=case.workload.description,
         workload_fingerprint=case.workload.fingerprint,
         provenance=rules.provenance(state),
-        launches=state.launches,
+        launches=tuple(launch.keeping(gated) for launch in state.launches),
     )
     other = _other_version(rules, state, stored, new, marker) if stored and settings.extend else []
     if other and stored and settings.calibrate:
         verdict = Verdict(Status.NOT_COMPARABLE, observed(state.launches, stored.launches), tuple(other))
         return Answer(verdict, failure=_REFUSED.format("\n  ".join(other)))
     merged, how = _merged(stored, new, other, extend=settings.extend)
-    rows = observed(state.launches, stored.launches if stored else None)
+    rows = observed(state.launches, stored.launches if stored else None, gated)
     if settings.calibrate:
         rows = calibrated(rows, merged, gated, design)
         merged = replace(merged, noise=noise_of(rows))
