@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from pytest_llmperf.plan.arguments import workload_from
 from pytest_llmperf.plan.axes import AXES, Axes, grid, is_selected
 from pytest_llmperf.plan.checks import PlanError, degree, parse_fraction
-from pytest_llmperf.plan.files import File
 from pytest_llmperf.plan.engine import (
     EngineArgs,
     EngineSpec,
@@ -25,6 +24,7 @@ from pytest_llmperf.plan.engine import (
     merge_engine_args,
     parse_engine_args,
 )
+from pytest_llmperf.plan.files import File
 from pytest_llmperf.plan.marker import parse_marker
 from pytest_llmperf.plan.workload import RequestClass, Workload
 

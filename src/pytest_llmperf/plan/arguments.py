@@ -81,8 +81,8 @@ def _merged(axes: Axes, layers: tuple[Mapping[str, Any], ...]) -> tuple[dict[str
         at_a_rate = {**merged, **layer}.get("rate")
         if "requests" in layer and layer.get("duration_s") is not None and at_a_rate:
             raise PlanError(
-                f"requests={layer['requests']!r} and duration_s={layer['duration_s']!r}: at a rate the one follows from the other;"
-                " leave one out"
+                f"requests={layer['requests']!r} and duration_s={layer['duration_s']!r}: at a rate the one follows from the"
+                " other; leave one out"
             )
         for name, other in (("requests", "duration_s"), ("duration_s", "requests")):
             if name in layer and other not in layer and at_a_rate:
@@ -175,7 +175,9 @@ def _warm_up(value: object, folder: Path) -> WarmUp | None:
         raise PlanError(f"warm_up={value!r}: must be a dict of what warms up; known are {', '.join(known)}")
     given = {name: item for name, item in value.items() if item is not None}
     lengths = {
-        name: parse_lengths(f"warm_up: {name}", given[name], folder) for name in ("prompt_tokens", "output_tokens") if name in given
+        name: parse_lengths(f"warm_up: {name}", given[name], folder)
+        for name in ("prompt_tokens", "output_tokens")
+        if name in given
     }
     if "dataset" in given and "prompt_tokens" in given:
         raise PlanError("warm_up: prompt_tokens and dataset: lengths come from the one or the other; leave prompt_tokens out")

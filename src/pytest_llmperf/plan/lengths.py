@@ -19,7 +19,9 @@ _LENGTHS = (
     "must be a number of tokens, or uniform(LOW, HIGH), normal(MEAN, SD[, MAX]), lognormal(MEAN, SIGMA[, MAX]) or file(PATH),"
     " with lengths of 1 or more"
 )
-_SECONDS = "must be a number of seconds, 0 or more, or uniform(LOW, HIGH), normal(MEAN, SD[, MAX]) or lognormal(MEAN, SIGMA[, MAX])"
+_SECONDS = (
+    "must be a number of seconds, 0 or more, or uniform(LOW, HIGH), normal(MEAN, SD[, MAX]) or lognormal(MEAN, SIGMA[, MAX])"
+)
 OWN = "dataset"
 """The lengths of a dataset's own answers, as `output_tokens`."""
 

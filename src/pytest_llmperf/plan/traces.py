@@ -24,7 +24,7 @@ UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 """Units of time that a trace can be in, in seconds."""
 _MOONCAKE, _BAILIAN = 512, 16
 """Tokens of a block in the traces of each maker (the READMEs of Mooncake and of qwen-bailian-usagetraces-anon)."""
-_SIZES = tuple(2**power for power in range(13))
+_SIZES = tuple(1 << power for power in range(13))
 """Sizes of a block that are looked for: powers of two up to 4,096, as every prefix cache has them."""
 _NEEDED = ("timestamp", "input_length", "output_length")
 _OF_BAILIAN = frozenset({"chat_id", "parent_chat_id"})
@@ -56,8 +56,7 @@ def read_trace(file: File, block_tokens: int | None = None, unit: str | None = N
 
     `block_tokens` and `unit`, a key of UNITS, are what the caller states; None is proven from the file, or refused.
     """
-    is_json = read_text(file).lstrip()[:1] in ("{", "[")
-    arrivals = _of_json(file, block_tokens, unit) if is_json else _of_csv(file, block_tokens, unit)
+    arrivals = _rows(file, block_tokens, unit)
     sent = sorted((row for row in arrivals if row.prompt_tokens and row.output_tokens), key=lambda arrival: arrival.at_s)
     if not sent:
         raise PlanError(f"{file.path}: no arrivals: {'every request in it has failed' if arrivals else 'it has a header only'}")
@@ -65,10 +64,22 @@ def read_trace(file: File, block_tokens: int | None = None, unit: str | None = N
     return tuple(replace(arrival, at_s=arrival.at_s - first_s) for arrival in sent)
 
 
+def failed_rows(file: File, block_tokens: int | None = None, unit: str | None = None) -> int:
+    """Return how many rows `read_trace` leaves out, because they have no prompt or no answer; raises PlanError."""
+    return len(_rows(file, block_tokens, unit)) - len(read_trace(file, block_tokens, unit))
+
+
+@functools.cache
+def _rows(file: File, block_tokens: int | None, unit: str | None) -> list[Arrival]:
+    is_json = read_text(file).lstrip()[:1] in ("{", "[")
+    return _of_json(file, block_tokens, unit) if is_json else _of_csv(file, block_tokens, unit)
+
+
 def _of_json(file: File, block_tokens: int | None, unit: str | None) -> list[Arrival]:
     rows = list(json_rows(file))
     for row in rows:
         _need(row, _NEEDED)
+    instants = [row.number("timestamp") for row in rows]
     counts = [(row.tokens("input_length", least=0), row.tokens("output_length", least=0)) for row in rows]
     blocks = [_blocks(row) for row in rows]
     filled = [(row, before, ids) for row, (before, _), ids in zip(rows, counts, blocks, strict=True) if ids and before]
@@ -82,8 +93,8 @@ def _of_json(file: File, block_tokens: int | None, unit: str | None) -> list[Arr
         raise PlanError(_unproven(file, rows, filled, size, block_tokens))
     scale = UNITS[unit or proven or ""]
     return [
-        Arrival(row.number("timestamp") * scale, before, after, ids, size)
-        for row, (before, after), ids in zip(rows, counts, blocks, strict=True)
+        Arrival(instant * scale, before, after, ids, size)
+        for instant, (before, after), ids in zip(instants, counts, blocks, strict=True)
     ]
 
 
@@ -168,9 +179,7 @@ def _of_csv(file: File, block_tokens: int | None, unit: str | None) -> list[Arri
             raise PlanError(f"trace_unit={unit!r}: {file.path} has dates as Azure's traces do; leave trace_unit out")
         return _of_azure(rows, at, before, after)
     scale = UNITS[unit or "s"]
-    return [
-        Arrival(row.number(at) * scale, row.tokens(before, least=0), row.tokens(after, least=0)) for row in rows
-    ]
+    return [Arrival(row.number(at) * scale, row.tokens(before, least=0), row.tokens(after, least=0)) for row in rows]
 
 
 def _of_azure(rows: Iterable[Row], at: str, before: str, after: str) -> list[Arrival]:
