@@ -109,7 +109,13 @@ class Workload:
             return sum(kind.share * mean_length(kind.output_tokens) for kind in self.classes) / sum(
                 kind.share for kind in self.classes
             )
-        return self.pairs.mean_output if self.pairs else mean_length(self.output_tokens)
+        if self.pairs:
+            return self.pairs.mean_output
+        usual = mean_length(self.output_tokens)
+        of_files: list[float] = [row.output_tokens for row in self.trace_rows]
+        own = self.has_own_answers
+        of_files += [(own and entry.answer_tokens) or entry.output_tokens or usual for entry in self.entries]
+        return sum(of_files) / len(of_files) if of_files else usual
 
     def class_share(self, name: str) -> float:
         """Return the share of requests that are of a class, 0 for one that there is not."""
@@ -123,8 +129,12 @@ class Workload:
     @property
     def entries(self) -> tuple[Conversation, ...]:
         """Return the entries of the dataset that are sent, empty without one; raises PlanError."""
-        own = isinstance(self.output_tokens, Lengths) and self.output_tokens.kind == OWN
-        return fitting(self.dataset, self.max_prompt_tokens, answered=own) if self.dataset else ()
+        return fitting(self.dataset, self.max_prompt_tokens, answered=self.has_own_answers) if self.dataset else ()
+
+    @property
+    def has_own_answers(self) -> bool:
+        """Return whether an answer is as long as the dataset's own."""
+        return isinstance(self.output_tokens, Lengths) and self.output_tokens.kind == OWN
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -133,9 +143,7 @@ class Workload:
         if self.trace and (failed := failed_rows(self.trace, self.block_tokens, self.trace_unit)):
             reasons.append(f"trace: {failed:,} of {failed + len(self.trace_rows):,} rows have no prompt or no answer: not sent")
         if self.dataset and (short := len(read_dataset(self.dataset)) - len(self.entries)):
-            reasons.append(
-                f"dataset: {short:,} of {short + len(self.entries):,} entries are too long or have no answer: not sent"
-            )
+            reasons.append(f"dataset: {short:,} of {short + len(self.entries):,} entries are too long or unanswered: not sent")
         return tuple(reasons)
 
     @property
