@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pytest_llmperf.plan.arguments import workload_from
 from pytest_llmperf.plan.axes import AXES, Axes, grid, is_selected
 from pytest_llmperf.plan.checks import PlanError, degree, parse_fraction
-from pytest_llmperf.plan.datasets import File
+from pytest_llmperf.plan.files import File
 from pytest_llmperf.plan.engine import (
     EngineArgs,
     EngineSpec,

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure import audit, metrics
 from pytest_llmperf.measure.gpus.memory import GpuMemory, RankMemory
+from pytest_llmperf.measure.limits import broken, check_metrics
+from pytest_llmperf.plan.limits import NO_LIMITS, LocalLimits, parse_limits
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_llmperf.plan.case import Case
 
 
@@ -61,6 +65,8 @@ class Measurement:
 
     case: Case
     launches: tuple[Launch, ...]
+    limits: LocalLimits = NO_LIMITS
+    """What marker and point say that metrics must not pass."""
 
     def __getitem__(self, metric: str) -> float:
         """Return a metric's median over all rounds of all launches.
@@ -85,6 +91,16 @@ class Measurement:
         """Return why the measurement must not be judged; empty when every launch is sound."""
         return tuple(dict.fromkeys(reason for launch in self.launches for reason in launch.invalid))
 
+    def broken_limits(self, limits: Mapping[str, object] | None = None) -> tuple[str, ...]:
+        """Return a sentence for each limit that is not kept, or whose metric was not measured; empty where all are.
+
+        Limits are those of the marker, over them those of the test's point, and over them `limits`: metric and number, or such
+        dicts by accelerator. None lifts a limit. Raises ValueError for what is no limit or no metric.
+        """
+        more = parse_limits(limits, origin="broken_limits(...)")
+        check_metrics(more)
+        return broken(self.limits.bounds(more), self.__getitem__)
+
     @property
     def gpu_memory(self) -> GpuMemory:
         """Return the GPU memory of the last launch by rank; asking it raises KeyError where there is none."""
@@ -104,15 +120,17 @@ def _limit(online: Measurement, offline: Measurement) -> str:
             f" {online.case.id} and {offline.case.id} are {'sent at a rate' if sent.is_open else 'two workloads'}"
         )
 
-    def value_or_0(metric: str) -> float:
+    def value(metric: str) -> float | None:
         try:
             return online[metric]
         except KeyError:
-            return 0.0  # no load process took part, or no request had to wait for another
+            return None  # no load process took part, or no request had to wait for another
 
     served, alone = online["output_tokens_per_s"], offline["output_tokens_per_s"]
-    share, cpu, delay_s = served / alone, value_or_0("client_cpu_cores"), value_or_0("send_delay_p99_s")
-    figures = f"{served:,.0f} tok/s behind the server, {alone:,.0f} without ({share:.0%}); the client took {cpu:.0%} of a core"
-    if cpu > audit.BUSY or delay_s > max(audit.LATE_S, audit.LATE_SHARE * online["e2e_p50_s"]):
-        return f"client: {figures}, and 1 % of its requests were {delay_s * 1e3:.1f} ms late or more"
+    share, cpu, delay_s = served / alone, value("client_cpu_cores"), value("send_delay_p99_s")
+    figures = f"{served:,.0f} tok/s behind the server, {alone:,.0f} without ({share:.0%})"
+    figures += "" if cpu is None else f"; the client took {cpu:.0%} of a core"
+    if (cpu or 0) > audit.BUSY or (delay_s or 0) > max(audit.LATE_S, audit.LATE_SHARE * online["e2e_p50_s"]):
+        late = "" if delay_s is None else f", and 1 % of its requests were {delay_s * 1e3:.1f} ms late or more"
+        return f"client: {figures}{late}"
     return f"{'engine' if share >= _ALIKE else 'front end'}: {figures}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_llmperf.plan.checks import PlanError, degree
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 AXES = ("model", "tp", "pp", "dp", "concurrency", "rate")
 DEFAULT_MODEL = "tiny"
@@ -23,6 +23,23 @@ def short_model(model: str) -> str:
 
 
 @dataclass(frozen=True)
+class Load:
+    """What a point of the grid says of the load: so many requests at a time, or a rate."""
+
+    concurrency: int = 8
+    rate: float | None = None
+    """Requests per second; None for so many at a time as `concurrency` says."""
+    name: str = ""
+    """What tells it apart from others alike; empty where there are none."""
+
+    @property
+    def id(self) -> str:
+        """Return its part of a test id, e.g. `c8`, `r2.5` or `c8-long`."""
+        load = f"c{self.concurrency}" if self.rate is None else f"r{self.rate:g}"
+        return f"{load}-{self.name}" if self.name else load
+
+
+@dataclass(frozen=True)
 class Axes:
     """One point of the grid that a test is run on."""
 
@@ -30,23 +47,29 @@ class Axes:
     tp: int = 1
     pp: int = 1
     dp: int = 1
-    concurrency: int = 8
+    concurrency: int = Load.concurrency
     rate: float | None = None
-    """Requests per second; None for so many at a time as `concurrency` says."""
+    """Requests per second, infinite for all at once; None for so many at a time as `concurrency` says."""
     endpoint: str = ""
     """The name of the endpoint that decides model and degrees by itself; empty for engines that are started."""
     sweep: bool = False
     """The test measures at several TP degrees itself; `tp` is the smallest of them."""
+    name: str = ""
+    """What tells its load apart from others of the same test that are alike."""
+
+    @property
+    def load(self) -> Load:
+        """Return what it says of the load."""
+        return Load(self.concurrency, self.rate, self.name)
 
     @property
     def id(self) -> str:
         """Return the test id of the point, e.g. `tiny-tp2-c8` or `tiny-sweep-c8`. Options never change it."""
-        load = f"c{self.concurrency}" if self.rate is None else f"r{self.rate:g}"
         if self.endpoint:
-            return f"{self.endpoint}-{load}"
+            return f"{self.endpoint}-{self.load.id}"
         parts = [short_model(self.model), "sweep" if self.sweep else f"tp{self.tp}"]
         parts += [f"{name}{value}" for name, value in (("pp", self.pp), ("dp", self.dp)) if value != 1]
-        return "-".join([*parts, load])
+        return "-".join([*parts, self.load.id])
 
 
 def axis_value(name: str, value: object, *, origin: str) -> Any:
@@ -59,27 +82,37 @@ def axis_value(name: str, value: object, *, origin: str) -> Any:
         rate = float(str(value))
     except ValueError:
         rate = 0.0
-    if isinstance(value, bool) or not 0 < rate < math.inf:
-        raise PlanError(f"{origin}={value}: must be requests per second above 0, e.g. 2.5")
+    if isinstance(value, bool) or not 0 < rate <= math.inf:
+        raise PlanError(f"{origin}={value}: must be requests per second above 0, e.g. 2.5, or inf to send all at once")
     return rate
 
 
-def grid(allowed: Mapping[str, tuple[Any, ...]], selected: Mapping[str, tuple[Any, ...]]) -> list[Axes]:
+def grid(
+    allowed: Mapping[str, tuple[Any, ...]], selected: Mapping[str, tuple[Any, ...]], loads: Sequence[Load] = ()
+) -> list[Axes]:
     """Return every point that a marker allows; an axis that it leaves open has the selected values, else the default.
 
+    `loads` are those that it names one by one; they stand in the place of the axes concurrency and rate.
     Points that the selection excludes are in the list too: the caller deselects them (`is_selected`), as pytest does
     with `-k`, so that the run says how many there were.
     """
+    engines = itertools.product(*(_values(name, allowed, selected) for name in AXES[:4]))
+    every = loads or _loads_of(allowed, selected)
+    return [
+        Axes(model, tp, pp, dp, load.concurrency, load.rate, name=load.name)
+        for (model, tp, pp, dp), load in itertools.product(engines, every)
+    ]
 
-    def values(name: str) -> tuple[Any, ...]:
-        return allowed.get(name) or selected.get(name) or (getattr(Axes, name),)
 
+def _values(name: str, allowed: Mapping[str, tuple[Any, ...]], selected: Mapping[str, tuple[Any, ...]]) -> tuple[Any, ...]:
+    return allowed.get(name) or selected.get(name) or (getattr(Axes, name),)
+
+
+def _loads_of(allowed: Mapping[str, tuple[Any, ...]], selected: Mapping[str, tuple[Any, ...]]) -> list[Load]:
     at_rate = "rate" in allowed or ("rate" in selected and "concurrency" not in allowed)
     at_once = "concurrency" in allowed or not at_rate or ("concurrency" in selected and "rate" not in allowed)
-    loads = [(number, None) for number in values("concurrency") if at_once]
-    loads += [(Axes.concurrency, rate) for rate in values("rate") if at_rate]
-    engines = itertools.product(*(values(name) for name in AXES[:4]))
-    return [Axes(*engine, *load) for engine, load in itertools.product(engines, loads)]
+    loads = [Load(concurrency=number) for number in _values("concurrency", allowed, selected) if at_once]
+    return loads + [Load(rate=rate) for rate in _values("rate", allowed, selected) if at_rate]
 
 
 def is_selected(axes: Axes, selected: Mapping[str, tuple[Any, ...]]) -> bool:

@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -148,7 +148,7 @@ class EngineSpec:
     env: tuple[tuple[str, str], ...] = ()
     python: str = ""
     """The interpreter that has vLLM; empty for engines that need none."""
-    url: str = ""
+    url: str = field(default="", repr=False)  # its query may hold a secret
     """The endpoint of an engine that is not started, else empty."""
     command: str = ""
     """The command line of an engine that is started by one, with placeholders (`command.PLACEHOLDERS`), else empty."""
@@ -174,7 +174,12 @@ class EngineSpec:
 
 
 def check_url(url: str, *, origin: str) -> str:
-    """Return an OpenAI-compatible endpoint's root without a trailing `/` or `/v1`, or raise PlanError."""
+    """Return an OpenAI-compatible endpoint's root: without a trailing `/`, without `/v1` and what may follow it, with its query.
+
+    Raises PlanError for what is no URL, and for one that holds a user or a password: it would stand in reports.
+    """
+    shown = re.sub(r"//[^/?#]*@", "//...@", url)
+    wrong = "not a URL of an OpenAI-compatible server"
     try:
         parts = urlsplit(url)
         usable = (
@@ -186,8 +191,21 @@ def check_url(url: str, *, origin: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise PlanError(f"{origin}={url!r}: not a URL of an OpenAI-compatible server; write http://HOST:PORT")
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+        raise PlanError(f"{origin}={shown!r}: {wrong}; write http://HOST:PORT")
+    if "@" in parts.netloc:
+        raise PlanError(
+            f"{origin}={shown!r}: {wrong} that can be stored, because it holds a user or a password; leave them out, and give"
+            " them as a header from the environment, e.g. --llmperf-header='Authorization: Basic $CREDENTIALS'"
+        )
+    path = parts.path.rstrip("/")
+    for end in ("/chat/completions", "/completions", "/v1"):
+        path = path.removesuffix(end).rstrip("/")
+    return parts._replace(path=path, fragment="").geturl()
+
+
+def url_name(url: str) -> str:
+    """Return what an endpoint is called that has no name: its host, port and path, fit for test ids and file names."""
+    return url.partition("?")[0].partition("//")[2].replace(":", "_").replace("/", "_")
 
 
 def engine_spec(base: EngineSpec, axes: Axes, *layers: EngineArgs) -> EngineSpec:

@@ -81,7 +81,8 @@ def llm_engine(
         kind = kind_of(spec.kind)
         if wanted and not kind_of(wanted).serves and (kind.commanded or not kind.starts):
             pytest.skip(
-                f"its marker says engine={wanted!r}, an engine without a server, and {spec.url or 'this one'} is a server"
+                f"its marker says engine={wanted!r}, an engine without a server, and"
+                f" {spec.url.partition('?')[0] or 'this one'} is a server"
             )
         skip_or_fail(request.node, spec)
         return bench.acquire(spec)

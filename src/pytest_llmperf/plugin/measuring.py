@@ -81,7 +81,7 @@ class LLMPerf:
         self._calls += 1
         number = "" if self._calls == 1 else f"#{self._calls}"
         with failing():
-            wanted = workload_from(plan.axes, self._defaults, workload, folder=self._folder)
+            wanted = workload_from(plan.axes, self._defaults, plan.arguments, workload, folder=self._folder)
             spec = other_engine(self._own, engine, engine_args)
             state = self._bench.state(Case(plan.case_id + number, spec, wanted))
             if not state.decided:
@@ -115,7 +115,7 @@ class Sweep:
         plan = bench.plan
         self._calls += 1
         with failing():
-            wanted = workload_from(plan.axes, self._defaults, workload, folder=self._folder)
+            wanted = workload_from(plan.axes, self._defaults, plan.arguments, workload, folder=self._folder)
             cases = {
                 degree: Case(plan.case_id + suffix(degree, self._calls), replace(self._spec, tp=degree), wanted)
                 for degree in self.degrees

@@ -29,6 +29,12 @@ def parameter(item: pytest.Item, name: str) -> Any:
     return callspec.params.get(name) if callspec else None
 
 
+def calls(metafunc: pytest.Metafunc) -> list[Any]:
+    """Return the parameters of each test that is generated, with `params` and `marks`; the list may be changed."""
+    generated: list[Any] = metafunc._calls
+    return generated
+
+
 def terminal(config: pytest.Config) -> Any:
     """Return what writes to the terminal, None with -p no:terminal."""
     return config.pluginmanager.getplugin("terminalreporter")

@@ -13,12 +13,14 @@ from pytest_llmperf.report.tables import review_table, summary_table
 from pytest_llmperf.report.text import (
     counts_line,
     headline,
+    limit_gaps,
     metric_line,
     prospects,
     render,
     self_test_line,
     suite_line,
 )
+from pytest_llmperf.run.launches import local_limits
 from pytest_llmperf.run.rules import prospects_of, stored_and_new, unused_baselines
 
 if TYPE_CHECKING:
@@ -44,9 +46,12 @@ def header(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     line += f"; baselines: {stored} found, {new} new"
     if state.deselected:
         line += f"; {state.deselected} deselected, which their markers allow only at other values"
+    verbose = config.get_verbosity() > 0
+    gaps = ((plan.case_id, local_limits(plan, rules.host, plan.spec).notes) for plan in planned)
+    lines = [line, *limit_gaps(gaps, verbose=verbose)]
     if rules.settings.selftest or rules.settings.calibrate or rules.settings.update == "all":
-        return [line]
-    return [line, *prospects(prospects_of(rules), verbose=config.get_verbosity() > 0)]
+        return lines
+    return [*lines, *prospects(prospects_of(rules), verbose=verbose)]
 
 
 def summarize(reporter: Any, config: pytest.Config) -> None:

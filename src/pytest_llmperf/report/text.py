@@ -78,9 +78,19 @@ def prospects(cases: Iterable[tuple[str, list[Comparison]]], *, verbose: bool) -
         for comparison, detectable in rated:
             if detectable is not None and detectable > comparison.gate.share:
                 short.append(_shortfall(case_id, comparison, detectable))
-    shown = short if verbose else short[:_SHORTFALLS]
-    more = [f"llmperf: and {len(short) - len(shown)} more such tolerances; -v shows all"] if len(short) > len(shown) else []
-    return [*lines, *shown, *more]
+    return [*lines, *_first(short, "tolerances", verbose=verbose)]
+
+
+def limit_gaps(notes: Iterable[tuple[str, Iterable[str]]], *, verbose: bool) -> list[str]:
+    """Return which cases have limits that are none for these accelerators: what is not asked must not look as if it were kept."""
+    lines = [f"llmperf: {case_id}: {note}" for case_id, case_notes in notes for note in case_notes]
+    return _first(lines, "limits", verbose=verbose)
+
+
+def _first(lines: Sequence[str], what: str, *, verbose: bool) -> list[str]:
+    shown = list(lines) if verbose else list(lines[:_SHORTFALLS])
+    more = [f"llmperf: and {len(lines) - len(shown)} more such {what}; -v shows all"] if len(lines) > len(shown) else []
+    return [*shown, *more]
 
 
 _SHORTFALLS = 4

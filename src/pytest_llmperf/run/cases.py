@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge.verdict import Status
 from pytest_llmperf.measure.measurement import Measurement
+from pytest_llmperf.plan.limits import NO_LIMITS
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
     from pytest_llmperf.judge.baseline import Baseline
     from pytest_llmperf.judge.verdict import Verdict
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
     from pytest_llmperf.plan.axes import Axes
     from pytest_llmperf.plan.case import Case
     from pytest_llmperf.plan.engine import EngineSpec
+    from pytest_llmperf.plan.limits import Limits, LocalLimits
     from pytest_llmperf.plan.marker import Marker
+    from pytest_llmperf.plan.points import Point
 
 
 class RunError(Exception):
@@ -43,6 +47,20 @@ class Planned:
     """The test asks for the baseline."""
     error: str | None = None
     """Why the marker is unusable."""
+
+    @property
+    def _point(self) -> Point | None:
+        return next((point for point in self.marker.points if point.load == self.axes.load), None)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Return the workload arguments of the test's point, its load among them; empty where axes make the grid."""
+        return self._point.arguments if self._point else {}
+
+    @property
+    def limits(self) -> tuple[Limits, ...]:
+        """Return the limits of the test, its point's behind those of its marker."""
+        return (self.marker.limits, self._point.limits) if self._point else (self.marker.limits,)
 
 
 @dataclass(frozen=True)
@@ -81,11 +99,13 @@ class CaseState:
     notes: tuple[str, ...] = ()
     record: tuple[Path, Baseline] | None = None
     """The baseline to be written if the test passes."""
+    limits: LocalLimits = NO_LIMITS
+    """What its metrics must not pass on the accelerators of its engine."""
 
     @property
     def measurement(self) -> Measurement:
         """Return the launches so far, as the test sees them."""
-        return Measurement(self.case, self.launches)
+        return Measurement(self.case, self.launches, self.limits)
 
     def take(self, answer: Answer) -> None:
         """Note the answer to a comparison of this case."""

@@ -13,6 +13,7 @@ from pytest_llmperf.measure.launch import RoundSettings, measure_launch
 from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.engine import check_url, merge_engine_args, parse_engine_args
 from pytest_llmperf.plan.kinds import ENDPOINT, exchangeable, kind_of
+from pytest_llmperf.plan.limits import LocalLimits, named_accelerators
 from pytest_llmperf.run.cases import CaseState, RunError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pytest_llmperf.measure.engines.engine import Engine
+    from pytest_llmperf.measure.host.machine import Host
     from pytest_llmperf.plan.case import Case
     from pytest_llmperf.plan.engine import EngineSpec
     from pytest_llmperf.run.cases import Planned
@@ -83,6 +85,8 @@ class Bench:
         Raises EngineError or ClientError where it cannot be measured, and RunError where it proves nothing.
         """
         run, settings = self.run, self.run.rules.settings
+        gpus = [gpu.name for gpu in run.rules.host.devices if gpu.index in engine.gpus]
+        state.limits = local_limits(self.plan, run.rules.host, engine.spec, gpus)
         rounds = RoundSettings(
             # An endpoint that outlives the run has seen a fixed seed before.
             nonce=state.case.id if kind_of(engine.spec.kind).starts else uuid.uuid4().hex,
@@ -114,6 +118,11 @@ class Bench:
         ordered = sorted((self.states[place] for place in places), key=lambda state: ids.index(state.case.id))
         for place, state in zip(places, ordered, strict=True):
             self.states[place] = state
+
+
+def local_limits(plan: Planned, host: Host, spec: EngineSpec, gpus: Sequence[str] = ()) -> LocalLimits:
+    """Return the limits of a test on this host; `gpus` are the names of its engine's, by default those of the host."""
+    return LocalLimits(plan.limits, named_accelerators(gpus or host.gpus, started_here=kind_of(spec.kind).starts))
 
 
 def own_spec(spec: EngineSpec, arguments: dict[str, Any], url: str | None) -> EngineSpec:

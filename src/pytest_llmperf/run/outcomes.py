@@ -45,7 +45,7 @@ def outcome_of(state: CaseState, nodeid: str = "") -> Outcome:
         launches=state.launches,
         engine=engine_facts(state.case),
         workload=state.case.workload.description,
-        notes=(*state.notes, *warnings),
+        notes=(*state.notes, *state.limits.notes, *warnings),
     )
 
 

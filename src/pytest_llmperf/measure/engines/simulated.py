@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pytest_llmperf.measure.client.answers import to_record
-from pytest_llmperf.measure.client.messages import ClientError, RoundLog
+from pytest_llmperf.measure.client.messages import OVER, ClientError, RoundLog
 from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.engines import api
 from pytest_llmperf.measure.engines.engine import EngineError, StartSettings
@@ -44,6 +44,8 @@ class _Exchange(msgspec.Struct):
     from_ns: int
     reads: list[tuple[int, str]]
     error: str | None
+    due_ns: int = 0
+    over: bool = False
 
 
 class _Played(msgspec.Struct):
@@ -63,6 +65,9 @@ def play_virtually(engine: ServerEngine, prompts: Sequence[Prompt], client: Load
         "concurrency": plan.concurrency,
         "due_ns": plan.due_ns,
         "conversations": [list(indices) for indices in plan.conversations()],
+        "max_concurrency": plan.max_concurrency,
+        "think_ns": plan.think_ns,
+        "stop_ns": plan.stop_ns,
     }
     try:
         status, answer = api.post(f"{engine.url}/play", body, timeout_s=_ROUND_TIMEOUT_S)
@@ -77,6 +82,8 @@ def play_virtually(engine: ServerEngine, prompts: Sequence[Prompt], client: Load
 
 
 def _record(plan: RoundPlan, index: int, exchange: _Exchange, start_ns: int) -> RequestRecord:
+    if exchange.over:
+        return RequestRecord(None, error=OVER)
     if not exchange.sent_ns:
         return RequestRecord(None, error="never sent: the round had stalled")
     reads = [(stamp_ns, text.encode("latin-1")) for stamp_ns, text in exchange.reads]
@@ -88,6 +95,7 @@ def _record(plan: RoundPlan, index: int, exchange: _Exchange, start_ns: int) -> 
         from_ns=exchange.from_ns,
         start_ns=start_ns,
         error=exchange.error,
+        due_ns=exchange.due_ns or None,
     )
 
 
