@@ -23,7 +23,7 @@ from pytest_llmperf.report.scaling import Scaling, scaling_assertion, scaling_of
 from pytest_llmperf.report.text import assertion
 from pytest_llmperf.run.cases import RunError
 from pytest_llmperf.run.judging import compare
-from pytest_llmperf.run.launches import other_kind
+from pytest_llmperf.run.launches import other_engine
 from pytest_llmperf.run.outcomes import outcome_of
 from pytest_llmperf.run.sweep import order, suffix
 
@@ -70,11 +70,12 @@ class LLMPerf:
         self._folder = folder
         self._calls = 0
 
-    def __call__(self, *, engine: str | None = None, **workload: Any) -> Measurement:
+    def __call__(self, *, engine: str | None = None, engine_args: Any = None, **workload: Any) -> Measurement:
         """Measure a workload, the arguments being the fields of `Workload`, and return the launches.
 
         `engine="offline"` measures it on `vllm.LLM`, with the same arguments and without a server, and `engine="server"` on a
-        server: such an engine is started in the place of the test's own.
+        server. `engine_args` are engine arguments over those of the test's own engine, in the marker's forms. Such an engine is
+        started in the place of the test's own, which starts again when a call asks for neither.
         Fails the test when a request failed, when the engine died, or when anything else makes the numbers worthless.
         """
         plan = self._bench.plan
@@ -82,12 +83,12 @@ class LLMPerf:
         number = "" if self._calls == 1 else f"#{self._calls}"
         with failing():
             wanted = workload_from(plan.axes, self._defaults, plan.arguments, workload, folder=self._folder)
-            spec = other_kind(self._own, engine or self._own.kind)
-            if spec.kind != self._engine.spec.kind:
-                self._engine = self._bench.acquire(spec)
+            spec = other_engine(self._own, engine, engine_args)
             file_kind = kind_in_file(spec.kind, engine or plan.own_kind)  # one that the test itself names is its own
-            state = self._bench.state(Case(plan.case_id + number, self._engine.spec, wanted, file_kind))
+            state = self._bench.state(Case(plan.case_id + number, spec, wanted, file_kind))
             if not state.decided:
+                if spec != self._engine.spec:
+                    self._engine = self._bench.acquire(spec)
                 self._bench.launch(self._engine, state)
         return state.measurement
 

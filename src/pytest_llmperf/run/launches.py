@@ -136,12 +136,25 @@ def own_spec(spec: EngineSpec, arguments: dict[str, Any], url: str | None) -> En
     return replace(spec, args=merge_engine_args(layer, spec.args))  # marker and command line win over the fixture
 
 
-def other_kind(own: EngineSpec, kind: str) -> EngineSpec:
-    """Return a test's engine as one of another kind; raises PlanError where the two cannot take each other's place."""
+def other_engine(own: EngineSpec, kind: str | None, arguments: Any) -> EngineSpec:
+    """Return a test's engine as a call wants it: of another kind, with other arguments, or as it is where it wants neither.
+
+    Raises PlanError where the two kinds cannot take each other's place, or nothing can be passed to an endpoint.
+    """
+    kind = kind or own.kind
     vllm = kind in exchangeable() and own.kind in exchangeable()
     if kind != own.kind and not vllm:
         raise PlanError(
             f"llmperf(engine={kind!r}): this test's engine is of the kind {own.kind!r}; only"
             f" {' and '.join(exchangeable())} can take each other's place"
         )
-    return replace(own, kind=kind)
+    if arguments is None:
+        return replace(own, kind=kind)
+    origin = "llmperf(engine_args=...)"
+    if not kind_of(kind).starts:
+        raise PlanError(
+            f"{origin}: this test's engine is the endpoint {own.url}, whose arguments are what it was started with;"
+            " leave engine_args out, or the endpoint"
+        )
+    layer = parse_engine_args(arguments, origin=origin, verbatim=kind_of(kind).commanded)
+    return replace(own, kind=kind, args=merge_engine_args(own.args, layer))
