@@ -120,7 +120,9 @@ def next_load(search: Search, probes: Sequence[Probe], start: float | None = Non
         reach = _DITHER * math.log(search.high / search.low) if start is None else math.log1p(search.resolution)
         return _fit(search, middle * math.exp(shift * reach), search.low, search.high)
     if held is not None and failed is not None:
-        return None if _closed(search, held, failed) else _between(search, held, failed, shift)
+        return (
+            _uncertain(search, probes, decided, shift) if _closed(search, held, failed) else _between(search, held, failed, shift)
+        )
     if held is not None:
         return _beyond(search, held, search.high, shift, len(decided) if start else None)
     assert failed is not None
@@ -182,6 +184,19 @@ def _beyond(search: Search, tried: float, bound: float, shift: float, strides: i
         return _fit(search, tried * stride if up else tried / stride, *sorted((_next_to(search, tried, up=up), bound)))
     near, far = sorted((tried, bound))
     return bound if _closed(search, near, far) else _between(search, near, far, shift)
+
+
+def _uncertain(search: Search, probes: Sequence[Probe], decided: dict[float, Decided | None], shift: float) -> float | None:
+    """Return a load farther out where no load that was tried is certain on one side, so that the interval has an end there."""
+    can_prove = provable(search.repeats * max(probe.total for probe in probes)) >= search.share
+    for holds, bound in ((True, search.low), (False, search.high)):
+        loads = {load: each for load, each in decided.items() if each and each.holds is holds}
+        if any(each.certain for each in loads.values()) or (holds and not can_prove):
+            continue
+        farthest = max(loads) if bound == search.high else min(loads)
+        if farthest != bound:
+            return _beyond(search, farthest, bound, shift, 1)
+    return None
 
 
 def _next_to(search: Search, load: float, *, up: bool) -> float:
