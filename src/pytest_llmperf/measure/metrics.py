@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from pytest_llmperf.measure import formulas
-from pytest_llmperf.measure.metric import LATENCIES, MIN_EXCEEDANCES, latency_rows, sent_rows
+from pytest_llmperf.measure.metric import LATENCIES, MIN_EXCEEDANCES, capacity_rows, latency_rows, sent_rows
 from pytest_llmperf.measure.metric import Metric as Metric
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ METRICS: tuple[Metric, ...] = (
         "launch of the engine's process to its first real token",
         of_launch=lambda sample: sample.startup_s,
     ),
+    *capacity_rows(),
 )  # fmt: skip
 
 BY_NAME = {metric.name: metric for metric in METRICS}

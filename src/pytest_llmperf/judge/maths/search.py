@@ -167,8 +167,8 @@ def _closed(search: Search, held: float, failed: float) -> bool:
 
 
 def _between(search: Search, low: float, high: float, shift: float) -> float:
-    inside = low * (high / low) ** (0.5 + _DITHER * shift)
-    return min(max(round(inside), low + 1), high - 1) if search.whole else inside
+    inside = math.sqrt(low * high) * math.exp(_DITHER * shift * math.log(high / low))
+    return min(max(float(round(inside)), low + 1), high - 1) if search.whole else inside
 
 
 def _beyond(search: Search, tried: float, bound: float, shift: float, strides: int | None) -> float | None:
