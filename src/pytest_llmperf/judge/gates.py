@@ -7,13 +7,15 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
 from pytest_llmperf.measure.metrics import BY_NAME, CLASS_SEPARATOR, METRICS, find, is_counter, is_metric, names_of
+from pytest_llmperf.plan.capacity import CAPACITIES, CAPACITY
 from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.gates import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import Any
 
     from pytest_llmperf.measure.metrics import Metric
-    from pytest_llmperf.plan.gates import Gate
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,18 @@ def judged(name: str, gate: Tolerance | None) -> Metric:
     """Return a metric as a gate has it judged: a counter of which more is better is a large number, hence a ratio."""
     metric = find(name)
     return replace(metric, better="higher", kind="ratio", tolerance=None) if gate and gate.better == "higher" else metric
+
+
+def capacity_gates(entries: Iterable[Gate], description: Mapping[str, Any], *, tolerance: float) -> dict[str, Tolerance] | None:
+    """Return what gates a search for the largest load: what it comes to, and nothing of the rounds that it took.
+
+    `description` is that of its workload; None for any other workload.
+    """
+    if CAPACITY not in description:
+        return None
+    name = CAPACITIES[description[CAPACITY]["varied"]]
+    found = gates((Gate(name, on=True, origin="llmperf.capacity"), *entries), tolerance=tolerance)
+    return {metric: gate for metric, gate in found.items() if metric == name}
 
 
 def _matching(pattern: str) -> list[str]:

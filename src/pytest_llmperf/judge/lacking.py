@@ -10,6 +10,8 @@ from pytest_llmperf.judge import noise
 from pytest_llmperf.judge.comparison import Comparison
 from pytest_llmperf.judge.gates import judged
 from pytest_llmperf.measure.measurement import Round
+from pytest_llmperf.measure.metric import LOW
+from pytest_llmperf.plan.capacity import CAPACITIES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -32,6 +34,8 @@ def reason(metric: Metric, launches: Sequence[Launch], gate: Tolerance, design: 
         return f"not measured in {sum(not each for each in values)} of {len(values)} launches"
     if not all(math.isfinite(value) for launch in values for value in launch):
         return "a value is not a finite number"
+    if metric.name in CAPACITIES.values() and any(launch.metrics.get(metric.name + LOW) is None for launch in launches):
+        return "not even the smallest load of the search holds; lower its bounds, or loosen the limits"
     return Comparison(metric, values, gate, design).unusable
 
 

@@ -23,6 +23,8 @@ from pytest_llmperf.judge.maths import stats
 from pytest_llmperf.judge.noise import Parts
 from pytest_llmperf.judge.provenance import engine_facts, model_facts, unlike
 from pytest_llmperf.measure import metrics
+from pytest_llmperf.measure.metric import HIGH, LOW
+from pytest_llmperf.plan.capacity import CAPACITIES
 from pytest_llmperf.plan.fingerprint import fingerprint_of, is_of
 
 if TYPE_CHECKING:
@@ -260,6 +262,8 @@ def _judge_metric(
         rule += f"; {needed} would most likely do" if needed else "; the baseline needs more launches"
     if status.green and metric.kind != "count" and _implausible(metric, old, new[:look]):
         status, rule = Status.NOT_COMPARABLE, _TOO_GOOD
+    if why := _beyond_bounds(metric, status, stored.launches, measurement.launches):
+        status, rule = Status.NOT_COMPARABLE, why
     return replace(
         seen,
         status=status,
@@ -278,6 +282,22 @@ def _implausible(metric: Metric, before: list[list[float]], now: list[list[float
     if not old or new is None:
         return False
     return new > _IMPLAUSIBLE * old if metric.better == "higher" else old > _IMPLAUSIBLE * new
+
+
+def _beyond_bounds(metric: Metric, status: Status, before: Sequence[Launch], now: Sequence[Launch]) -> str | None:
+    """Return why the bounds of a search keep a capacity from being compared; None where they do not.
+
+    A value at a bound is only a limit. That at the upper one is the least that the capacity can be, so what is worse than a
+    baseline there is worse all the more, and all that reach it are alike; that at the lower one is the most that it can be.
+    """
+    if metric.name not in CAPACITIES.values() or status in (Status.REGRESSED, Status.UNDECIDED):
+        return None
+    if any(launch.metrics.get(metric.name + LOW) is None for launch in now):
+        return "not even the smallest load holds in this run: the capacity is below the bounds of the search"
+    open_before, open_now = ([launch.metrics.get(metric.name + HIGH) is None for launch in side] for side in (before, now))
+    if any(open_before) and not all(open_now):
+        return "the baseline is at the upper bound of the search, its capacity is not known; raise the bound and record it anew"
+    return None
 
 
 def _not_judged(

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _STEADY = 0.02
 """Two rounds agree, and the warm-up is over, when their throughput differs by no more than this share."""
 _MOST_DROPPED = 3
-_MOST_DISTURBED = 3
+MOST_DISTURBED = 3
 """Rounds of a launch that are measured again because something was wrong with a GPU."""
 CALM_S = 60.0
 """How long a GPU may take to cool down, and other processes to leave it, before a round is measured again."""
@@ -72,7 +72,7 @@ def measure_launch(
     load process is.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    player = _Player(engine, client, workload, settings)
+    player = Player(engine, client, workload, settings)
     rounds = _play_rounds(player, progress)
     if rounds.invalid:
         engine.check()
@@ -102,7 +102,7 @@ def measure_launch(
 class _Rounds:
     """The rounds of a launch."""
 
-    kept: list[_Played] = field(default_factory=list)
+    kept: list[Played] = field(default_factory=list)
     dropped: int = 0
     """Rounds before the engine was steady."""
     disturbed: list[str] = field(default_factory=list)
@@ -110,13 +110,13 @@ class _Rounds:
     invalid: list[str] = field(default_factory=list)
 
 
-def _play_rounds(player: _Player, progress: Callable[[str], None]) -> _Rounds:
+def _play_rounds(player: Player, progress: Callable[[str], None]) -> _Rounds:
     """Warm up and play the rounds, up to the first that makes the launch invalid."""
     wanted = player.settings.rounds
     rounds = _Rounds(invalid=player.warm_up())
     while not rounds.invalid and len(rounds.kept) < wanted:
         played = player.round()
-        if played.trouble and len(rounds.disturbed) < _MOST_DISTURBED and not played.problems:
+        if played.trouble and len(rounds.disturbed) < MOST_DISTURBED and not played.problems:
             progress(f"round dropped: {played.trouble[0]}")
             if player.wait_until_undisturbed():
                 rounds.disturbed.append(played.trouble[0])
@@ -130,7 +130,7 @@ def _play_rounds(player: _Player, progress: Callable[[str], None]) -> _Rounds:
     return rounds
 
 
-def _warnings(player: _Player, rounds: _Rounds) -> Iterator[str]:
+def _warnings(player: Player, rounds: _Rounds) -> Iterator[str]:
     """Yield what a reader should know of how the rounds were measured."""
     yield from audit.warnings(player.workload, [played.round.metrics for played in rounds.kept])
     yield from arrivals.warnings([record for played in rounds.kept for record in played.complete])
@@ -153,10 +153,12 @@ def _agree(earlier: Round, later: Round) -> bool:
 
 
 @dataclass(frozen=True)
-class _Played:
+class Played:
     """A round as it came out."""
 
     round: Round
+    records: tuple[RequestRecord, ...]
+    """All its requests, failed ones too."""
     complete: tuple[RequestRecord, ...]
     classes: tuple[str, ...]
     """The class of each complete request; empty where there are none."""
@@ -171,13 +173,15 @@ class _Played:
         return self.gpus.trouble if self.gpus else ()
 
 
-class _Player:
+class Player:
     """Plays rounds one after the other, each with prompts of its own."""
 
     def __init__(self, engine: Engine, client: LoadClient, workload: Workload, settings: RoundSettings) -> None:
+        """Note what to play on which engine; nothing is sent yet."""
         self.engine = engine
         self.client = client
         self.workload = workload
+        """What the next round sends; a search for the largest load changes it."""
         self.settings = settings
         # What an endpoint serves is known by the name it answers to; its spec only has the name that the user gave it.
         model = engine.spec.model if kind_of(engine.spec.kind).starts else engine.endpoint.model
@@ -202,7 +206,7 @@ class _Player:
             log = self._send(self._prompts(WARM_UP - self.client.processes))
         return audit.failures(log.records, self.workload.tolerated_failures)
 
-    def round(self) -> _Played:
+    def round(self) -> Played:
         """Play the next round."""
         workload, drawn = self.workload, self._prompts(self._number)
         recorder, watch = telemetry.Recorder(self.engine), self.engine.watch
@@ -231,7 +235,7 @@ class _Player:
         failed = audit.failed_text(log.records)
         tolerated = f"{failed} (tolerated)" if failed and not problems else ""
         notes = tuple(filter(None, (tolerated, audit.without_source(sample.telemetry, workload))))
-        return _Played(played, tuple(sample.complete), of_complete, problems, notes, gpus)
+        return Played(played, log.records, tuple(sample.complete), of_complete, problems, notes, gpus)
 
     def wait_until_undisturbed(self) -> bool:
         """Let the GPUs cool down and others leave them; return whether a minute did it."""

@@ -191,3 +191,30 @@ GPU_ROWS = (
         "CPU time of what samples the GPUs in the round / its time", formulas.of_gpus("cpu_share"),
     ),
 )  # fmt: skip
+
+
+LOW, HIGH = "_low", "_high"
+"""What the ends of a capacity's interval have behind its name."""
+_CAPACITY_TOLERANCE = 0.10
+"""Two cells of a search's usual resolution: a value in the middle of one is known to half of it."""
+
+
+def capacity_rows() -> list[Metric]:
+    """Return the largest loads that a search can find, with the ends of their intervals; no other launch has them.
+
+    They gate where `llmperf.capacity(...)` was called, and are counted nowhere else: hence not in the table's own gates.
+    """
+    rows = []
+    for name, unit, load in (
+        ("capacity_requests_per_s", "requests/s", "rate"),
+        ("capacity_concurrency", "requests", "number of requests in flight"),
+    ):
+        what = f"largest {load} at which the wanted share of requests keeps every limit of `slo`"
+        rows.append(Metric(name, unit, "higher", "ratio", False,
+            f"`llmperf.capacity(...)`: {what}; gates there. The middle of the bracket that a bisection ends with",
+            tolerance=_CAPACITY_TOLERANCE))  # fmt: skip
+        rows.append(Metric(f"{name}{LOW}", unit, "higher", "ratio", False,
+            "the largest load that certainly held (one-sided 95 % bound); missing where not even the smallest did"))  # fmt: skip
+        rows.append(Metric(f"{name}{HIGH}", unit, "higher", "ratio", False,
+            "the smallest load that certainly failed (one-sided 95 % bound); missing where the largest held"))  # fmt: skip
+    return rows

@@ -15,6 +15,7 @@ from pytest_llmperf.measure.metric import (
     GPU_ROWS,
     MIN_EXCEEDANCES,
     SAMPLED,
+    capacity_rows,
     latency_rows,
     sent_rows,
     statistic,
@@ -159,6 +160,7 @@ METRICS: tuple[Metric, ...] = (
         "launch of the engine's process to its first real token",
         of_launch=lambda sample: sample.startup_s,
     ),
+    *capacity_rows(),
 )  # fmt: skip
 
 BY_NAME = {metric.name: metric for metric in METRICS}

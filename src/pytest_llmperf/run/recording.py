@@ -46,7 +46,7 @@ def record(rules: Rules, state: CaseState, stored: store.Baseline | None, marker
     if len(served) > 1:
         why = f"the endpoint has changed its model meanwhile: {' -> '.join(served)}"
         return Answer(Verdict(Status.NOT_COMPARABLE, observed(state.launches, None), (why,)), failure=f"not recorded: {why}")
-    gated, design = rules.gates(marker), rules.design(marker)
+    gated, design = rules.gates(marker, case.workload.description), rules.design(marker)
     if fault := _without_a_gate(state, gated, lacking(state.launches, gated, design, case.workload)):
         rows = observed(state.launches, stored.launches if stored else None)
         return Answer(Verdict(Status.NOT_COMPARABLE, rows, (fault,), len(state.launches)), failure=f"{case.id}: {fault}")
@@ -131,7 +131,7 @@ def _other_version(rules: Rules, state: CaseState, stored: store.Baseline, new: 
         verdict = rules.verdict(state, stored, marker, launches=len(state.launches))
         shifted = (Status.REGRESSED, Status.IMPROVED, Status.NOT_COMPARABLE)
         reasons = [metric_line(row) for row in verdict.metrics if row.status in shifted]
-        gated, design = rules.gates(marker), rules.design(marker)
+        gated, design = rules.gates(marker, new.workload), rules.design(marker)
         before, now = (lacking(side, gated, design, state.case.workload) for side in (stored.launches, state.launches))
         reasons += [f"{name} could not be compared before" for name in before if name not in now]
     return reasons

@@ -6,12 +6,12 @@ import subprocess
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import chain, product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest_llmperf
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.comparison import prospects
-from pytest_llmperf.judge.gates import comparisons, gates
+from pytest_llmperf.judge.gates import capacity_gates, comparisons, gates
 from pytest_llmperf.judge.maths.stats import Design
 from pytest_llmperf.judge.noise import beliefs
 from pytest_llmperf.judge.provenance import Provenance, engine_facts, model_facts
@@ -52,9 +52,14 @@ class Rules:
         """Count the comparisons now: a baseline that is recorded later in the run must not change their error rates."""
         _ = self.gated, self.files
 
-    def gates(self, marker: Marker) -> dict[str, Tolerance]:
-        """Return what gates a test: its marker over the run's settings."""
-        return gates((*self.settings.gate, *marker.gate), tolerance=self.tolerance(marker))
+    def gates(self, marker: Marker, workload: Mapping[str, Any] | None = None) -> dict[str, Tolerance]:
+        """Return what gates a test: its marker over the run's settings.
+
+        `workload` is the description of what is measured: a search for the largest load is gated by what it comes to.
+        """
+        entries, tolerance = (*self.settings.gate, *marker.gate), self.tolerance(marker)
+        of_search = capacity_gates(entries, workload or {}, tolerance=tolerance)
+        return gates(entries, tolerance=tolerance) if of_search is None else of_search
 
     def tolerance(self, marker: Marker) -> float:
         """Return the slow-down that must not pass, as a fraction."""
@@ -82,7 +87,13 @@ class Rules:
     @cached_property
     def gated(self) -> dict[str, dict[str, Tolerance]]:
         """What gates each of these cases."""
-        return {case_id: self.gates(marker) for case_id, marker in self.markers.items()}
+        workloads = {baseline.case_id: baseline.workload for baseline in self.baselines}
+        return {case_id: self.gates(marker, workloads.get(case_id)) for case_id, marker in self.markers.items()}
+
+    @cached_property
+    def baselines(self) -> tuple[store.Baseline, ...]:
+        """The usable baselines of these cases, as they are before anything is measured."""
+        return tuple(self.load())
 
     @cached_property
     def _commit(self) -> str | None:
@@ -90,7 +101,7 @@ class Rules:
 
     @cached_property
     def _beliefs(self) -> dict[tuple[str, str], Belief]:
-        return beliefs(self.load(), self.gated)
+        return beliefs(self.baselines, self.gated)
 
     def _cases_of(self, plan: Planned) -> list[str]:
         """Return the cases of a test: its first measurement, and the further ones that have a baseline."""
@@ -150,7 +161,8 @@ class Rules:
         """Return the verdict on a case against what is stored of it, within a budget of launches."""
         believed = self.believed(stored.case_id) if stored else {}
         design = self.design(marker, launches)
-        return judge(state.measurement, stored, design=design, gated=self.gates(marker), beliefs=believed)
+        gated = self.gates(marker, state.case.workload.description)
+        return judge(state.measurement, stored, design=design, gated=gated, beliefs=believed)
 
 
 def _kind_stored(path: Path) -> str | None:
@@ -186,7 +198,7 @@ def unused_baselines(rules: Rules) -> list[str]:
 
 def prospects_of(rules: Rules) -> Iterator[tuple[str, list[Comparison]]]:
     """Yield for each case that has a baseline what could be found, before anything is measured."""
-    for stored in rules.load():
+    for stored in rules.baselines:
         design = rules.design(rules.markers[stored.case_id])
         yield stored.case_id, prospects(stored, rules.gated[stored.case_id], design, rules.believed(stored.case_id))
 

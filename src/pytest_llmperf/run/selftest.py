@@ -56,7 +56,7 @@ def _checks(rules: Rules, tested: Planned) -> list[tuple[str, Check]]:
         for plan in rules.compared.values():
             paths = possible_files(rules, plan, host, [kind])
             stored[plan.case_id] = [baseline for path in paths if path.is_file() and (baseline := store.load(path))]
-            gated |= {baseline.case_id: rules.gates(plan.marker) for baseline in stored[plan.case_id]}
+            gated |= {baseline.case_id: rules.gates(plan.marker, baseline.workload) for baseline in stored[plan.case_id]}
         believed = beliefs([baseline for of_plan in stored.values() for baseline in of_plan], gated)
         for baseline in stored[tested.case_id]:
             own = {metric: belief for (of, metric), belief in believed.items() if of == baseline.case_id}
