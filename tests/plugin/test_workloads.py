@@ -92,7 +92,10 @@ def test_a_class_has_metrics_of_its_own_and_one_that_gates(run: Run, tmp_path: P
 
 def test_a_gate_of_a_class_that_there_is_not_is_never_green(run: Run) -> None:
     wrong = MIXED.replace("short/ttft_p50_s", "shorter/ttft_p50_s")
-    run(wrong, "--update-baselines", "--llmperf-launches=2")
+    result = run(wrong, "--update-baselines", "--llmperf-launches=2")
+    assert set(result.statuses.values()) == {"NOT-COMPARABLE"}, result.stdout
+    assert result.outcomes == {"failed": 1}
+    run(MIXED, "--update-baselines", "--llmperf-launches=2")
     result = run(wrong)
     assert set(result.statuses.values()) == {"NOT-COMPARABLE"}, result.stdout
     assert result.outcomes == {"failed": 1}

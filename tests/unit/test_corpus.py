@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llmperf.plan.checks import PlanError
-from pytest_llmperf.plan.datasets import Arrival, parse_file, read_dataset, read_lengths, read_trace
+from pytest_llmperf.plan.datasets import read_dataset
+from pytest_llmperf.plan.files import parse_file
+from pytest_llmperf.plan.lengths import read_lengths
+from pytest_llmperf.plan.traces import Arrival, read_trace
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -24,6 +24,8 @@ class FakeEngine:
     early: int = 0
     """Tokens that each request gets less than it asked for."""
     step_s: float = 0.0
+    ending: str | None = "length"
+    """The finish reason of each answer."""
 
     def add_request(self, key: str, prompt: dict[str, Any], params: Any) -> str:
         self.open[key] = [len(prompt.get("prompt_token_ids", prompt.get("prompt", "").split())), params.max_tokens - self.early]
@@ -38,7 +40,7 @@ class FakeEngine:
             state[1] -= 1
             if state[1] <= 0:
                 del self.open[key]
-            output = types.SimpleNamespace(token_ids=[7])
+            output = types.SimpleNamespace(token_ids=[7], finish_reason=self.ending if state[1] <= 0 else None)
             outputs.append(types.SimpleNamespace(
                 request_id=key, outputs=[output], finished=state[1] <= 0, prompt_token_ids=[0] * state[0],
             ))  # fmt: skip
@@ -112,7 +114,7 @@ def test_a_text_is_sent_as_a_text() -> None:
 
 
 def test_fewer_tokens_than_asked_for_are_an_error_unless_allowed() -> None:
-    records = play(FakeEngine(early=1), [prompt(3), prompt(3, exact=False)])
+    records = play(FakeEngine(ending="stop", early=1), [prompt(3), prompt(3, exact=False)])
     assert [record.get("error") for record in records] == ["2 of 3 tokens", None]
 
 
@@ -130,3 +132,35 @@ def test_sampling_parameters_are_passed_on() -> None:
     engine.add_request = lambda key, asked, params: seen.append(params) or add(key, asked, params)  # type: ignore[method-assign, func-returns-value]
     play(engine, [prompt(body={"temperature": 0.7, "top_p": 0.9})])
     assert (seen[0].temperature, seen[0].top_p, seen[0].ignore_eos, seen[0].max_tokens) == (0.7, 0.9, True, 3)
+
+
+@pytest.mark.parametrize(
+    ("ending", "early", "exact", "error"),
+    [
+        ("length", 0, True, None),
+        ("stop", 1, False, None),
+        ("stop", 1, True, "2 of 3 tokens"),
+        ("length", 1, False, "the engine cut it: finish_reason 'length' after 2 of 3 tokens"),
+        ("abort", 0, True, "it ended with finish_reason 'abort' after 3 of 3 tokens"),
+        ("error", 1, False, "it ended with finish_reason 'error' after 2 of 3 tokens"),
+        (None, 0, True, "it ended with finish_reason None after 3 of 3 tokens"),
+    ],
+)
+def test_how_an_answer_ends_is_judged(ending: str | None, early: int, exact: bool, error: str | None) -> None:
+    [record] = play(FakeEngine(ending=ending, early=early), [prompt(exact=exact)])
+    assert (record["error"], record["finish_reason"]) == (error, ending)
+
+
+def test_a_field_that_is_none_is_left_out() -> None:
+    engine = FakeEngine()
+    asked: list[Any] = []
+    add_request = engine.add_request
+
+    def add(key: str, given: dict[str, Any], params: Any) -> str:
+        asked.append(params)
+        return add_request(key, given, params)
+
+    engine.add_request = add  # type: ignore[method-assign]  # the engine is a double already
+    play(engine, [prompt(body={"ignore_eos": None, "top_k": 4}, exact=False)])
+    assert not hasattr(asked[0], "ignore_eos")
+    assert asked[0].top_k == 4

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pytest_llmperf.plan.arguments import workload_from
 from pytest_llmperf.plan.axes import AXES, Axes, grid, is_selected
 from pytest_llmperf.plan.checks import PlanError, degree, parse_fraction
-from pytest_llmperf.plan.datasets import File
+from pytest_llmperf.plan.files import File
 from pytest_llmperf.plan.engine import (
     EngineArgs,
     EngineSpec,
@@ -219,7 +219,7 @@ def test_an_engine_occupies_tp_times_pp_times_dp_devices() -> None:
 
 
 def test_an_engine_is_of_a_known_kind() -> None:
-    with pytest.raises(PlanError, match=r"^engine='sever': must be one of server, offline, url, simulated$"):
+    with pytest.raises(PlanError, match=r"^engine='sever': must be one of server, offline, url, command, simulated$"):
         EngineSpec(kind="sever")
 
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import msgspec
 
+from pytest_llmperf.files import write_text
 from pytest_llmperf.judge.provenance import Provenance
 from pytest_llmperf.measure import metrics
 from pytest_llmperf.measure.measurement import Launch
@@ -137,16 +136,7 @@ def _dump_launch(launch: dict[str, Any]) -> str:
 
 def save(path: Path, baseline: Baseline) -> None:
     """Write the file as a whole or not at all; another case's file is never touched."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(dump(baseline))
-        Path(temporary).chmod(0o644)  # mkstemp's 0600 would follow the file into version control's eyes
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_text(path, dump(baseline))
 
 
 def unused(folder: Path, host: str, rootpath: Path, collected: Iterable[str]) -> list[Path]:

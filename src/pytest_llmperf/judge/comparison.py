@@ -64,13 +64,13 @@ class Comparison:
         return self.metric.kind != "count" and not self.exact
 
     @property
-    def usable(self) -> bool:
-        """Whether its baseline can be compared with at all."""
+    def unusable(self) -> str | None:
+        """Why its baseline cannot be compared with at all; None where it can."""
         try:
             self.decide(self.rounds[:1])
-        except stats.UnusableSampleError:
-            return False
-        return True
+        except stats.UnusableSampleError as error:
+            return str(error)
+        return None
 
     @property
     def detectable(self) -> float | None:
@@ -115,6 +115,6 @@ def prospects(
     for name, gate in gated.items():
         metric, values = metrics.find(name), noise.values(metrics.find(name), stored.launches)
         comparison = Comparison(metric, values, gate, design, beliefs.get(name))
-        if all(values) and comparison.usable:
+        if all(values) and comparison.unusable is None:
             usable.append(comparison)
     return usable

@@ -36,18 +36,19 @@ def engine_facts(case: Case) -> dict[str, Any]:
         "dp": spec.dp,
         "args": shlex.join(command_line(spec.args)),
         "env": dict(spec.env),
-    }
+    } | ({"command": spec.command} if spec.command else {})
 
 
 def changes(before: Provenance, now: Provenance) -> list[str]:
     """Return what differs between the baseline's making and now, one line each."""
     differing = [
         f"engine {name}: {before.engine.get(name)} -> {now.engine.get(name)}"
-        for name in ("kind", "model", "tp", "pp", "dp")
+        for name in ("kind", "model", "tp", "pp", "dp", "command")
         if before.engine.get(name) != now.engine.get(name)
     ]
     old_args, new_args = (
-        dict(parse_engine_args(str(provenance.engine.get("args", "")), origin="baseline")) for provenance in (before, now)
+        dict(parse_engine_args(str(provenance.engine.get("args", "")), origin="baseline", verbatim=True))
+        for provenance in (before, now)
     )
     differing += _differences("engine argument --", _shown(old_args), _shown(new_args))
     differing += _differences("environment ", before.engine.get("env", {}), now.engine.get("env", {}))

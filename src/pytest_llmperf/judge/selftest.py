@@ -16,7 +16,7 @@ from pytest_llmperf.measure.measurement import Measurement, Round
 from pytest_llmperf.measure.metrics import find
 from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.engine import EngineSpec
-from pytest_llmperf.plan.lengths import Lengths, parse_lengths
+from pytest_llmperf.plan.lengths import OWN, Lengths, parse_lengths
 from pytest_llmperf.plan.workload import RequestClass, Workload
 
 if TYPE_CHECKING:
@@ -85,8 +85,9 @@ def _case(stored: Baseline) -> Case:
 
 
 def _lengths(stored: Any) -> int | Lengths:
-    """Return lengths as they are stored; those of a file, which is not at hand, are the usual ones."""
-    return parse_lengths("output_tokens", Workload.output_tokens if "file(" in str(stored) else stored, Path())
+    """Return lengths as they are stored; those of a file or a dataset, which is not at hand, are the usual ones."""
+    not_at_hand = "file(" in str(stored) or stored == OWN
+    return parse_lengths("output_tokens", Workload.output_tokens if not_at_hand else stored, Path())
 
 
 def _changed(stored: Baseline, metric: Metric, apply: Callable[[float], float | None], count: int) -> tuple[Launch, ...]:

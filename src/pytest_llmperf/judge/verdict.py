@@ -18,9 +18,11 @@ import numpy as np
 from pytest_llmperf.judge import noise
 from pytest_llmperf.judge.comparison import Comparison
 from pytest_llmperf.judge.gates import gates
+from pytest_llmperf.judge.lacking import applies
 from pytest_llmperf.judge.maths import stats
 from pytest_llmperf.judge.noise import Parts
 from pytest_llmperf.measure import metrics
+from pytest_llmperf.plan.fingerprint import fingerprint_of, is_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -81,7 +83,7 @@ class MetricVerdict:
 
     metric: str
     status: Status | None
-    """None for a metric that is only observed."""
+    """None for a metric that is only observed, or that is not in the baseline (`rule` says so)."""
     baseline: float | None
     """Median over the baseline's rounds, in the metric's unit."""
     measured: float | None
@@ -161,7 +163,7 @@ def judge(
 def not_comparable(measurement: Measurement, stored: Baseline) -> tuple[str, ...]:
     """Return why the two cannot be held against each other: another workload, or other formulas."""
     reasons = []
-    if measurement.case.workload.fingerprint != stored.workload_fingerprint:
+    if not _alike(measurement, stored):
         now = measurement.case.workload.description
         changed = sorted(name for name in now | stored.workload if now.get(name) != stored.workload.get(name))
         reasons += [f"the workload has changed: {name} {stored.workload.get(name)} -> {now.get(name)}" for name in changed]
@@ -169,6 +171,14 @@ def not_comparable(measurement: Measurement, stored: Baseline) -> tuple[str, ...
     if stored.formulas != metrics.FORMULAS:
         reasons.append(f"the formulas of metrics have changed: version {stored.formulas} -> {metrics.FORMULAS}")
     return tuple(reasons)
+
+
+def _alike(measurement: Measurement, stored: Baseline) -> bool:
+    """Return whether both sent the same; fingerprints of older baselines hold the names of files, which say nothing."""
+    fingerprint = measurement.case.workload.fingerprint
+    if fingerprint == stored.workload_fingerprint:
+        return True
+    return is_of(stored.workload_fingerprint, stored.workload) and fingerprint == fingerprint_of(stored.workload)
 
 
 def _together(rows: Iterable[MetricVerdict]) -> Status:
@@ -220,9 +230,10 @@ def _judge_metric(
         return seen
     old, new = noise.values(metric, stored.launches), noise.values(metric, measurement.launches)
     if not any(old) and not gate.asked:
-        return seen  # the baseline never had it: there is nothing to lose
-    if reason := _not_judged(metric, measurement, stored, old, new):
-        return replace(seen, status=Status.NOT_COMPARABLE, rule=reason)
+        # The baseline never had it, as was said when it was recorded: there is nothing to lose.
+        return replace(seen, rule="not in the baseline" if any(new) or applies(metric, measurement.launches) else "")
+    if why := _not_judged(metric, measurement, stored, old, new):
+        return replace(seen, status=Status.NOT_COMPARABLE, rule=why)
     comparison = Comparison(metric, old, gate, design, beliefs.get(metric.name))
     try:
         # Judged as it was after each launch: a decision, once made, stands.

@@ -32,11 +32,20 @@ _TEMPLATE_TOKENS = 128
 """A chat template may put so many tokens in front of every prompt, which a prefix cache then finds."""
 _WAVES = 3
 """A steady window of a closed loop takes a first wave, a last one, and one between them."""
+UNSTAMPED = (
+    "the kernel stamped no arrivals (SO_TIMESTAMPNS), so that times are those at which the client got to read: later than the"
+    " arrivals where it was busy"
+)
 
 
 def is_busy(log: RoundLog) -> bool:
     """Return whether another load process should help."""
     return (log.cpu_share or 0.0) > BUSY
+
+
+def is_unstamped(log: RoundLog) -> bool:
+    """Return whether the kernel has left arrivals without a stamp; the client's precision rests on them."""
+    return log.clock_stamps > log.kernel_stamps
 
 
 def failures(records: Sequence[RequestRecord]) -> list[str]:
@@ -79,6 +88,18 @@ def lateness(log: RoundLog) -> str | None:
     return (
         f"requests were sent {late_s * 1e3:.0f} ms late on average, and took {span_s * 1e3:.0f} ms;"
         " something else keeps this host's cores"
+    )
+
+
+def used_up(log: RoundLog, workload: Workload) -> str | None:
+    """Return that a round bound by time ran out of requests before, None where it did not."""
+    sent = [record.sent_s for record in log.records if record.sent_s is not None]
+    stop_s = workload.stops_s
+    if stop_s is None or len(log.records) < workload.requests or not sent or max(sent) - min(sent) >= stop_s:
+        return None
+    return (
+        f"duration_s={stop_s:g}: all {workload.requests:,} requests were sent in {max(sent) - min(sent):.3g} s, and the rest of the"
+        " time nothing was; give more requests"
     )
 
 

@@ -5,12 +5,13 @@ A formula returns None for what could not be measured. The table of metrics, whi
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from pytest_llmperf.measure.arrivals import clumps, gaps, time_per_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.gpus.memory import RankMemory
     from pytest_llmperf.measure.gpus.summary import GpuRound
     from pytest_llmperf.measure.telemetry import Capacity, Telemetry
+
+_SHORTEST_WINDOW = 0.1
+"""A window that is a smaller share of its round is not steady: that between two neighbouring reads gives any rate, 0 too."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class RoundSample:
 
     @cached_property
     def steady(self) -> tuple[float, float] | None:
-        """Return the window in which the load is full: None where there are too few requests for one.
+        """Return the window in which the load is full: None where there are too few requests for one, or it is too short.
 
         It begins when as many requests as are kept in flight have been answered (in an open loop, the first), so that the
         first wave, which comes all at once, is over, and ends when the last request is sent.
@@ -59,9 +63,10 @@ class RoundSample:
         ends = sorted(record.end_s for record in self.complete if record.end_s is not None)
         sent = [record.sent_s for record in self.complete if record.sent_s is not None]
         first = (self.concurrency or 1) - 1
-        if len(ends) <= first or not sent or max(sent) <= ends[first]:
+        if len(ends) <= first or not sent:
             return None
-        return ends[first], max(sent)
+        window_s, round_s = max(sent) - ends[first], ends[-1] - min(sent)
+        return (ends[first], max(sent)) if window_s > 0 and window_s >= _SHORTEST_WINDOW * round_s else None
 
     def of_class(self, name: str) -> RoundSample:
         """Return the sample of one class of requests."""
@@ -90,14 +95,22 @@ def _of_class(records: Sequence[RequestRecord], classes: Sequence[str], name: st
     return tuple(record for record, group in zip(records, classes, strict=True) if group == name)
 
 
-def rate(amount: Callable[[RequestRecord], float]) -> Callable[[RoundSample], float | None]:
-    """Return a formula: what an amount of the complete requests comes to in a second of the round."""
+def rate(amount: Callable[[RequestRecord], float | None]) -> Callable[[RoundSample], float | None]:
+    """Return a formula: what an amount of the complete requests comes to in a second; None where one's is not known."""
 
     def of_round(sample: RoundSample) -> float | None:
-        duration_s = sample.duration_s
-        return sum(map(amount, sample.complete)) / duration_s if duration_s else None
+        duration_s, amounts = sample.duration_s, [amount(record) for record in sample.complete]
+        known = [value for value in amounts if value is not None]
+        return sum(known) / duration_s if duration_s and len(known) == len(amounts) else None
 
     return of_round
+
+
+def all_tokens(record: RequestRecord) -> float | None:
+    """Return prompt and output tokens; None where the server tells only one of them."""
+    if record.prompt_tokens is None or record.output_tokens is None:
+        return None
+    return record.prompt_tokens + record.output_tokens
 
 
 def ttft(record: RequestRecord) -> list[float]:
@@ -109,15 +122,13 @@ def ttft(record: RequestRecord) -> list[float]:
 
 def itl(record: RequestRecord) -> list[float]:
     """Return the seconds between arrivals; tokens of one read are one arrival."""
-    arrivals = sorted(set(record.token_times_s))
-    return [later - earlier for earlier, later in itertools.pairwise(arrivals)]
+    return gaps(record)
 
 
 def tpot(record: RequestRecord) -> list[float]:
-    """Return the seconds per token behind the first; empty for fewer than two tokens."""
-    times = record.token_times_s
-    count = record.output_tokens or len(times)
-    return [(times[-1] - times[0]) / (count - 1)] if len(times) > 1 and count > 1 else []
+    """Return the seconds per token behind the first; empty for fewer than two tokens, and where nothing was between them."""
+    value_s = time_per_token(record)
+    return [] if value_s is None else [value_s]
 
 
 def e2e(record: RequestRecord) -> list[float]:
@@ -147,7 +158,9 @@ def steady_rate(sample: RoundSample) -> float | None:
     if sample.steady is None or not timed:
         return None  # without a stream, or with events of unknown length, nobody knows when a token came
     begin_s, end_s = sample.steady
-    return sum(begin_s < at_s <= end_s for record in sample.complete for at_s in record.token_times_s) / (end_s - begin_s)
+    came = sum(begin_s < at_s <= end_s for record in sample.complete for at_s in record.token_times_s)
+    # An engine that had work all the time made some: none came where answers are held back to their end.
+    return came / (end_s - begin_s) if came else None
 
 
 def in_flight(sample: RoundSample) -> float | None:
@@ -160,22 +173,31 @@ def in_flight(sample: RoundSample) -> float | None:
 
 
 def jain(sample: RoundSample) -> float | None:
-    """Return Jain's index of the requests' speeds (R. Jain, DEC-TR-301, 1984)."""
+    """Return Jain's index of the requests' speeds (R. Jain, DEC-TR-301, 1984); None for a single one, which is fair to itself."""
     speeds = [(record.output_tokens or 0) / seconds for record in sample.complete for seconds in e2e(record) if seconds > 0]
     squares = sum(speed * speed for speed in speeds)
-    return sum(speeds) ** 2 / (len(speeds) * squares) if squares else None
+    return sum(speeds) ** 2 / (len(speeds) * squares) if squares and len(speeds) > 1 else None
 
 
 _LIMITED = {"ttft_s": ttft, "itl_s": itl, "tpot_s": tpot, "e2e_s": e2e}
 
 
+def is_good(record: RequestRecord, slo: tuple[tuple[str, float], ...]) -> bool:
+    """Return whether a request was complete and kept to every limit; one that has no such value has kept to it."""
+    return record.error is None and all(value <= limit for name, limit in slo for value in _LIMITED[name](record))
+
+
+def unknown_limit(records: Sequence[RequestRecord], slo: tuple[tuple[str, float], ...]) -> str | None:
+    """Return the limit of which nobody knows whether it was kept: no answer of several tokens has such a value."""
+    several = [record for record in records if record.error is None and (record.output_tokens or 0) > 1]
+    return next((name for name, _ in slo if several and not any(_LIMITED[name](record) for record in several)), None)
+
+
 def good_requests(sample: RoundSample) -> float | None:
-    """Return how many requests were complete and kept to every limit; one that has no such value has kept to it."""
-    if not sample.slo:
+    """Return how many requests were complete and kept to every limit; None where that is not known."""
+    if not sample.slo or unknown_limit(sample.complete, sample.slo):
         return None
-    return sum(
-        all(value <= limit for name, limit in sample.slo for value in _LIMITED[name](record)) for record in sample.complete
-    )
+    return sum(is_good(record, sample.slo) for record in sample.complete)
 
 
 def goodput(sample: RoundSample) -> float | None:
@@ -203,7 +225,7 @@ def of_gpus(name: str) -> Callable[[RoundSample], float | None]:
 
 def _peaks(sample: LaunchSample) -> list[int] | None:
     """Return the peak of every rank, None where one is not known."""
-    known = [rank.peak_bytes for rank in sample.memory if rank.peak_bytes is not None]
+    known = [rank.peak_bytes for rank in sample.memory if rank.peak_bytes]  # a rank that uses nothing was not seen
     return known if known and len(known) == len(sample.memory) else None
 
 
@@ -244,10 +266,15 @@ def percentile(percent: int) -> Callable[[Sequence[float]], float]:
 def spread(
     times: Callable[[RequestRecord], list[float]], reduce: Callable[[Sequence[float]], float]
 ) -> Callable[[RoundSample | LaunchSample], float | None]:
-    """Return a formula: a statistic over the times of all complete requests."""
+    """Return a formula: a statistic over the times of all complete requests.
+
+    Of tokens that come in clumps the mean gap is known, and no percentile: it is that within a clump, or that between two.
+    """
 
     def of_sample(sample: RoundSample | LaunchSample) -> float | None:
         values = [value for record in sample.complete for value in times(record)]
-        return reduce(values) if values else None
+        if not values or (times is itl and reduce is not mean and clumps(values)):
+            return None
+        return reduce(values)
 
     return of_sample

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure import audit, formulas, metrics, telemetry
+from pytest_llmperf.measure import arrivals, audit, formulas, metrics, telemetry
 from pytest_llmperf.measure.client.prompts import WARM_UP, prompts
 from pytest_llmperf.measure.gpus.memory import rank_memory
 from pytest_llmperf.measure.gpus.sampling import RoundWatch
@@ -22,6 +22,7 @@ from pytest_llmperf.measure.host.model import model_config
 from pytest_llmperf.measure.host.preflight import link_warning, power_warning
 from pytest_llmperf.measure.measurement import Launch, Round
 from pytest_llmperf.plan.kinds import kind_of
+from pytest_llmperf.units import quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,7 +118,7 @@ def _play_rounds(player: _Player, progress: Callable[[str], None]) -> _Rounds:
                 continue
         rounds.kept.append(played)
         rounds.invalid = [*played.problems, *played.trouble]
-        progress(f"round {len(rounds.kept)}/{wanted}: {played.round.metrics['output_tokens_per_s'] or 0:,.0f} tok/s")
+        progress(f"round {len(rounds.kept)}/{wanted}: {quantity(played.round.metrics['output_tokens_per_s'], 'tok/s')}")
         if len(rounds.kept) == 2 and rounds.dropped < _MOST_DROPPED and not _agree(*(played.round for played in rounds.kept)):
             del rounds.kept[0]
             rounds.dropped += 1
@@ -127,8 +128,12 @@ def _play_rounds(player: _Player, progress: Callable[[str], None]) -> _Rounds:
 def _warnings(player: _Player, rounds: _Rounds) -> Iterator[str]:
     """Yield what a reader should know of how the rounds were measured."""
     yield from audit.warnings(player.workload, [played.round.metrics for played in rounds.kept])
-    if player.late:
-        yield player.late
+    yield from arrivals.warnings([record for played in rounds.kept for record in played.complete])
+    yield from filter(None, (player.late, player.early))
+    if player.unstamped:
+        yield audit.UNSTAMPED
+    if not player.engine.endpoint.takes_ids and player.workload.api == "completions":
+        yield "prompts were words, whose tokens only the server can count: this endpoint takes no token ids"
     if player.engine.watch:
         gpus = player.engine.watch.gpus
         yield from filter(None, (link_warning(player.engine.spec, gpus), power_warning(gpus)))
@@ -172,6 +177,10 @@ class _Player:
         self._number = 0
         self.late: str | None = None
         """That requests were sent late in some round, and how much."""
+        self.unstamped = False
+        """The kernel gave no receive stamps in some round."""
+        self.early: str | None = None
+        """That the requests of some round were used up before its time was over."""
         self.played_s = 0.0
 
     def warm_up(self) -> list[str]:
@@ -191,10 +200,10 @@ class _Player:
         recorder, watch = telemetry.Recorder(self.engine), self.engine.watch
         gpu_watch = RoundWatch(watch) if watch else None
         with recorder, gpu_watch or contextlib.nullcontext():
-            log = self._send(drawn)
+            log, sent = self._send(drawn, stop_s=workload.stops_s).sent()
         gpus = gpu_watch.result() if gpu_watch else None
         self._number += 1
-        classes = tuple(prompt.request_class for prompt in drawn) if workload.classes else ()
+        classes = tuple(drawn[index].request_class for index in sent) if workload.classes else ()
         sample = formulas.RoundSample(
             log.records,
             recorder.result(),
@@ -208,6 +217,8 @@ class _Player:
         of_complete = tuple(name for name, record in zip(classes, log.records, strict=False) if record.error is None)
         problems = audit.problems(log, sample.telemetry, workload, ranks=self.engine.spec.ranks)
         self.late = self.late or audit.lateness(log)
+        self.unstamped |= audit.is_unstamped(log)
+        self.early = self.early or audit.used_up(log, workload)
         return _Played(Round(metrics.round_metrics(sample)), tuple(sample.complete), of_complete, problems, gpus)
 
     def wait_until_undisturbed(self) -> bool:
@@ -217,8 +228,8 @@ class _Player:
     def _prompts(self, number: int) -> list[Prompt]:
         return prompts(self.workload, number, vocabulary=self._vocabulary, nonce=self.settings.nonce)
 
-    def _send(self, drawn: list[Prompt]) -> RoundLog:
-        """Send the requests of one round."""
+    def _send(self, drawn: list[Prompt], stop_s: float | None = None) -> RoundLog:
+        """Send the requests of one round, or of a warm-up, which no time bounds."""
         settings, workload = self.settings, self.workload
         began_s = time.perf_counter()
         log = self.engine.play(
@@ -228,6 +239,8 @@ class _Player:
             request_timeout_s=settings.request_timeout_s,
             stall_timeout_s=settings.stall_timeout_s,
             stream=workload.stream,
+            max_concurrency=workload.max_concurrency,
+            stop_s=stop_s,
         )
         self.played_s += time.perf_counter() - began_s
         if log.stalled:

@@ -120,15 +120,17 @@ def _limit(online: Measurement, offline: Measurement) -> str:
             f" {online.case.id} and {offline.case.id} are {'sent at a rate' if sent.is_open else 'two workloads'}"
         )
 
-    def value_or_0(metric: str) -> float:
+    def value(metric: str) -> float | None:
         try:
             return online[metric]
         except KeyError:
-            return 0.0  # no load process took part, or no request had to wait for another
+            return None  # no load process took part, or no request had to wait for another
 
     served, alone = online["output_tokens_per_s"], offline["output_tokens_per_s"]
-    share, cpu, delay_s = served / alone, value_or_0("client_cpu_cores"), value_or_0("send_delay_p99_s")
-    figures = f"{served:,.0f} tok/s behind the server, {alone:,.0f} without ({share:.0%}); the client took {cpu:.0%} of a core"
-    if cpu > audit.BUSY or delay_s > max(audit.LATE_S, audit.LATE_SHARE * online["e2e_p50_s"]):
-        return f"client: {figures}, and 1 % of its requests were {delay_s * 1e3:.1f} ms late or more"
+    share, cpu, delay_s = served / alone, value("client_cpu_cores"), value("send_delay_p99_s")
+    figures = f"{served:,.0f} tok/s behind the server, {alone:,.0f} without ({share:.0%})"
+    figures += "" if cpu is None else f"; the client took {cpu:.0%} of a core"
+    if (cpu or 0) > audit.BUSY or (delay_s or 0) > max(audit.LATE_S, audit.LATE_SHARE * online["e2e_p50_s"]):
+        late = "" if delay_s is None else f", and 1 % of its requests were {delay_s * 1e3:.1f} ms late or more"
+        return f"client: {figures}{late}"
     return f"{'engine' if share >= _ALIKE else 'front end'}: {figures}"

@@ -35,7 +35,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "total_tokens_per_s", "tokens/s", "higher", "ratio", False,
         "prompt and output tokens of complete requests / (last response complete - first request sent)",
-        formulas.rate(lambda record: (record.prompt_tokens or 0) + (record.output_tokens or 0)),
+        formulas.rate(formulas.all_tokens),
     ),
     Metric(
         "requests_per_s", "requests/s", "higher", "ratio", False,
@@ -45,7 +45,8 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "steady_output_tokens_per_s", "tokens/s", "higher", "ratio", False,
         "output tokens that arrived in the steady window / its length; the window begins when as many requests as are kept in"
-        " flight have been answered (at a rate: the first), and ends when the last is sent",
+        " flight have been answered (at a rate: the first), and ends when the last is sent; missing where that is less than a"
+        " tenth of the round",
         formulas.steady_rate,
     ),
     *latency_rows(),
@@ -94,7 +95,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "kv_cache_peak_ratio", "share", "lower", "ratio", False,
         "largest vllm:kv_cache_usage_perc seen in the round, sampled every 0.5 s: a lower bound of the true peak",
-        lambda sample: sample.telemetry.kv_cache_peak,
+        lambda sample: sample.telemetry.kv_cache_peak or None,  # 0 is what samples between two steps see
     ),
     Metric(
         "prefix_cache_hit_tokens", "tokens", "higher", "ratio", False,
@@ -104,7 +105,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "running_requests_mean", "requests", "higher", "ratio", False,
         "mean of vllm:num_requests_running, sampled every 0.5 s, summed over engine cores: the size of the batch",
-        lambda sample: sample.telemetry.running_mean,
+        lambda sample: sample.telemetry.running_mean or None,
     ),
     Metric(
         "gpu_power_w", "W", "lower", "ratio", False,
@@ -153,12 +154,12 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "kv_cache_tokens", "tokens", "higher", "exact", True,
         "size of the KV cache: kv_cache_size_tokens of vllm:cache_config_info, else the engine's log",
-        of_launch=lambda sample: sample.capacity.kv_cache_tokens, tolerance=EXACT_TOLERANCE,
+        of_launch=lambda sample: sample.capacity.kv_cache_tokens or None, tolerance=EXACT_TOLERANCE,
     ),
     Metric(
         "max_concurrency", "requests", "higher", "exact", False,
         "requests of full length that fit into the KV cache: kv_cache_max_concurrency, else the engine's log",
-        of_launch=lambda sample: sample.capacity.max_concurrency, tolerance=EXACT_TOLERANCE,
+        of_launch=lambda sample: sample.capacity.max_concurrency or None, tolerance=EXACT_TOLERANCE,
     ),
     Metric(
         "startup_s", "s", "lower", "ratio", False,

@@ -49,7 +49,7 @@ class Axes:
     dp: int = 1
     concurrency: int = Load.concurrency
     rate: float | None = None
-    """Requests per second; None for so many at a time as `concurrency` says."""
+    """Requests per second, infinite for all at once; None for so many at a time as `concurrency` says."""
     endpoint: str = ""
     """The name of the endpoint that decides model and degrees by itself; empty for engines that are started."""
     sweep: bool = False
@@ -82,8 +82,8 @@ def axis_value(name: str, value: object, *, origin: str) -> Any:
         rate = float(str(value))
     except ValueError:
         rate = 0.0
-    if isinstance(value, bool) or not 0 < rate < math.inf:
-        raise PlanError(f"{origin}={value}: must be requests per second above 0, e.g. 2.5")
+    if isinstance(value, bool) or not 0 < rate <= math.inf:
+        raise PlanError(f"{origin}={value}: must be requests per second above 0, e.g. 2.5, or inf to send all at once")
     return rate
 
 

@@ -23,17 +23,20 @@ class Kind:
     """It has an HTTP server, hence a chat API and LoRA adapters."""
     vllm: bool = False
     """It is started by an interpreter that has vLLM. Kinds that are can take each other's place in a test."""
+    commanded: bool = False
+    """The user's command line starts it. What its arguments mean, and what its log says, is its own affair."""
     simulated: bool = False
     """Its GPUs are simulated too, and their locks are nobody else's."""
 
 
-STARTED, ENDPOINT = "server", "url"
-"""The kinds that a run has where it names none: without and with an endpoint."""
+STARTED, ENDPOINT, COMMAND = "server", "url", "command"
+"""The kinds that a run has where it names none: usually, with an endpoint, and with a command."""
 _ENGINES = "pytest_llmperf.measure.engines"
 KINDS: dict[str, Kind] = {
     STARTED: Kind(f"{_ENGINES}.vllm:open_server", vllm=True),
     "offline": Kind(f"{_ENGINES}.offline:open_offline", serves=False, vllm=True),
     ENDPOINT: Kind(f"{_ENGINES}.url:UrlEngine", starts=False),
+    COMMAND: Kind(f"{_ENGINES}.command:open_command", commanded=True),
     "simulated": Kind(f"{_ENGINES}.simulated:open_simulated", simulated=True),
 }
 

@@ -41,8 +41,11 @@ class Marker:
     """What metrics must not pass, at every point."""
 
 
-def parse_marker(arguments: Mapping[str, object]) -> Marker:
-    """Return the marker's arguments, checked; unknown names and bad values raise PlanError."""
+def parse_marker(arguments: Mapping[str, object], *, verbatim: bool = False) -> Marker:
+    """Return the marker's arguments, checked; unknown names and bad values raise PlanError.
+
+    `verbatim` keeps the spelling of engine arguments, as `parse_engine_args` does.
+    """
     known = (*AXES, "engine", "engine_args", "env", "tolerance", "gate", "points", "limits", *NEEDS)
     unknown = sorted(set(arguments) - set(known))
     if unknown:
@@ -66,7 +69,7 @@ def parse_marker(arguments: Mapping[str, object]) -> Marker:
     return Marker(
         axes=axes,
         kind=kind,
-        engine_args=parse_engine_args(source, origin="llmperf(engine_args=...)"),
+        engine_args=parse_engine_args(source, origin="llmperf(engine_args=...)", verbatim=verbatim),
         env=_environment(arguments.get("env") or {}),
         tolerance=None if tolerance is None else parse_fraction("llmperf(tolerance=...)", tolerance),
         gate=parse_gate(arguments.get("gate") or {}, origin="llmperf(gate=...)"),

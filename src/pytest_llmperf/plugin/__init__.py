@@ -23,6 +23,7 @@ from pytest_llmperf.plugin.fixtures import (
 )
 from pytest_llmperf.plugin.options import add_options, any_given
 from pytest_llmperf.plugin.state import AXES_FIXTURE, ITEM, SESSION, SessionState, settings_of
+from pytest_llmperf.plugin.workers import hear_worker, is_worker, refuse, tell_controller
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -62,21 +63,40 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.stash[SESSION] = SessionState()
     if any_given(config):
-        settings_of(config)
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_Collector(config.stash[SESSION]))
+        settings = settings_of(config)
+        if settings.json_path is not None and not is_worker(config):
+            from pytest_llmperf.plugin.settings import check_json
+
+            check_json(config, settings)
+    if not is_worker(config):
+        config.pluginmanager.register(_Collector(config))
 
 
 class _Collector:
     """Collects what reports bring, in the one process that sees all of them: the same with and without xdist."""
 
-    def __init__(self, state: SessionState) -> None:
-        self._state = state
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._state = config.stash[SESSION]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep the outcomes that ride on a report."""
-        self._state.outcomes += getattr(report, "llmperf", [])
+        """Keep the outcomes that ride on a report, and write them; show what a worker of xdist is doing."""
+        brought = getattr(report, "llmperf", [])
+        self._state.outcomes += brought
         self._state.selftests += getattr(report, "llmperf_selftest", [])
+        if brought:
+            from pytest_llmperf.plugin.session import write_results
+
+            write_results(self._config)
+        if text := getattr(report, "llmperf_progress", None):
+            from pytest_llmperf.plugin.progress import show
+
+            show(self._config, text)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Hear what a worker of xdist has to tell."""
+        self._state.used |= hear_worker(node)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -86,7 +106,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, object, 
         return (yield)
     from pytest_llmperf.plugin.collection import parametrize, restrict
 
-    grids = parametrize(metafunc, settings_of(metafunc.config))
+    try:
+        grids = parametrize(metafunc, settings_of(metafunc.config))
+    except pytest.UsageError as error:  # raised here it would be one file's error, and pytest would go on
+        metafunc.config.stash[SESSION].refusal = str(error)
+        grids = []
     result = yield
     restrict(metafunc, grids)
     return result
@@ -95,10 +119,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, object, 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Group the tests by engine, and deselect those that the options exclude."""
+    state = config.stash[SESSION]
+    if state.refusal:
+        refuse(config, state.refusal)
     if _used(items):
         from pytest_llmperf.plugin.collection import plan_items
 
-        deselected, state = plan_items(items, settings_of(config)), config.stash[SESSION]
+        state.used = True
+        deselected = plan_items(items, settings_of(config))
         state.deselected = len(deselected)
         state.collected = tuple(item.stash[ITEM].planned.case_id for item in (*items, *deselected) if ITEM in item.stash)
         if deselected:
@@ -125,12 +153,13 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """Judge the suite as a whole when its last test is over."""
+    """Judge the suite as a whole when its last test is over, and see whether what was asked for could be written."""
     result = yield
     if session.config.stash[SESSION].outcomes:
-        from pytest_llmperf.plugin.session import judge_suite
+        from pytest_llmperf.plugin.session import check_results, judge_suite
 
         judge_suite(session.config)
+        check_results(session.config)
     return result
 
 
@@ -180,7 +209,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Stop what still runs, and write the files that were asked for."""
-    if session.config.stash[SESSION].settings is not None:
+    state = session.config.stash[SESSION]
+    tell_controller(session.config, used=state.used)
+    # Of a run whose settings are unusable nothing was begun. Under xdist this process may not have asked for them yet.
+    if state.refusal is None and (state.settings is not None or state.used or state.outcomes):
         from pytest_llmperf.plugin.session import end
 
         end(session.config)

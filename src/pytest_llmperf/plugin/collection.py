@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.plugin.private import calls, parameter
 from pytest_llmperf.plugin.state import AXES_FIXTURE, ITEM, ItemState
 from pytest_llmperf.run.selection import marker_of, planned, points, selected
@@ -36,7 +37,14 @@ def parametrize(metafunc: pytest.Metafunc, settings: Settings) -> list[tuple[Mar
     is_sweep = SWEEP_FIXTURE in metafunc.fixturenames
     try:  # in the order in which an item has them: the test's own, its parameters', those of class and module
         grids = [
-            (marks, points(marker_of([*own[:closest], *marks, *own[closest:]]), settings, sweep=is_sweep))
+            (
+                marks,
+                points(
+                    marker_of([*own[:closest], *marks, *own[closest:]], verbatim=kind_of(settings.kind).commanded),
+                    settings,
+                    sweep=is_sweep,
+                ),
+            )
             for marks in _choices(metafunc)
         ]
     except PlanError:

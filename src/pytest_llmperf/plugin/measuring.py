@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf.judge.diagnosis import likely_cause
+from pytest_llmperf.judge.causes import likely_cause
 from pytest_llmperf.measure.client.messages import ClientError
 from pytest_llmperf.measure.engines.engine import EngineError
 from pytest_llmperf.measure.measurement import Measurement
@@ -51,7 +51,7 @@ def failing() -> Iterator[None]:
     try:
         yield
     except (PlanError, RunError, EngineError, ClientError) as error:
-        cause = likely_cause("\n".join((*error.causes, error.tail))) if isinstance(error, EngineError) else None
+        cause = likely_cause("\n".join((error.what, *error.causes, error.tail))) if isinstance(error, EngineError) else None
         text = f"Likely cause: {cause}.\n{error}" if cause else str(error)
         pytrace = isinstance(error, RunError) and error.line_matters
         raise pytest.fail.Exception(text, pytrace=pytrace) from None  # pytest would show the error twice

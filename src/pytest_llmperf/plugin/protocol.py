@@ -9,7 +9,7 @@ import pytest
 from pytest_llmperf.plugin.measuring import Undecided
 from pytest_llmperf.plugin.private import renew
 from pytest_llmperf.plugin.progress import clear
-from pytest_llmperf.plugin.state import ITEM, run_of
+from pytest_llmperf.plugin.state import ITEM, SESSION, run_of
 from pytest_llmperf.report.outcome import to_data
 from pytest_llmperf.report.text import section
 from pytest_llmperf.run.outcomes import outcome_of, unmeasured
@@ -40,6 +40,7 @@ def _attempt(item: pytest.Item, turns: Turns[pytest.Item]) -> None:
     The engine is stopped in the teardown of the last item that needs it, where trouble has a test to be reported on.
     """
     kept, pool = item.stash[ITEM], run_of(item.config).pool
+    item.config.stash[SESSION].current = item
     if kept.states:
         renew(item)
     calls = [_call(item, "setup")]

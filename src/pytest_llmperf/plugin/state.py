@@ -26,6 +26,12 @@ class SessionState:
     """What the self-test of each gate came to, as plain data."""
     settings: Settings | None = None
     """The options, once they were asked for."""
+    refusal: str | None = None
+    """Why the settings are unusable, where that was seen in the middle of collection."""
+    used: bool = False
+    """A test measures, be it in a worker of xdist."""
+    current: pytest.Item | None = None
+    """The test that runs now."""
     deselected: int = 0
     """How many tests the options excluded; other plugins deselect for reasons of their own."""
     collected: tuple[str, ...] = ()

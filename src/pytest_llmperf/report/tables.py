@@ -79,9 +79,9 @@ def metrics_table(outcome: Outcome) -> Table:
     """Return every metric of a case, observed ones too."""
     rows = tuple(
         (row.metric, *(quantity(value, find(row.metric).unit) for value in row.compared), change(row), bounds(row),
-         _share(row.tolerance), _share(row.detectable), row.status or "observed", row.rule)
+         _share(row.tolerance), _share(row.detectable), row.status or ("not compared" if row.rule else "observed"), row.rule)
         for row in outcome.verdict.metrics
-        if row.measured is not None or row.baseline is not None
+        if row.measured is not None or row.baseline is not None or (row.rule and row.status is None)
     )  # fmt: skip
     return Table(_columns("metric", "baseline", "now", "change", "bounds", "tolerance", "detectable", "verdict", "rule"), rows)
 

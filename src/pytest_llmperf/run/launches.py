@@ -132,7 +132,7 @@ def own_spec(spec: EngineSpec, arguments: dict[str, Any], url: str | None) -> En
     """
     if url is not None:
         return replace(spec, kind=ENDPOINT, url=check_url(url, origin="llm_engine_url"), args=())
-    layer = parse_engine_args(arguments, origin="llm_engine_args")
+    layer = parse_engine_args(arguments, origin="llm_engine_args", verbatim=kind_of(spec.kind).commanded)
     return replace(spec, args=merge_engine_args(layer, spec.args))  # marker and command line win over the fixture
 
 

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.calibration import calibrated, noise_of
+from pytest_llmperf.judge.lacking import lacking, sentence, without
 from pytest_llmperf.judge.provenance import changes
 from pytest_llmperf.judge.verdict import Status, Verdict, not_comparable, observed
 from pytest_llmperf.report.text import metric_line
 from pytest_llmperf.run.cases import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
+    from pytest_llmperf.judge.gates import Tolerance
     from pytest_llmperf.plan.marker import Marker
     from pytest_llmperf.run.cases import CaseState
     from pytest_llmperf.run.rules import Rules
@@ -27,11 +30,21 @@ def is_recorded(rules: Rules, *, stored: bool) -> bool:
     return settings.update == "all" or settings.calibrate or (new_too and not stored)
 
 
+def to_be_recorded(rules: Rules) -> list[Path]:
+    """Return the files that this run will write, as far as is known before anything is measured: of each test the first."""
+    paths = map(rules.path, rules.compared)
+    return [path for path in paths if is_recorded(rules, stored=path.is_file())]
+
+
 def record(rules: Rules, state: CaseState, stored: store.Baseline | None, marker: Marker) -> Answer:
     """Return the baseline that a case's launches come to, to be written when its test has passed."""
-    if len(state.launches) < rules.settings.launches:
-        return Answer(None)
     case, settings = state.case, rules.settings
+    gated, design = rules.gates(marker), rules.design(marker)
+    if why := _without_a_gate(state, gated, lacking(state.launches, gated, design, case.workload)):
+        rows = observed(state.launches, stored.launches if stored else None)
+        return Answer(Verdict(Status.NOT_COMPARABLE, rows, (why,), len(state.launches)), failure=f"{case.id}: {why}")
+    if len(state.launches) < settings.launches:
+        return Answer(None)
     new = store.Baseline(
         case_id=case.id,
         host=rules.host.key,
@@ -47,11 +60,27 @@ def record(rules: Rules, state: CaseState, stored: store.Baseline | None, marker
     merged, how = _merged(stored, new, other, extend=settings.extend)
     rows = observed(state.launches, stored.launches if stored else None)
     if settings.calibrate:
-        rows = calibrated(rows, merged, rules.gates(marker), rules.design(marker))
+        rows = calibrated(rows, merged, gated, design)
         merged = replace(merged, noise=noise_of(rows))
     path = rules.path(case.id)
     verdict = Verdict(Status.RECORDED, rows, launches=len(state.launches), baseline_launches=len(merged.launches))
-    return Answer(verdict, (f"recorded {rules.shown(path)}: {how}",), accepted=True, record=(path, merged))
+    notes = [f"recorded {rules.shown(path)}: {how}"]
+    if lacks := lacking(merged.launches, gated, design, case.workload):
+        notes.append(sentence(lacks))
+        merged = replace(merged, launches=without(merged.launches, lacks))
+    return Answer(verdict, tuple(notes), accepted=True, record=(path, merged))
+
+
+def _without_a_gate(state: CaseState, gated: Mapping[str, Tolerance], lacks: Mapping[str, str]) -> str | None:
+    """Return why no baseline may be recorded: a metric that the project has named as a gate could never fire."""
+    asked = [f"  {name}: {why}" for name, why in lacks.items() if gated[name].asked]
+    if not asked:
+        return None
+    warnings = dict.fromkeys(f"  {text}" for launch in state.launches for text in launch.warnings)
+    return "\n".join([
+        "no baseline is recorded, because what is to gate could never be compared:", *asked, *warnings,
+        "Take it off the gates (gate= of the marker, --llmperf-gate), or measure what it needs.",
+    ])  # fmt: skip
 
 
 _REFUSED = """--llmperf-calibrate: this is not what the stored baseline was recorded of:
@@ -83,6 +112,9 @@ def _other_version(rules: Rules, state: CaseState, stored: store.Baseline, new: 
         verdict = rules.verdict(state, stored, marker, launches=len(state.launches))
         shifted = (Status.REGRESSED, Status.IMPROVED, Status.NOT_COMPARABLE)
         reasons = [metric_line(row) for row in verdict.metrics if row.status in shifted]
+        gated, design = rules.gates(marker), rules.design(marker)
+        before, now = (lacking(side, gated, design, state.case.workload) for side in (stored.launches, state.launches))
+        reasons += [f"{name} could not be compared before" for name in before if name not in now]
     return reasons
 
 

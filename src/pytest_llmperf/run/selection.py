@@ -10,7 +10,7 @@ from pytest_llmperf.measure.limits import check_metrics
 from pytest_llmperf.plan.axes import AXES, Axes, grid, is_selected
 from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.engine import EngineSpec, engine_spec
-from pytest_llmperf.plan.kinds import exchangeable
+from pytest_llmperf.plan.kinds import exchangeable, kind_of
 from pytest_llmperf.plan.marker import Marker, parse_marker
 from pytest_llmperf.run.cases import Planned
 from pytest_llmperf.run.sweep import named_degrees
@@ -36,8 +36,11 @@ class Mark(Protocol):
         """Return those with names."""
 
 
-def marker_of(marks: Sequence[Mark]) -> Marker:
-    """Return the merged arguments of all markers on a test, the closest first in `marks`; it wins. Raises PlanError."""
+def marker_of(marks: Sequence[Mark], *, verbatim: bool = False) -> Marker:
+    """Return the merged arguments of all markers on a test, the closest first in `marks`; it wins. Raises PlanError.
+
+    `verbatim` keeps the spelling of engine arguments.
+    """
     arguments: dict[str, object] = {}
     for mark in reversed(marks):
         if mark.args:
@@ -47,7 +50,7 @@ def marker_of(marks: Sequence[Mark]) -> Marker:
             for name in _LOAD if "points" in mark.kwargs else ("points",):
                 arguments.pop(name, None)
         arguments |= mark.kwargs
-    return parse_marker(arguments)
+    return parse_marker(arguments, verbatim=verbatim)
 
 
 def points(marker: Marker, settings: Settings, *, sweep: bool = False) -> list[Axes]:
@@ -72,9 +75,10 @@ def _of_load(axes: Mapping[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
 
 def planned(case_id: str, marks: Sequence[Mark], axes: Axes | None, settings: Settings, *, compares: bool) -> Planned:
     """Return what is known of a test at a point of its grid; one whose markers are unusable says why, and has no point."""
-    base = EngineSpec(kind=settings.kind, url=next(iter(settings.urls.values()), ""), python=settings.python)
+    url = next(iter(settings.urls.values()), "")
+    base = EngineSpec(kind=settings.kind, url=url, python=settings.python, command=settings.command)
     try:
-        marker = marker_of(marks)
+        marker = marker_of(marks, verbatim=kind_of(base.kind).commanded)
         gates(marker.gate, tolerance=settings.tolerance)
         for limits in (marker.limits, *(point.limits for point in marker.points)):
             check_metrics(limits)

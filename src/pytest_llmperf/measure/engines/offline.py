@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pytest_llmperf.measure.client.messages import ClientError, RoundLog
+from pytest_llmperf.measure.client.messages import OVER, ClientError, RoundLog
 from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.engines import api
 from pytest_llmperf.measure.engines.vllm import open_vllm
@@ -54,6 +54,9 @@ def _play(engine: ServerEngine, prompts: Sequence[Prompt], client: LoadClient, *
         "prompts": [_plain(prompt) for prompt in prompts],
         "concurrency": how["concurrency"],
         "request_timeout_s": how["request_timeout_s"],
+        "max_concurrency": how.get("max_concurrency"),
+        "stop_s": how.get("stop_s"),
+        "over": OVER,
     }
     try:
         with ThreadPoolExecutor(1, "llmperf-offline") as pool:
@@ -95,6 +98,7 @@ def _plain(prompt: Prompt) -> dict[str, Any]:
         "output_tokens": prompt.output_tokens,
         "due_s": prompt.due_s,
         "follows": prompt.follows,
+        "think_s": prompt.think_s,
         "exact": bool(body.get("ignore_eos", True)),
         "body": body,
     }

@@ -100,7 +100,7 @@ def rank_memory(watch: GpuWatch, rounds: Sequence[GpuRound]) -> tuple[RankMemory
     for rank, (gpu, old) in enumerate(zip(watch.gpus, watch.before, strict=True)):
         peaks = [played.peak_bytes[rank] for played in rounds]
         ends = [played.end_bytes[rank] for played in rounds]
-        first, last = (ends[0], ends[-1]) if ends else (None, None)
+        first, last = (ends[0], ends[-1]) if len(ends) > 1 else (None, None)  # within one round nobody sees it grow
         memory.append(
             RankMemory(
                 rank=rank,

@@ -85,15 +85,16 @@ def summarize(read: RoundReadings) -> GpuRound:
     memory = [_memory(read.of(rank), read.before[rank], read.engine) for rank in ranks]
     every = [reading for rank in ranks for reading in read.of(rank)]
     busy = [reading for reading in every if _is_busy(reading)]
-    energy_j = _sum([_risen(first.energy_j, last.energy_j) for first, last in zip(read.first, read.last, strict=True)])
+    # A counter that has not moved is one that is not kept, or a round too short for it: no GPU takes 0 J, 0 MHz or 0 degrees.
+    energy_j = _sum([_risen(first.energy_j, last.energy_j) or None for first, last in zip(read.first, read.last, strict=True)])
     return GpuRound(
         peak_bytes=tuple(max((size for size in sizes if size is not None), default=None) for sizes in memory),
         end_bytes=tuple(sizes[-1] if sizes else None for sizes in memory),
         energy_j=energy_j,
         power_w=energy_j / read.duration_s if energy_j is not None and read.duration_s else None,
         utilization=_mean(reading.utilization for reading in every),
-        sm_clock_mhz=_median(reading.sm_clock_mhz for reading in busy),
-        temperature_c=max(_known(reading.temperature_c for reading in every), default=None),
+        sm_clock_mhz=_median(reading.sm_clock_mhz or None for reading in busy),
+        temperature_c=max(_known(reading.temperature_c or None for reading in every), default=None),
         power_capped=_mean(float(POWER_CAP in reading.limits) for reading in busy),
         trouble=tuple(_trouble(read)),
         warnings=tuple(_low_clocks(read, _FAR_TOO_SLOW_CLOCK, _SLOW_CLOCK)),
@@ -155,7 +156,7 @@ def _low_clocks(read: RoundReadings, low: float, high: float) -> list[str]:
     """Return which GPUs ran, while busy, at a share of their clock from `low` to below `high`, and no limit was told."""
     slow = []
     for rank, gpu in enumerate(read.gpus):
-        free = _known(reading.sm_clock_mhz for reading in read.of(rank) if _is_busy(reading) and not reading.limits)
+        free = _known(reading.sm_clock_mhz or None for reading in read.of(rank) if _is_busy(reading) and not reading.limits)
         clock = statistics.median(free) if len(free) >= _FEWEST else None
         if clock is not None and gpu.sm_clock_mhz and low <= clock / gpu.sm_clock_mhz < high:
             text = f"ran at {clock:,.0f} of {gpu.sm_clock_mhz:,.0f} MHz while busy, and the driver names no limit"

@@ -58,7 +58,8 @@ def device_shortage(spec: EngineSpec, host: Host, needs: Needs = NO_NEEDS) -> st
 
 def model_shortage(spec: EngineSpec, host: Host) -> str | None:
     """Return why the model cannot be split over so many devices, or is too large for them; None where it is not known."""
-    if not kind_of(spec.kind).starts or _given(spec, _OTHER_MODEL):
+    kind = kind_of(spec.kind)
+    if not kind.starts or kind.commanded or _given(spec, _OTHER_MODEL):
         return None
     folder = bundled_model(spec.model) or Path(spec.model).expanduser()
     try:

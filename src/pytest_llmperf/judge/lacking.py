@@ -1,0 +1,74 @@
+"""Which gating metrics of a baseline can never be compared, and why: said when it is recorded, not in every run after it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.judge import noise
+from pytest_llmperf.judge.comparison import Comparison
+from pytest_llmperf.measure import metrics
+from pytest_llmperf.measure.measurement import Round
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from pytest_llmperf.judge.gates import Tolerance
+    from pytest_llmperf.judge.maths.stats import Design
+    from pytest_llmperf.measure.measurement import Launch
+    from pytest_llmperf.measure.metrics import Metric
+    from pytest_llmperf.plan.workload import Workload
+
+_UNMEASURED = "not measured"
+
+
+def reason(metric: Metric, launches: Sequence[Launch], gate: Tolerance, design: Design) -> str | None:
+    """Return why nothing can be compared with a metric of these launches; None where it can."""
+    values = noise.values(metric, launches)
+    if not any(values):
+        return _UNMEASURED
+    if not all(values):
+        return f"not measured in {sum(not each for each in values)} of {len(values)} launches"
+    if not all(math.isfinite(value) for launch in values for value in launch):
+        return "a value is not a finite number"
+    return Comparison(metric, values, gate, design).unusable
+
+
+def lacking(launches: Sequence[Launch], gated: Mapping[str, Tolerance], design: Design, workload: Workload) -> dict[str, str]:
+    """Return the gating metrics that a baseline of these launches can never be compared by, each with the reason."""
+    rounds = min(len(launch.rounds) for launch in launches)
+    found = {}
+    for name, gate in gated.items():
+        metric = metrics.find(name)
+        why = reason(metric, launches, gate, design) or metric.too_few(workload, rounds)
+        if why and (gate.asked or applies(metric, launches)):
+            found[name] = why
+    return found
+
+
+def applies(metric: Metric, launches: Sequence[Launch]) -> bool:
+    """Return whether a metric could be told of these launches at all: memory of GPUs needs some, its balance several."""
+    if not metric.name.startswith("gpu_"):
+        return True
+    least = 2 if metric.name == "gpu_memory_balance_ratio" else 1
+    return any(len(launch.memory) >= least for launch in launches)
+
+
+def without(launches: Sequence[Launch], names: Collection[str]) -> tuple[Launch, ...]:
+    """Return the launches as they are stored: nothing of these metrics, which would look as if they could gate."""
+
+    def stripped(values: dict[str, float | None]) -> dict[str, float | None]:
+        return {name: None if name in names else value for name, value in values.items()}
+
+    return tuple(
+        replace(launch, metrics=stripped(launch.metrics), rounds=tuple(Round(stripped(each.metrics)) for each in launch.rounds))
+        for launch in launches
+    )
+
+
+def sentence(found: Mapping[str, str]) -> str:
+    """Return what a note says of them: the metrics of each reason together."""
+    reasons = dict.fromkeys(found.values())
+    groups = (f"{', '.join(name for name in found if found[name] == why)} ({why})" for why in reasons)
+    return f"not in the baseline, and never compared: {'; '.join(groups)}"
