@@ -87,7 +87,7 @@ def test_of_different_gpus_only_what_fits_all_holds() -> None:
     assert mixed.bounds() == {"e2e_p50_s": 2.0}
 
 
-def test_a_host_without_gpus_is_a_cpu_and_an_endpoints_is_not_known() -> None:
+def test_a_host_without_gpus_is_a_cpu_and_an_endpoint_unknown() -> None:
     assert named_accelerators((), started_here=True) == ("cpu",)
     assert named_accelerators((), started_here=False) == ()
     assert named_accelerators((H200, H200), started_here=False) == (H200,)
