@@ -218,12 +218,12 @@ def test_a_trace_is_replayed_at_its_times_with_its_shared_blocks(tmp_path: Path)
 
 
 def test_a_dataset_gives_messages_to_a_chat_or_its_question(tmp_path: Path) -> None:
-    said = [{"from": "gpt", "value": "Hello"}, {"from": "human", "value": "Why?"}]
+    said = [{"from": "system", "value": "Hello"}, {"from": "human", "value": "Why?"}]
     (tmp_path / "s.json").write_text(json.dumps([{"conversations": said}] * 3))
     chat, plain = (draw(made(tmp_path, dataset="s.json", api=api)) for api in ("chat", "completions"))
     for prompt in chat:
         (role, text), question = prompt.messages
-        assert (role, text.partition(": ")[2], question) == ("assistant", "Hello", ("user", "Why?"))
+        assert (role, text.partition(": ")[2], question) == ("system", "Hello", ("user", "Why?"))
     assert {prompt.text.partition(": ")[2] for prompt in plain} == {"Why?"}
     # A mark of its own in front of each: no round finds another one's prompts in a prefix cache.
     again = draw(made(tmp_path, dataset="s.json", api="completions"), 1)

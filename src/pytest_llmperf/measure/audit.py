@@ -98,8 +98,8 @@ def used_up(log: RoundLog, workload: Workload) -> str | None:
     if stop_s is None or len(log.records) < workload.requests or not sent or max(sent) - min(sent) >= stop_s:
         return None
     return (
-        f"duration_s={stop_s:g}: all {workload.requests:,} requests were sent in {max(sent) - min(sent):.3g} s, and the rest of the"
-        " time nothing was; give more requests"
+        f"duration_s={stop_s:g}: all {workload.requests:,} requests were sent in {max(sent) - min(sent):.3g} s, and nothing for"
+        " the rest of the time; give more requests"
     )
 
 
@@ -124,4 +124,4 @@ def warnings(workload: Workload, rounds: Sequence[Mapping[str, float | None]]) -
             f" {workload.concurrency}, and throughput is that of filling and emptying the engine too;"
             f" {_WAVES * workload.concurrency} requests or more have one"
         )
-    return tuple(reasons)
+    return (*reasons, *workload.left_out)

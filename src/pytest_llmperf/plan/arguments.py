@@ -12,6 +12,7 @@ from pytest_llmperf.plan.checks import PlanError, degree, parse_positive
 from pytest_llmperf.plan.datasets import TAKEN, api_of
 from pytest_llmperf.plan.files import parse_file
 from pytest_llmperf.plan.lengths import Lengths, mean_length, parse_lengths, parse_pairs
+from pytest_llmperf.plan.traces import read_trace, units_of
 from pytest_llmperf.plan.traffic import AT_ONCE, WarmUp, parse_rate
 from pytest_llmperf.plan.workload import DEFAULTS, SLO_LIMITS, RequestClass, Workload, check_field
 
@@ -50,6 +51,11 @@ def workload_from(axes: Axes, *layers: Mapping[str, Any], folder: Path | None = 
         raise PlanError(f"prefixes={merged['prefixes']!r}: texts that prompts share have a length; add prefix_tokens")
     if parsed.get("dataset") and "api" not in given:
         parsed["api"] = api_of(parsed["dataset"]) or DEFAULTS["api"]
+    if parsed.get("trace"):
+        stated = (parsed.get("block_tokens"), parsed.get("trace_unit"))
+        # Checked with the others below: what is proven of a file is part of what is sent.
+        Workload(**{**parsed, "requests": 1})
+        parsed["block_tokens"], parsed["trace_unit"] = units_of(parsed["trace"], *stated)
     # What is wrong with an argument is told before what follows from it.
     workload = Workload(**{"requests": _requests(parsed), **parsed})
     _check_files(workload)
@@ -84,8 +90,8 @@ def _merged(axes: Axes, layers: tuple[Mapping[str, Any], ...]) -> tuple[dict[str
         at_a_rate = {**merged, **layer}.get("rate")
         if "requests" in layer and layer.get("duration_s") is not None and at_a_rate:
             raise PlanError(
-                f"requests={layer['requests']!r} and duration_s={layer['duration_s']!r}: at a rate the one follows from the other;"
-                " leave one out"
+                f"requests={layer['requests']!r} and duration_s={layer['duration_s']!r}: at a rate the one follows from the"
+                " other; leave one out"
             )
         for name, other in (("requests", "duration_s"), ("duration_s", "requests")):
             if name in layer and other not in layer and at_a_rate:
@@ -129,7 +135,7 @@ def check_layer(arguments: Mapping[str, Any], *, origin: str) -> None:
 def _requests(parsed: Mapping[str, Any]) -> int:
     """Return how many requests a round has when nobody says so."""
     if parsed.get("trace"):
-        return len(Workload(**{**parsed, "requests": 1}).trace_rows)
+        return len(read_trace(parsed["trace"], parsed["block_tokens"], parsed["trace_unit"]))
     turns = degree("turns", parsed.get("turns", 1))
     concurrency = degree("concurrency", parsed["concurrency"])
     wanted: float = DEFAULT_REQUESTS

@@ -40,8 +40,9 @@ _SAMPLING = frozenset({
 _DESCRIBES = frozenset({
     "id", "uuid", "custom_id", "prompt_id", "conversation_id", "question_id", "model", "source", "metadata", "meta", "dataset",
     "category", "categories", "task", "task_id", "type", "tag", "tags", "topic", "domain", "lang", "language", "split", "score",
-    "difficulty", "index", "idx", "name", "title", "timestamp", "created", "created_at", "date", "license", "url", "origin", "turn",
-    "turns", "num_turns", "num_tokens", "prompt_len", "input_length", "prompt_tokens", "reference", "references", "usage", "hash",
+    "difficulty", "index", "idx", "name", "title", "timestamp", "created", "created_at", "date", "license", "url", "origin",
+    "turn", "turns", "num_turns", "num_tokens", "prompt_len", "input_length", "prompt_tokens", "reference", "references", "usage",
+    "hash",
 })  # fmt: skip
 """Keys of an entry that describe it, and are not sent."""
 _ANSWERS = ("completion", "response", "answer", "output")

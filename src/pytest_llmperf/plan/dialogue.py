@@ -1,7 +1,7 @@
 """What was said in an entry of a dataset: who spoke, which text, and what of it is sent.
 
 A template of a chat may demand that system stands first, and that user and assistant alternate and begin with the user.
-Corpora keep none of it: fragments begin with an answer, texts are empty, the same speaker has two messages. What is sent keeps it.
+Corpora keep none of it: fragments begin with an answer, texts are empty, a speaker has two messages. What is sent keeps it.
 """
 
 from __future__ import annotations

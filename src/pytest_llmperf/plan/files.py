@@ -164,7 +164,7 @@ def read_numbers(file: File, columns: int) -> tuple[tuple[int, ...], ...]:
 
     A first line of words only is taken for a header.
     """
-    rows = []
+    rows: list[tuple[int, ...]] = []
     for number, line in enumerate(read_text(file).splitlines(), 1):
         words = [word for word in re.split(r"[\s,;]+", line.strip()) if word]
         is_header = not rows and words and not any(re.search(r"^[-+.\d]", word) for word in words)
