@@ -122,7 +122,14 @@ def test_each_engine_is_known_by_its_metrics(told: Told) -> None:
 def test_the_counters_of_each_dialect_are_read(told: Told) -> None:
     measured = recorded(told)
     assert measured.doubt is None
-    for name in ("preemptions", "prompt_tokens", "output_tokens", "prefix_hit_tokens", "external_hit_tokens", "acceptance_length"):
+    for name in (
+        "preemptions",
+        "prompt_tokens",
+        "output_tokens",
+        "prefix_hit_tokens",
+        "external_hit_tokens",
+        "acceptance_length",
+    ):
         assert (name, getattr(measured, name)) == (name, getattr(told, name))
 
 

@@ -90,7 +90,7 @@ class Measurement:
 
     case: Case
     launches: tuple[Launch, ...]
-    limits: LocalLimits = NO_LIMITS
+    limits: LocalLimits = field(default=NO_LIMITS, repr=False)
     """What marker and point say that metrics must not pass."""
 
     def __getitem__(self, metric: str) -> float:

@@ -14,7 +14,7 @@ from pytest_llmperf.plan.files import parse_file
 from pytest_llmperf.plan.lengths import Lengths, mean_length, parse_lengths, parse_pairs
 from pytest_llmperf.plan.traces import read_trace, units_of
 from pytest_llmperf.plan.traffic import AT_ONCE, WarmUp, parse_rate
-from pytest_llmperf.plan.workload import DEFAULTS, SLO_LIMITS, RequestClass, Workload
+from pytest_llmperf.plan.workload import DEFAULTS, SLO_LIMITS, RequestClass, Workload, check_field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -121,15 +121,13 @@ def check_layer(arguments: Mapping[str, Any], *, origin: str) -> None:
     Files are left to the call, which knows the folder that they are in.
     """
     for name, value in arguments.items():
-        if name in ("dataset", "trace") or "file(" in repr(value):
+        if name in ("dataset", "trace") or any(word in repr(value) for word in ("file(", "'dataset': ")):
             continue
         try:
-            if name in ("requests", "turns", "prefixes"):
-                degree(name, value)
-            elif name == "classes":
-                _classes(value, Path(), {name: DEFAULTS[name] for name in ("prompt_tokens", "output_tokens")})
-            elif name in _PARSERS:
-                _PARSERS[name](value, Path())
+            if name == "classes":
+                _classes(value, Path(), {length: DEFAULTS[length] for length in ("prompt_tokens", "output_tokens")})
+            else:
+                check_field(name, _PARSERS[name](value, Path()) if name in _PARSERS else value)
         except PlanError as error:
             raise PlanError(f"{origin}: {error}") from None
 

@@ -204,6 +204,13 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 }
 """How each field is checked; None is allowed where it is the default."""
 
+
+def check_field(name: str, value: object) -> None:
+    """Raise PlanError where the value of a field is unusable, whatever the others are."""
+    if name in _CHECKS and (value is not None or DEFAULTS[name] is not None):
+        _CHECKS[name](name, value)
+
+
 _SOURCES = (
     ("dataset", ("classes", "trace", "turns", "prefix_tokens", "pairs")),
     ("trace", ("classes", "turns", "prefix_tokens", "api", "pairs")),

@@ -93,9 +93,8 @@ class LLMPerf:
         `capacity_concurrency`, which gates; see docs/capacity.md. Fails the test as a measurement does.
         """
         with failing():
-            wanted = capacity_from(
-                self._bench.plan.axes, self._defaults, self._bench.plan.arguments | search, folder=self._folder
-            )
+            plan = self._bench.plan
+            wanted = capacity_from(plan.axes, self._defaults | plan.arguments, search, folder=self._folder)
             if not kind_of(self._own.kind).serves:
                 raise PlanError(
                     f"llmperf.capacity(...): an engine of the kind {self._own.kind!r} has no server to send a load to"

@@ -38,11 +38,12 @@ PACE = "LLMPERF_SIMULATED_PACE"
 _UNUSED = (
     "--attention-backend", "--compilation-config", "--cpu-offload-gb", "--distributed-executor-backend", "--dtype",
     "--generation-config", "--gpu-memory-utilization", "--kv-cache-dtype", "--kv-cache-memory-bytes", "--load-format",
-    "--quantization", "--shutdown-timeout", "--stream-interval", "--tokenizer", "--uvicorn-log-level",
+    "--moe-backend", "--quantization", "--shutdown-timeout", "--speculative-config", "--stream-interval", "--tokenizer",
+    "--uvicorn-log-level",
 )  # fmt: skip
 _UNUSED_SWITCHES = (
     "--async-scheduling", "--disable-log-stats", "--disable-uvicorn-access-log", "--enable-chunked-prefill",
-    "--enable-log-requests", "--enforce-eager", "--trust-remote-code",
+    "--enable-expert-parallel", "--enable-log-requests", "--enforce-eager", "--trust-remote-code",
 )  # fmt: skip
 
 
