@@ -96,7 +96,7 @@ vllm:num_requests_running 3
         ("unknown", False),
     ],
 )
-def test_what_only_grows_is_told_by_the_type_or_else_by_the_name(name: str, grows: bool) -> None:
+def test_what_only_grows_is_told_by_type_or_by_name(name: str, grows: bool) -> None:
     assert read_scrape(OPENMETRICS).is_cumulative(name) == grows
 
 
@@ -126,7 +126,8 @@ LINES = st.lists(st.sampled_from([*OPENMETRICS.splitlines(), *BROKEN]) | st.text
 @example("", "5 # {")
 @example('"vllm:x"', "1")
 def test_no_text_makes_the_reading_fail(labels: str, rest: str) -> None:
-    text = f"{rest}\nvllm:num_preemptions_total{{{labels}}} {rest}\nvllm:cache_config_info{{{labels}}} 1\n# TYPE {labels}\n{{{rest}}}"
+    info = f"vllm:cache_config_info{{{labels}}} 1\n# TYPE {labels}\n{{{rest}}}"
+    text = f"{rest}\nvllm:num_preemptions_total{{{labels}}} {rest}\n{info}"
     for feature in COUNTERS:
         value_of(read_scrape(text), feature)
     read_capacity(text, rest)

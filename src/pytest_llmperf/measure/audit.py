@@ -68,7 +68,7 @@ def problems(log: RoundLog, telemetry: Telemetry, workload: Workload, *, ranks: 
     Where an engine has a rank for each core of this host, none is left for the client: its lateness is then no problem.
     """
     reasons = failures(log.records, workload.tolerated_failures)
-    if telemetry.doubt and not reasons:
+    if telemetry.doubt:
         reasons.append(telemetry.doubt)
     template = _TEMPLATE_TOKENS * len(log.records) if workload.api == "chat" else 0
     for tokens, cache in _hits(telemetry):

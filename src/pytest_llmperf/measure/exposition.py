@@ -49,6 +49,8 @@ class Scrape:
     types: Mapping[str, str] = field(default_factory=dict)
     """Per family, as `# TYPE` says it."""
     helps: Mapping[str, str] = field(default_factory=dict)
+    is_partial: bool = False
+    """Only some names were read: that one is missing says nothing."""
 
     def type_of(self, name: str) -> str:
         """Return the type of a sample's family, empty where the answer doesn't say."""
@@ -98,7 +100,8 @@ def parse_metrics(text: str, *names: str) -> list[tuple[str, dict[str, str], flo
 
 def read_series(text: str | None, names: tuple[str, ...]) -> Scrape:
     """Return only the series whose names begin like one of these, without types."""
-    return Scrape(tuple(each for line in (text or "").splitlines() if line.startswith(names) for each in _samples(line)))
+    lines = (line for line in (text or "").splitlines() if line.startswith(names))
+    return Scrape(tuple(each for line in lines for each in _samples(line)), is_partial=True)
 
 
 def _samples(line: str) -> Iterable[Series]:

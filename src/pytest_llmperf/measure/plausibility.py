@@ -106,14 +106,13 @@ def _goes_back(earlier: Scrape, later: Scrape) -> bool:
     if any(now != before for before, now in _beginnings(earlier, later)):
         return True
     old, new, names = _values(earlier), _values(later), {each.name for each in later.series}
-    is_full = len(old) <= len(new) or bool(later.types)
     for (name, labels), value in old.items():
         # By name, too: llama.cpp has averages of the type counter, and the sum of what may be below 0 may go down.
         if not name.endswith(("_total", "_count")) or not earlier.is_cumulative(name):
             continue
         now = new.get((name, labels))
         # Another replica has other labels; and while a process lives no series goes away.
-        if (now is None and value > 0 and (name in names or is_full)) or (now is not None and now < value):
+        if (now is None and value > 0 and (name in names or not later.is_partial)) or (now is not None and now < value):
             return True
     return False
 
