@@ -73,9 +73,9 @@ def prompt(tokens: int = 3, **more: Any) -> dict[str, Any]:
 
 
 def play(
-    engine: FakeEngine, prompts: list[dict[str, Any]], *, concurrency: int = 2, timeout_s: float = 60
+    engine: FakeEngine, prompts: list[dict[str, Any]], *, concurrency: int = 2, timeout_s: float = 60, **limits: Any
 ) -> list[dict[str, Any]]:
-    plan = {"prompts": prompts, "concurrency": concurrency, "request_timeout_s": timeout_s}
+    plan = {"prompts": prompts, "concurrency": concurrency, "request_timeout_s": timeout_s, "over": "over", **limits}
     return Round(types.SimpleNamespace(llm_engine=engine), plan).play()
 
 
@@ -130,3 +130,29 @@ def test_sampling_parameters_are_passed_on() -> None:
     engine.add_request = lambda key, asked, params: seen.append(params) or add(key, asked, params)  # type: ignore[method-assign, func-returns-value]
     play(engine, [prompt(body={"temperature": 0.7, "top_p": 0.9})])
     assert (seen[0].temperature, seen[0].top_p, seen[0].ignore_eos, seen[0].max_tokens) == (0.7, 0.9, True, 3)
+
+
+def test_at_a_rate_no_more_are_open_than_the_cap() -> None:
+    engine = FakeEngine(step_s=0.005)
+    records = play(engine, [prompt(4, due_s=0.0) for _ in range(9)], max_concurrency=3)
+    assert engine.most == 3
+    assert len({record["due_s"] for record in records}) == 1
+    for record in records[3:]:
+        assert record["delay_s"] < record["sent_s"] - record["due_s"], "waiting for room is no lateness"
+
+
+@pytest.mark.parametrize("at", [None, 0.0])
+def test_a_user_thinks_and_keeps_the_place(at: float | None) -> None:
+    talk = [prompt(due_s=at), prompt(follows=True, think_s=0.05, due_s=at)]
+    first, second, other = play(FakeEngine(step_s=0.001), [*talk, prompt(due_s=at)], concurrency=1)
+    assert second["sent_s"] >= first["end_s"] + 0.05
+    assert ("due_s" in second) == (at is not None)
+    assert (other["sent_s"] >= second["end_s"]) == (at is None)
+
+
+def test_when_the_time_is_over_nothing_more_is_added() -> None:
+    talk = [prompt(), prompt(follows=True, think_s=60.0), prompt(follows=True)]
+    records = play(FakeEngine(step_s=0.01), [*talk, *(prompt(5) for _ in range(100))], stop_s=0.1)
+    assert [record["error"] for record in records[:3]] == [None, "over", "over"]
+    assert {record["error"] for record in records} == {None, "over"}
+    assert all(record["sent_s"] is None for record in records if record["error"])
