@@ -1,4 +1,4 @@
-"""Loads in the forms that lists of tests have: ids, what is stored of them, and what a baseline's comparison makes of a file's name."""
+"""Loads in the forms that lists of tests have: their ids, what is stored of them, and that a file's name says nothing."""
 
 from __future__ import annotations
 
