@@ -96,6 +96,7 @@ def test_sharegpt_is_a_list_or_lines_and_may_have_openais_keys(tmp_path: Path) -
     other = {"conversations": [USER]}
     listed = read(tmp_path, text=json.dumps([entry, other]))
     assert listed == read(tmp_path, entry, other)
+    assert listed[:1] == read(tmp_path, text=json.dumps(entry, indent=1))
     assert [each.messages[0][1] for each in listed] == ["Why?", "Hi"]
 
 
@@ -271,10 +272,12 @@ def test_what_cannot_be_sent_is_named_with_its_line(entry: Any, message: str, tm
     ("text", "message"),
     [
         ("", "is empty"),
-        ("{", "line 1: is no JSON"),
+        ("{", "is no JSON"),
+        ('{"prompt": "x"}\n{', "line 2: is no JSON"),
         ('{"messages": []}\n{"prompt": "x"}', "line 2: is of the form 'prompt', and those before it are of the form 'messages'"),
         ("[", "is no JSON"),
         ("[]", "is an empty list"),
+        ('{\n "data": []\n}', "entry 1: neither conversations, messages, prompt nor body among the keys data"),
         ("a,b\n1,2", "is neither a JSON list nor JSON lines; for a dataset known are ShareGPT"),
     ],
 )

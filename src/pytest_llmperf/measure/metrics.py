@@ -81,7 +81,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "send_delay_p99_s", "s", "lower", "quantile", False,
-        "p99 of request sent - instant it was due; in a closed loop: - end of the response that it waited for",
+        "p99 of request sent - instant it was due; in a closed loop: - end of the response that it waited for; where"
+        " `max_concurrency` held it back: - end of the response that made room",
         formulas.spread(formulas.delay, formulas.percentile(99)),
     ),
     Metric(

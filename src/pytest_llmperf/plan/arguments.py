@@ -152,7 +152,7 @@ def _requests(parsed: Mapping[str, Any]) -> int:
 
 
 def _classes(value: object, folder: Path, usual: Mapping[str, int | Lengths]) -> tuple[RequestClass, ...]:
-    if not isinstance(value, dict) or not all(isinstance(given, dict) for given in value.values()):
+    if not isinstance(value, dict) or not value or not all(isinstance(given, dict) for given in value.values()):
         raise PlanError(f"classes={value!r}: must be a dict of dicts, e.g. {{'short': {{'share': 0.8, 'prompt_tokens': 64}}}}")
     classes = []
     for name, given in value.items():
@@ -165,16 +165,21 @@ def _classes(value: object, folder: Path, usual: Mapping[str, int | Lengths]) ->
         share = parse_positive(f"classes: {name}: share", given.get("share", 1))
         lengths = {key: parse_lengths(f"classes: {name}: {key}", given.get(key, length), folder) for key, length in usual.items()}
         body = _json(given.get("extra_body", {}), f"classes: {name}: extra_body")
-        classes.append(RequestClass(name, share, **lengths, extra_body=body, lora=str(given.get("lora", ""))))
+        lora = given.get("lora", "")
+        if not isinstance(lora, str):
+            raise PlanError(f"classes: {name}: lora={lora!r}: must be the name of an adapter")
+        classes.append(RequestClass(name, share, **lengths, extra_body=body, lora=lora))
     return tuple(classes)
 
 
 def _json(value: object, name: str) -> str:
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not all(isinstance(field, str) for field in value):
         raise PlanError(f"{name}={value!r}: must be a dict of what goes into the request's body, e.g. {{'temperature': 0.7}}")
     left_out = {field for field in _OPTIONAL if field in value and value[field] is None}
     if taken := sorted(TAKEN & set(value) - left_out):
         raise PlanError(f"{name}: {taken[0]!r} is set by the plugin; use the arguments of llmperf(...) instead")
+    if not isinstance(value.get("ignore_eos"), (bool, type(None))):
+        raise PlanError(f"{name}: ignore_eos={value['ignore_eos']!r}: must be True or False")
     try:
         return json.dumps(value, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:

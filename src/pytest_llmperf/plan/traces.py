@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -72,7 +72,9 @@ def read_trace(file: File, block_tokens: int | None = None, unit: str | None = N
     if not sent:
         raise PlanError(f"{file.path}: no arrivals: {'every request in it has failed' if arrivals else 'it has a header only'}")
     first_s = sent[0].at_s
-    return tuple(replace(arrival, at_s=arrival.at_s - first_s) for arrival in sent)
+    return tuple(
+        Arrival(each.at_s - first_s, each.prompt_tokens, each.output_tokens, each.blocks, each.block_tokens) for each in sent
+    )
 
 
 def failed_rows(file: File, block_tokens: int | None = None, unit: str | None = None) -> int:

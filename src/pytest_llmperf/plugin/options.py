@@ -27,7 +27,11 @@ OPTIONS: tuple[tuple[str, str | bool | None, str], ...] = (
     ("--llmperf-pp", None, "pipeline-parallel degree(s), by comma (default: 1 where unmarked)"),
     ("--llmperf-dp", None, "data-parallel degree(s), by comma (default: 1 where unmarked)"),
     ("--llmperf-concurrency", None, "requests in flight, by comma (default: 8 where unmarked)"),
-    ("--llmperf-rate", None, "requests sent per second, by comma, whatever the engine has answered (an open loop)"),
+    (
+        "--llmperf-rate",
+        None,
+        "requests sent per second, by comma, whatever the engine has answered (open loop); inf: all at once",
+    ),
     (
         "--llmperf-engine",
         None,
