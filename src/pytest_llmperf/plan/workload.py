@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_llmperf.plan.checks import PlanError, degree
 from pytest_llmperf.plan.datasets import File, read_trace
 from pytest_llmperf.plan.lengths import Lengths, mean_length, parse_lengths
+from pytest_llmperf.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -149,7 +150,7 @@ def _contradictions(workload: Workload) -> Iterable[str]:
         yield f"requests={load.requests}: must be a multiple of turns={load.turns}, so that every conversation is whole"
     if load.turns > 1 and not load.is_open and load.concurrency > load.requests // load.turns:
         yield (
-            f"requests={load.requests}, turns={load.turns}: only {load.requests // load.turns} conversations,"
+            f"requests={load.requests}, turns={load.turns}: only {counted(load.requests // load.turns, 'conversation')},"
             f" fewer than concurrency={load.concurrency}; send at least {load.concurrency * load.turns} requests"
         )
     if load.rate and load.trace:
