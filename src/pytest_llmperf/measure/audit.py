@@ -10,6 +10,8 @@ import statistics
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.units import quantity
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -59,7 +61,7 @@ def failed_text(records: Sequence[RequestRecord]) -> str:
     """Return how many requests failed, with the most common reasons; empty where none has."""
     errors = Counter(record.error for record in records if record.error is not None)
     shown = "; ".join(f"{count}x {error}" for error, count in errors.most_common(3))
-    return f"{errors.total()} of {len(records)} requests failed: {shown}" if errors else ""
+    return f"{errors.total()} of {quantity(len(records), 'requests')} failed: {shown}" if errors else ""
 
 
 def problems(log: RoundLog, telemetry: Telemetry, workload: Workload, *, ranks: int = 1) -> list[str]:
@@ -151,7 +153,8 @@ def warnings(workload: Workload, rounds: Sequence[Mapping[str, float | None]]) -
     reasons = []
     if rounds and not workload.is_open and workload.requests < _WAVES * workload.concurrency:
         reasons.append(
-            f"no steady window: {workload.requests} requests are {workload.requests / workload.concurrency:.2g} waves of"
+            f"no steady window: {quantity(workload.requests, 'requests')} {'is' if workload.requests == 1 else 'are'}"
+            f" {quantity(workload.requests / workload.concurrency, 'waves')} of"
             f" {workload.concurrency}, and throughput is that of filling and emptying the engine too;"
             f" {_WAVES * workload.concurrency} requests or more have one"
         )

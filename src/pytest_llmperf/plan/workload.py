@@ -17,6 +17,7 @@ from pytest_llmperf.plan.lengths import OWN, Lengths, Pairs, mean_length, parse_
 from pytest_llmperf.plan.traces import UNITS, Arrival, failed_rows, read_trace
 from pytest_llmperf.plan.traffic import AT_ONCE, WarmUp, parse_arrivals
 from pytest_llmperf.plan.traffic import RequestClass as RequestClass
+from pytest_llmperf.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -258,7 +259,7 @@ def _of_load(load: Workload) -> Iterable[str]:
         yield f"requests={load.requests}: must be a multiple of turns={load.turns}, so that every conversation is whole"
     if load.turns > 1 and not load.is_open and load.concurrency > load.requests // load.turns:
         yield (
-            f"requests={load.requests}, turns={load.turns}: only {load.requests // load.turns} conversations,"
+            f"requests={load.requests}, turns={load.turns}: only {counted(load.requests // load.turns, 'conversation')},"
             f" fewer than concurrency={load.concurrency}; send at least {load.concurrency * load.turns} requests"
         )
     if load.rate and load.trace:

@@ -23,6 +23,7 @@ from pytest_llmperf.report.text import (
 )
 from pytest_llmperf.run.launches import local_limits
 from pytest_llmperf.run.rules import prospects_of, stored_and_new, unused_baselines
+from pytest_llmperf.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,8 +44,8 @@ def header(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     stored, new = stored_and_new(rules)
     engines = len({plan.spec for plan in planned})
     links = f", {rules.host.links}" if rules.host.links else ""
-    line = f"llmperf: {rules.host.summary}{links} ({rules.host.key}); {len(planned)} tests on {engines} engines"
-    line += f"; baselines: {stored} found, {new} new"
+    line = f"llmperf: {rules.host.summary}{links} ({rules.host.key})"
+    line += f"; {counted(len(planned), 'test')} on {counted(engines, 'engine')}; baselines: {stored} found, {new} new"
     if state.deselected:
         line += f"; {state.deselected} deselected, which their markers allow only at other values"
     verbose = config.get_verbosity() > 0

@@ -13,7 +13,7 @@ from pytest_llmperf.judge.verdict import Status, Verdict, observed
 from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.workload import Workload
 from pytest_llmperf.report.outcome import Outcome
-from pytest_llmperf.run.sweep import suffix
+from pytest_llmperf.run.sweep import degrees_of, suffix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pytest_llmperf.judge.maths.stats import Decision
     from pytest_llmperf.measure.measurement import Launch
     from pytest_llmperf.plan.engine import EngineSpec
-    from pytest_llmperf.run.cases import CaseState, Planned
+    from pytest_llmperf.run.cases import Answer, CaseState, Planned
+    from pytest_llmperf.run.rules import Rules
 
 SUITE_ADVICE = """
 No single comparison proves it, but all of them together do. Look at the host first: one that is slow today looks just like it.
@@ -59,6 +60,16 @@ def unmeasured(plan: Planned, *, skipped: bool, why: str) -> Outcome:
     """Return the outcome of a test that ended before it measured anything."""
     status = Status.SKIPPED if skipped else Status.INVALID
     return _without_figures(plan, plan.spec, plan.case_id, status, why.partition("\n")[0])
+
+
+def without_baseline(rules: Rules, plan: Planned, answer: Answer) -> list[Outcome]:
+    """Return the outcomes of a test that is not measured, because it would meet no usable baseline: one for each degree."""
+    verdict = answer.verdict
+    assert verdict is not None
+    degrees = degrees_of(plan, plan.spec, rules.settings.selected, rules.host).able if plan.axes.sweep else ()
+    cases = [(plan.case_id + suffix(degree), replace(plan.spec, tp=degree)) for degree in degrees] or [(plan.case_id, plan.spec)]
+    made = (_without_figures(plan, spec, case_id, verdict.status, "") for case_id, spec in cases)
+    return [replace(outcome, verdict=verdict, notes=answer.notes) for outcome in made]
 
 
 def left_out(plan: Planned, spec: EngineSpec, why: str) -> Outcome:

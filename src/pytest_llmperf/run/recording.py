@@ -13,6 +13,7 @@ from pytest_llmperf.judge.verdict import Status, Verdict, not_comparable, observ
 from pytest_llmperf.plan.kinds import exchangeable
 from pytest_llmperf.report.text import metric_line
 from pytest_llmperf.run.cases import Answer, RunError
+from pytest_llmperf.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -109,7 +110,7 @@ Accept it first with --update-baselines, or add --llmperf-update=replace."""
 
 def _merged(stored: store.Baseline | None, new: store.Baseline, other: list[str], *, extend: bool) -> tuple[store.Baseline, str]:
     """Return what is to be stored, and how it came about; `other` says why the stored launches are of another version."""
-    count = f"{len(new.launches)} launches"
+    count = counted(len(new.launches), "launch")
     if stored is None:
         return new, f"new, {count}"
     if not extend:
@@ -117,7 +118,7 @@ def _merged(stored: store.Baseline | None, new: store.Baseline, other: list[str]
     if other:
         return new, f"{count} in place of {len(stored.launches)}, which were of another version: {'; '.join(other)}"
     merged = store.extended(stored, new)
-    return merged, f"extended by {count} of the same version to {len(merged.launches)}, from {merged.jobs} runs"
+    return merged, f"extended by {count} of the same version to {len(merged.launches)}, from {counted(merged.jobs, 'run')}"
 
 
 def _other_version(rules: Rules, state: CaseState, stored: store.Baseline, new: store.Baseline, marker: Marker) -> list[str]:
@@ -125,7 +126,7 @@ def _other_version(rules: Rules, state: CaseState, stored: store.Baseline, new: 
     reasons = [*dict.fromkeys((*not_comparable(state.measurement, stored), *changes(stored.provenance, new.provenance)))]
     rounds = {len(launch.rounds) for launch in (*stored.launches, *new.launches)}
     if len(rounds) > 1:
-        reasons.append(f"launches of {min(rounds)} and of {max(rounds)} rounds are not alike")
+        reasons.append(f"launches of {min(rounds)} and of {counted(max(rounds), 'round')} are not alike")
     if not reasons:
         # Versions say nothing of an engine that is built from a work tree: the numbers do.
         verdict = rules.verdict(state, stored, marker, launches=len(state.launches))

@@ -80,6 +80,10 @@ class Rules:
         """The baseline file of each of these cases, whether there is one or not."""
         return {case_id: self._file(plan, case_id) for case_id, plan in self._plans.items()}
 
+    def files_of(self, plan: Planned) -> list[Path]:
+        """Return those of them that are a test's."""
+        return [self.files[case_id] for case_id, of in self._plans.items() if of is plan]
+
     @cached_property
     def _plans(self) -> dict[str, Planned]:
         return {case_id: plan for plan in self.compared.values() for case_id in self._cases_of(plan)}

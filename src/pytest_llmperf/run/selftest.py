@@ -11,6 +11,7 @@ from pytest_llmperf.judge.noise import beliefs
 from pytest_llmperf.judge.selftest import self_test
 from pytest_llmperf.plan.kinds import kinds_in_files
 from pytest_llmperf.run.rules import possible_files
+from pytest_llmperf.units import counted
 
 if TYPE_CHECKING:
     from pytest_llmperf.judge.gates import Tolerance
@@ -41,7 +42,8 @@ def self_tested(rules: Rules, plan: Planned) -> SelfTest:
     if not checks:
         return SelfTest("skipped", "no baseline is stored for any host; record one with --update-baselines")
     faults = [f"  {host}: {check.metric}, {check.change}: {check.fault}" for host, check in checks if check.fault]
-    text = "\n".join([f"{len(faults)} of {len(checks)} injected changes were not judged as they must be:", *faults])
+    were = "was" if len(faults) == 1 else "were"
+    text = "\n".join([f"{len(faults)} of {counted(len(checks), 'injected change')} {were} not judged as they must be:", *faults])
     return SelfTest("failed" if faults else "passed", text, tuple(check for _, check in checks))
 
 
