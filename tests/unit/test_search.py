@@ -86,7 +86,7 @@ def test_a_wrong_start_finds_the_same_answer() -> None:
         assert len(probes) <= 12
 
 
-def test_where_a_search_starts_moves_its_answer_no_more_than_the_seed_does() -> None:
+def test_where_a_search_starts_moves_its_mean_answer_nowhere() -> None:
     def mean(start: float | None) -> float:
         values = [searched(replace(RATES, seed=f"{n}"), sharp(10.0), start)[0].value for n in range(200)]
         return sum(values) / len(values)

@@ -38,6 +38,8 @@ class Metric:
     """The least tolerance that gates by default, as a fraction; None: the run's."""
     beyond: Callable[[Workload], float] | None = None
     """How many values of a round lie beyond the percentile; None where that does not matter."""
+    separate: bool = False
+    """Measured in a way of its own (a search, an engine that has idled) and only where that is asked for, by no formula here."""
 
     def too_few(self, workload: Workload, rounds: int) -> str | None:
         """Return why a launch of so many rounds is too small for this percentile, None where it is large enough."""
@@ -116,10 +118,13 @@ def sent_rows() -> list[Metric]:
     return rows
 
 
-LOW, HIGH = "_low", "_high"
-"""What the ends of a capacity's interval have behind its name."""
 _CAPACITY_TOLERANCE = 0.10
 """Two cells of a search's usual resolution: a value in the middle of one is known to half of it."""
+
+
+def end_name(capacity: str, end: Literal["low", "high"]) -> str:
+    """Return the metric of an end of a capacity's interval, e.g. `capacity_low_requests_per_s`."""
+    return capacity.replace("capacity_", f"capacity_{end}_", 1)
 
 
 def capacity_rows() -> list[Metric]:
@@ -135,9 +140,9 @@ def capacity_rows() -> list[Metric]:
         what = f"largest {load} at which the wanted share of requests keeps every limit of `slo`"
         rows.append(Metric(name, unit, "higher", "ratio", False,
             f"`llmperf.capacity(...)`: {what}; gates there. The middle of the bracket that a bisection ends with",
-            tolerance=_CAPACITY_TOLERANCE))  # fmt: skip
-        rows.append(Metric(f"{name}{LOW}", unit, "higher", "ratio", False,
-            "the largest load that certainly held (one-sided 95 % bound); missing where not even the smallest did"))  # fmt: skip
-        rows.append(Metric(f"{name}{HIGH}", unit, "higher", "ratio", False,
-            "the smallest load that certainly failed (one-sided 95 % bound); missing where the largest held"))  # fmt: skip
+            tolerance=_CAPACITY_TOLERANCE, separate=True))  # fmt: skip
+        rows.append(Metric(end_name(name, "low"), unit, "higher", "ratio", False,
+            "the largest load that certainly held (one-sided 95 % bound); missing where not even the smallest did", separate=True))  # fmt: skip
+        rows.append(Metric(end_name(name, "high"), unit, "higher", "ratio", False,
+            "the smallest load that certainly failed (one-sided 95 % bound); missing where the largest held", separate=True))  # fmt: skip
     return rows
