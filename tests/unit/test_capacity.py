@@ -176,7 +176,7 @@ def test_all_at_the_upper_bound_are_alike() -> None:
     assert verdict([TOP] * 5, [TOP])[0] is Status.PASS
 
 
-def test_a_capacity_that_reaches_the_bound_is_no_worse_than_a_smaller_one() -> None:
+def test_a_capacity_at_the_bound_is_no_worse_than_a_smaller_one() -> None:
     assert verdict([launch(40.0)] * 5, [TOP])[0] is Status.IMPROVED
 
 

@@ -137,12 +137,15 @@ def capacity_rows() -> list[Metric]:
         ("capacity_requests_per_s", "requests/s", "rate"),
         ("capacity_concurrency", "requests", "number of requests in flight"),
     ):
-        what = f"largest {load} at which the wanted share of requests keeps every limit of `slo`"
-        rows.append(Metric(name, unit, "higher", "ratio", False,
-            f"`llmperf.capacity(...)`: {what}; gates there. The middle of the bracket that a bisection ends with",
-            tolerance=_CAPACITY_TOLERANCE, separate=True))  # fmt: skip
-        rows.append(Metric(end_name(name, "low"), unit, "higher", "ratio", False,
-            "the largest load that certainly held (one-sided 95 % bound); missing where not even the smallest did", separate=True))  # fmt: skip
-        rows.append(Metric(end_name(name, "high"), unit, "higher", "ratio", False,
-            "the smallest load that certainly failed (one-sided 95 % bound); missing where the largest held", separate=True))  # fmt: skip
+        formulas_of = {
+            name: f"`llmperf.capacity(...)`: the largest {load} at which the wanted share of requests keeps every limit of `slo`,"
+            " the middle of the bracket that a bisection ends with; it gates there",
+            end_name(name, "low"): f"the largest {load} that certainly held (95 %); missing where not even the smallest did",
+            end_name(name, "high"): f"the smallest {load} that certainly failed (95 %); missing where the largest held",
+        }
+        rows += [
+            Metric(each, unit, "higher", "ratio", False, formula, separate=True,
+                   tolerance=_CAPACITY_TOLERANCE if each == name else None)
+            for each, formula in formulas_of.items()
+        ]  # fmt: skip
     return rows
