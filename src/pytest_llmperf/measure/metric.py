@@ -122,6 +122,18 @@ _CAPACITY_TOLERANCE = 0.10
 """Two cells of a search's usual resolution: a value in the middle of one is known to half of it."""
 
 
+def idle_rows() -> list[Metric]:
+    """Return what is measured of an engine that has idled (`--llmperf-idle`), after over before."""
+    after = "after the engine has idled (`--llmperf-idle`) / before, medians over as many rounds: 1 is unchanged"
+    return [
+        Metric("idle_ttft_ratio", "share", "lower", "ratio", False, f"p50 of TTFT {after}", separate=True),
+        Metric("idle_output_tokens_ratio", "share", "higher", "ratio", False, f"output tokens per second {after}", separate=True),
+        Metric(
+            "idle_first_ttft_s", "s", "lower", "ratio", False, "TTFT of the first request after it, sent alone", separate=True
+        ),
+    ]
+
+
 def end_name(capacity: str, end: Literal["low", "high"]) -> str:
     """Return the metric of an end of a capacity's interval, e.g. `capacity_low_requests_per_s`."""
     return capacity.replace("capacity_", f"capacity_{end}_", 1)

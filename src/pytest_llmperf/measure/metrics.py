@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from pytest_llmperf.measure import formulas
-from pytest_llmperf.measure.metric import LATENCIES, MIN_EXCEEDANCES, capacity_rows, latency_rows, sent_rows
+from pytest_llmperf.measure.metric import LATENCIES, MIN_EXCEEDANCES, capacity_rows, idle_rows, latency_rows, sent_rows
 from pytest_llmperf.measure.metric import Metric as Metric
 
 if TYPE_CHECKING:
@@ -167,6 +167,7 @@ METRICS: tuple[Metric, ...] = (
         of_launch=lambda sample: sample.startup_s,
     ),
     *capacity_rows(),
+    *idle_rows(),
 )  # fmt: skip
 
 BY_NAME = {metric.name: metric for metric in METRICS}

@@ -16,6 +16,7 @@ from pytest_llmperf.plan.gates import parse_gate
 from pytest_llmperf.plan.kinds import ENDPOINT, KINDS, STARTED
 from pytest_llmperf.plugin.options import OPTIONS, ini_name
 from pytest_llmperf.run.settings import Settings
+from pytest_llmperf.units import parse_duration
 
 if TYPE_CHECKING:
     from pytest_llmperf.plan.gates import Gate
@@ -65,6 +66,7 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         startup_timeout_s=_seconds(raw, "--llmperf-startup-timeout"),
         stop_grace_s=_seconds(raw, "--llmperf-stop-grace"),
         stall_timeout_s=_seconds(raw, "--llmperf-stall-timeout"),
+        idle_s=_duration("--llmperf-idle", raw["--llmperf-idle"]),
         baselines=config.rootpath / raw["--llmperf-baselines"],
         missing=_choice(raw, "--llmperf-missing-baseline", ("fail", "skip", "record")),
         update="all" if raw["--update-baselines"] else "new" if raw["--update-baselines-new-only"] else "no",
@@ -134,6 +136,15 @@ def _seconds(raw: dict[str, Any], flag: str) -> float:
     if not 0 < seconds < float("inf"):
         raise pytest.UsageError(f"{flag}={raw[flag]}: must be a number of seconds above 0")
     return seconds
+
+
+def _duration(flag: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return parse_duration(str(text))
+    except ValueError:
+        raise pytest.UsageError(f"{flag}={text}: must be a time above 0, e.g. 90 (seconds), 30m or 1.5h") from None
 
 
 def _urls(text: str | None) -> dict[str, str]:

@@ -19,7 +19,7 @@ from pytest_llmperf.measure.client.messages import ClientError, RoundLog
 from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.engines import api
 from pytest_llmperf.measure.engines.engine import EngineError, StartSettings
-from pytest_llmperf.measure.engines.server import Play, Program, ServerEngine, play_over_http, visible_gpus
+from pytest_llmperf.measure.engines.server import Idle, Play, Program, ServerEngine, play_over_http, visible_gpus
 from pytest_llmperf.measure.engines.vllm import QUIET, STAGES, degree_words, model_words
 from pytest_llmperf.plan.engine import command_line
 
@@ -91,7 +91,14 @@ def _record(plan: RoundPlan, index: int, exchange: _Exchange, start_ns: int) -> 
     )
 
 
-_CLOCKS: dict[str, Play] = {"real": play_over_http, "virtual": play_virtually}
+def idle_virtually(engine: ServerEngine, idle_s: float) -> None:
+    """Let time pass on the engine's clock, and nowhere else; raises EngineError where it cannot be told to."""
+    status, answer = api.post(f"{engine.url}/idle", {"seconds": idle_s}, timeout_s=_ROUND_TIMEOUT_S)
+    if status != 200:
+        raise engine.failure(f"The simulated engine refused to idle: {answer[:500]}")
+
+
+_CLOCKS: dict[str, tuple[Play, Idle | None]] = {"real": (play_over_http, None), "virtual": (play_virtually, idle_virtually)}
 
 
 def open_simulated(
@@ -108,7 +115,8 @@ def open_simulated(
         command=[spec.python or sys.executable, "-m", "pytest_llmperf.testing", *model_words(spec)],
         arguments=[*degree_words(spec), *command_line(spec.args)],
         environment=environment | {"PYTHONPATH": path},
-        play=_CLOCKS[clock],
+        play=_CLOCKS[clock][0],
+        idle=_CLOCKS[clock][1],
         stages=STAGES,
     )
     return ServerEngine(spec, program, settings, progress, watch)

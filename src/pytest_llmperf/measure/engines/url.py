@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.measure.client.endpoint import Endpoint
@@ -77,6 +78,10 @@ class UrlEngine:
     def play(self, prompts: Sequence[Prompt], client: LoadClient, **how: Any) -> RoundLog:
         """Send these prompts over HTTP and return what happened; raises ClientError when a load process fails."""
         return client.play(self.endpoint.plan(prompts, **how))
+
+    def idle(self, idle_s: float) -> None:
+        """Let it idle for so long, as far as we are concerned; whether it lives tells the next request, as asking would wake it."""
+        threading.Event().wait(idle_s)
 
     def generate(self, prompt: str | list[int], *, max_tokens: int = 16) -> Completion:
         """Return the completion of one prompt, or raise EngineError."""
