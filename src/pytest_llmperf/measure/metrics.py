@@ -30,7 +30,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "output_tokens_per_s", "tokens/s", "higher", "ratio", True,
         "output tokens of complete requests / (last response complete - first request sent)",
-        formulas.rate(lambda record: record.output_tokens or 0),
+        formulas.rate(lambda record: record.output_tokens),
     ),
     Metric(
         "total_tokens_per_s", "tokens/s", "higher", "ratio", False,

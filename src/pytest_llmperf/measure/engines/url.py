@@ -80,7 +80,7 @@ class UrlEngine:
         return client.play(self.endpoint.plan(prompts, **how))
 
     def idle(self, idle_s: float) -> None:
-        """Let it idle for so long, as far as we are concerned; whether it lives tells the next request, as asking would wake it."""
+        """Let it idle for so long, as far as we are concerned; the next request tells whether it lives: asking would wake it."""
         threading.Event().wait(idle_s)
 
     def generate(self, prompt: str | list[int], *, max_tokens: int = 16) -> Completion:
