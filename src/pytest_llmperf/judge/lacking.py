@@ -10,7 +10,7 @@ from pytest_llmperf.judge import noise
 from pytest_llmperf.judge.comparison import Comparison
 from pytest_llmperf.judge.gates import judged
 from pytest_llmperf.measure.measurement import Round
-from pytest_llmperf.measure.metric import LOW
+from pytest_llmperf.measure.metric import end_name
 from pytest_llmperf.plan.capacity import CAPACITIES
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ def reason(metric: Metric, launches: Sequence[Launch], gate: Tolerance, design: 
         return f"not measured in {sum(not each for each in values)} of {len(values)} launches"
     if not all(math.isfinite(value) for launch in values for value in launch):
         return "a value is not a finite number"
-    if metric.name in CAPACITIES.values() and any(launch.metrics.get(metric.name + LOW) is None for launch in launches):
+    if metric.name in CAPACITIES.values() and any(
+        launch.metrics.get(end_name(metric.name, "low")) is None for launch in launches
+    ):
         return "not even the smallest load of the search holds; lower its bounds, or loosen the limits"
     return Comparison(metric, values, gate, design).unusable
 

@@ -23,7 +23,7 @@ from pytest_llmperf.judge.maths import stats
 from pytest_llmperf.judge.noise import Parts
 from pytest_llmperf.judge.provenance import engine_facts, model_facts, unlike
 from pytest_llmperf.measure import metrics
-from pytest_llmperf.measure.metric import HIGH, LOW
+from pytest_llmperf.measure.metric import end_name
 from pytest_llmperf.plan.capacity import CAPACITIES
 from pytest_llmperf.plan.fingerprint import fingerprint_of, is_of
 
@@ -292,9 +292,10 @@ def _beyond_bounds(metric: Metric, status: Status, before: Sequence[Launch], now
     """
     if metric.name not in CAPACITIES.values() or status in (Status.REGRESSED, Status.UNDECIDED):
         return None
-    if any(launch.metrics.get(metric.name + LOW) is None for launch in now):
+    low, high = end_name(metric.name, "low"), end_name(metric.name, "high")
+    if any(launch.metrics.get(low) is None for launch in now):
         return "not even the smallest load holds in this run: the capacity is below the bounds of the search"
-    open_before, open_now = ([launch.metrics.get(metric.name + HIGH) is None for launch in side] for side in (before, now))
+    open_before, open_now = ([launch.metrics.get(high) is None for launch in side] for side in (before, now))
     if any(open_before) and not all(open_now):
         return "the baseline is at the upper bound of the search, its capacity is not known; raise the bound and record it anew"
     return None

@@ -19,7 +19,7 @@ from pytest_llmperf.measure.gpus.memory import rank_memory
 from pytest_llmperf.measure.kv_cache import read_capacity
 from pytest_llmperf.measure.launch import MOST_DISTURBED, Player
 from pytest_llmperf.measure.measurement import Launch
-from pytest_llmperf.measure.metric import HIGH, LOW
+from pytest_llmperf.measure.metric import end_name
 from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.units import quantity
 
@@ -66,8 +66,9 @@ def measure_capacity(
     """Return one launch: the largest load that holds, and the round at it. Its metrics are the capacity and its interval.
 
     `number` is that of the launch in its run: it moves the loads that are tried. `start` is what the launch before found; it
-    saves rounds, and decides nothing. A failed request is not a good one; at the smallest load it makes the launch invalid, as
-    whatever else does that says that the numbers are not the engine's. Raises EngineError and ClientError like `measure_launch`.
+    saves rounds, and decides nothing. A failed request is not a good one; at a load that holds otherwise, and at the smallest,
+    it makes the launch invalid, as whatever else does that says that the numbers are not the engine's.
+    Raises EngineError and ClientError like `measure_launch`.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     player = Player(engine, client, workload.at(workload.low, _requests(workload, workload.low)), settings)
@@ -115,12 +116,12 @@ def _search(
         probe = to_probe(load, played.records, player.workload, workload.resolution)
         tried.probes.append(probe)
         tried.records += played.complete
-        tried.invalid = _invalid(workload, load, played)
         good = probe.good / probe.total if probe.total else 0.0
         growing = ", its queue grows" if probe.grows else ""
         unit = metrics.find(workload.metric).unit
         progress(f"probe {len(tried.probes)}: {good:.1%} of {probe.total} good at {quantity(load, unit)}{growing}")
         holds = good >= workload.share and not probe.grows
+        tried.invalid = _invalid(workload, played, served=holds or load <= workload.low)
         if tried.held is None or (holds and load >= largest):
             tried.held = played
         largest = max(largest, load if holds else 0.0)
@@ -177,9 +178,12 @@ def _spread(values: Sequence[float]) -> float:
     return (high - low) / 1.35
 
 
-def _invalid(workload: CapacityWorkload, load: float, played: Played) -> list[str]:
-    """Return why a round proves nothing. Failed requests do, but at the smallest load: a larger one that fails does not hold."""
-    failures = [] if load <= workload.low else audit.failures(played.records)
+def _invalid(workload: CapacityWorkload, played: Played, *, served: bool) -> list[str]:
+    """Return why a round proves nothing.
+
+    Failed requests do at a load that is `served`, as in any other measurement; a larger one may be refused: it does not hold.
+    """
+    failures = [] if served else audit.failures(played.records)
     problems = [problem for problem in (*played.problems, *played.trouble) if problem not in failures]
     if unknown := formulas.unknown_limit(played.records, workload.slo):
         problems.append(f"nobody knows whether slo {unknown} was kept: every answer came in one read; is a proxy buffering them?")
@@ -188,7 +192,7 @@ def _invalid(workload: CapacityWorkload, load: float, played: Played) -> list[st
 
 def _metrics(workload: CapacityWorkload, result: Found) -> dict[str, float | None]:
     name = workload.metric
-    return {name: result.value, name + LOW: result.low, name + HIGH: result.high}
+    return {name: result.value, end_name(name, "low"): result.low, end_name(name, "high"): result.high}
 
 
 def _warnings(workload: CapacityWorkload, tried: _Probes, result: Found | None) -> Iterator[str]:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure import arrivals, audit, formulas, metrics, samples, telemetry
+from pytest_llmperf.measure import arrivals, audit, formulas, idle, metrics, samples, telemetry
 from pytest_llmperf.measure.client.prompts import WARM_UP, prompts
 from pytest_llmperf.measure.gpus.memory import rank_memory
 from pytest_llmperf.measure.gpus.sampling import RoundWatch
@@ -24,7 +24,7 @@ from pytest_llmperf.measure.kv_cache import read_capacity
 from pytest_llmperf.measure.measurement import Launch, Round
 from pytest_llmperf.measure.plausibility import caused_by
 from pytest_llmperf.plan.kinds import kind_of
-from pytest_llmperf.units import quantity
+from pytest_llmperf.units import duration, quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,6 +56,8 @@ class RoundSettings:
     job: str = ""
     request_timeout_s: float = 600.0
     stall_timeout_s: float = 120.0
+    idle_s: float | None = None
+    """How long the engine idles before its rounds are played again; None: not at all."""
 
 
 def measure_launch(
@@ -74,6 +76,7 @@ def measure_launch(
     started = datetime.now(UTC).isoformat(timespec="seconds")
     player = Player(engine, client, workload, settings)
     rounds = _play_rounds(player, progress)
+    idled = _play_after_idling(player, rounds, progress) if settings.idle_s and not rounds.invalid else {}
     if rounds.invalid:
         engine.check()
     capacity = read_capacity(engine.metrics_text(), engine.log_text(), cores=engine.spec.dp)
@@ -85,10 +88,10 @@ def measure_launch(
         id=uuid.uuid4().hex[:12],
         started=started,
         rounds=tuple(played.round for played in rounds.kept),
-        metrics=metrics.launch_metrics(sample),
+        metrics=metrics.launch_metrics(sample) | idled,
         dropped_rounds=rounds.dropped,
         invalid=tuple(rounds.invalid),
-        warnings=tuple(_warnings(player, rounds)),
+        warnings=(*_warnings(player, rounds), *idle.warnings(idled, settings.idle_s or 0.0)),
         versions=dict(engine.versions),
         model="" if kind_of(engine.spec.kind).starts else engine.endpoint.model,
         job=settings.job,
@@ -128,6 +131,25 @@ def _play_rounds(player: Player, progress: Callable[[str], None]) -> _Rounds:
             del rounds.kept[0]
             rounds.dropped += 1
     return rounds
+
+
+def _play_after_idling(player: Player, rounds: _Rounds, progress: Callable[[str], None]) -> dict[str, float | None]:
+    """Let the engine idle, and return what as many rounds come to after it; a round that proves nothing makes all invalid."""
+    workload, idle_s = player.workload, player.settings.idle_s or 0.0
+    progress(f"idling for {duration(idle_s)}")
+    player.engine.idle(idle_s)
+    player.workload = idle.single(workload)
+    first = player.round()
+    player.workload = workload
+    rounds.invalid = audit.failures(first.records)
+    after: list[Played] = []
+    while not rounds.invalid and len(after) < len(rounds.kept):
+        after.append(player.round())
+        rounds.invalid = [*after[-1].problems, *after[-1].trouble]
+        shown = quantity(after[-1].round.metrics["output_tokens_per_s"], "tok/s")
+        progress(f"round {len(after)}/{len(rounds.kept)} after idling: {shown}")
+    before = [played.round for played in rounds.kept]
+    return {} if rounds.invalid else idle.ratios(before, [played.round for played in after], first.records[0])
 
 
 def _warnings(player: Player, rounds: _Rounds) -> Iterator[str]:

@@ -43,6 +43,8 @@ class Metric:
     """How many values of a round lie beyond the percentile; None where that does not matter."""
     sampled: tuple[str, Callable[[Sequence[float]], float]] | None = None
     """A latency and its statistic, of what a launch keeps of all its requests; only for one that is no row of the table."""
+    separate: bool = False
+    """Measured in a way of its own (a search, an engine that has idled) and only where that is asked for, by no formula here."""
 
     def too_few(self, workload: Workload, rounds: int) -> str | None:
         """Return why a launch of so many rounds is too small for this percentile, None where it is large enough."""
@@ -193,10 +195,25 @@ GPU_ROWS = (
 )  # fmt: skip
 
 
-LOW, HIGH = "_low", "_high"
-"""What the ends of a capacity's interval have behind its name."""
 _CAPACITY_TOLERANCE = 0.10
 """Two cells of a search's usual resolution: a value in the middle of one is known to half of it."""
+
+
+def idle_rows() -> list[Metric]:
+    """Return what is measured of an engine that has idled (`--llmperf-idle`), after over before."""
+    after = "after the engine has idled (`--llmperf-idle`) / before, medians over as many rounds: 1 is unchanged"
+    return [
+        Metric("idle_ttft_ratio", "share", "lower", "ratio", False, f"p50 of TTFT {after}", separate=True),
+        Metric("idle_output_tokens_ratio", "share", "higher", "ratio", False, f"output tokens per second {after}", separate=True),
+        Metric(
+            "idle_first_ttft_s", "s", "lower", "ratio", False, "TTFT of the first request after it, sent alone", separate=True
+        ),
+    ]
+
+
+def end_name(capacity: str, end: Literal["low", "high"]) -> str:
+    """Return the metric of an end of a capacity's interval, e.g. `capacity_low_requests_per_s`."""
+    return capacity.replace("capacity_", f"capacity_{end}_", 1)
 
 
 def capacity_rows() -> list[Metric]:
@@ -209,12 +226,15 @@ def capacity_rows() -> list[Metric]:
         ("capacity_requests_per_s", "requests/s", "rate"),
         ("capacity_concurrency", "requests", "number of requests in flight"),
     ):
-        what = f"largest {load} at which the wanted share of requests keeps every limit of `slo`"
-        rows.append(Metric(name, unit, "higher", "ratio", False,
-            f"`llmperf.capacity(...)`: {what}; gates there. The middle of the bracket that a bisection ends with",
-            tolerance=_CAPACITY_TOLERANCE))  # fmt: skip
-        rows.append(Metric(f"{name}{LOW}", unit, "higher", "ratio", False,
-            "the largest load that certainly held (one-sided 95 % bound); missing where not even the smallest did"))  # fmt: skip
-        rows.append(Metric(f"{name}{HIGH}", unit, "higher", "ratio", False,
-            "the smallest load that certainly failed (one-sided 95 % bound); missing where the largest held"))  # fmt: skip
+        formulas_of = {
+            name: f"`llmperf.capacity(...)`: the largest {load} at which the wanted share of requests keeps every limit of `slo`,"
+            " the middle of the bracket that a bisection ends with; it gates there",
+            end_name(name, "low"): f"the largest {load} that certainly held (95 %); missing where not even the smallest did",
+            end_name(name, "high"): f"the smallest {load} that certainly failed (95 %); missing where the largest held",
+        }
+        rows += [
+            Metric(each, unit, "higher", "ratio", False, formula, separate=True,
+                   tolerance=_CAPACITY_TOLERANCE if each == name else None)
+            for each, formula in formulas_of.items()
+        ]  # fmt: skip
     return rows

@@ -16,6 +16,7 @@ from pytest_llmperf.measure.metric import (
     MIN_EXCEEDANCES,
     SAMPLED,
     capacity_rows,
+    idle_rows,
     latency_rows,
     sent_rows,
     statistic,
@@ -40,7 +41,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "output_tokens_per_s", "tokens/s", "higher", "ratio", True,
         "output tokens of complete requests / (last response complete - first request sent)",
-        formulas.rate(lambda record: record.output_tokens or 0),
+        formulas.rate(lambda record: record.output_tokens),
     ),
     Metric(
         "total_tokens_per_s", "tokens/s", "higher", "ratio", False,
@@ -162,6 +163,7 @@ METRICS: tuple[Metric, ...] = (
         of_launch=lambda sample: sample.startup_s,
     ),
     *capacity_rows(),
+    *idle_rows(),
 )  # fmt: skip
 
 BY_NAME = {metric.name: metric for metric in METRICS}

@@ -94,7 +94,9 @@ def summary_table(outcomes: Sequence[Outcome]) -> Table:
         verdicts = {row.metric: row for row in outcome.verdict.metrics}
         searched = next((verdicts[name] for name in CAPACITIES.values() if name in verdicts and verdicts[name].measured), None)
         capacity = _cell(searched, with_unit=True) if searched else ""
-        cells = (_cell(verdicts.get(name)) for name in _SHOWN)
+        # What a search measured at the largest load that held is of another load each time: no change is to be read from it.
+        figures = {name: replace(row, worse=None) for name, row in verdicts.items()} if searched else verdicts
+        cells = (_cell(figures.get(name)) for name in _SHOWN)
         rows.append((outcome.id, capacity, *cells, str(len(outcome.launches)), str(outcome.status)))
     columns = _columns("case", "capacity", *_SHOWN.values(), "launches", "verdict")
     return Table(columns, tuple(rows)).without_empty("capacity")

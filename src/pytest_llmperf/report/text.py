@@ -90,7 +90,9 @@ def limit_gaps(notes: Iterable[tuple[str, Iterable[str]]], *, verbose: bool) -> 
 
 def _first(lines: Sequence[str], what: str, *, verbose: bool) -> list[str]:
     shown = list(lines) if verbose else list(lines[:_SHORTFALLS])
-    more = [f"llmperf: and {counted(len(lines) - len(shown), f'more such {what}')}; -v shows all"] if len(lines) > len(shown) else []
+    more = (
+        [f"llmperf: and {counted(len(lines) - len(shown), f'more such {what}')}; -v shows all"] if len(lines) > len(shown) else []
+    )
     return [*shown, *more]
 
 

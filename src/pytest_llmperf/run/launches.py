@@ -97,6 +97,7 @@ class Bench:
             rounds=settings.rounds,
             job=run.rules.job,
             stall_timeout_s=settings.stall_timeout_s,
+            idle_s=settings.idle_s,
         )
         name = f"{state.case.id} launch {len(state.launches) + 1}"
         try:

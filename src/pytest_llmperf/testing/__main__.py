@@ -81,6 +81,8 @@ def _add_simulation(group: argparse._ArgumentGroup, default: Options, clock: Clo
     number("--sim-prefill-token-s", type=float, default=clock.prefill_token_s, metavar="S", help="per prompt token")
     number("--sim-communication-s", type=float, default=clock.communication_s, metavar="S", help="per step and TP rank")
     number("--sim-slow-down", type=float, default=1.0, metavar="X", help="factor on every duration")
+    number("--sim-idle-slow-down", type=float, default=1.0, metavar="X", help="factor once it has idled for --sim-idle-s")
+    number("--sim-idle-s", type=float, default=clock.idle_s, metavar="S", help="see --sim-idle-slow-down")
     number("--sim-launch-cv", type=float, default=0.0, metavar="CV", help="noise between launches")
     number("--sim-round-cv", type=float, default=0.0, metavar="CV", help="noise between rounds")
     number("--sim-noise-seed", type=int, default=0, metavar="N")

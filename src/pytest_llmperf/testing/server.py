@@ -114,7 +114,7 @@ class Server:
                 return connection.finish(refused.response)
         if route == ("POST", "/play"):
             return connection.finish(self._play(request.body))
-        connection.finish(self._plain(route))
+        connection.finish(self._idle(request.body) if route == ("POST", "/idle") else self._plain(route))
         return None
 
     def _plain(self, route: tuple[str, str]) -> bytes:
@@ -175,6 +175,16 @@ class Server:
         except ValueError as error:
             raise wire.RefusedError(str(error), param="max_tokens") from None
         return Generation(accepted, wire.Reply(body, number, options.model), body.stream, cut_at)
+
+    def _idle(self, body: bytes) -> bytes:
+        """Let virtual time pass with nothing to do; return the response to the JSON that says for how many seconds."""
+        try:
+            seconds = float(json.loads(body)["seconds"])
+        except (ValueError, KeyError, TypeError) as error:
+            return wire.json_response({"error": {"message": f"no seconds: {type(error).__name__}: {error}"}}, 400)
+        self._virtual_ns += round(seconds * 1e9)
+        self.steps.scheduler.idled(seconds)
+        return wire.response(b"")
 
     def _play(self, body: bytes) -> bytes:
         """Return the response to the JSON of a `virtual.VirtualPlan`: its round, played in virtual time."""

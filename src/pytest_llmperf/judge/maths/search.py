@@ -9,11 +9,10 @@ stand on the same grid and a mean over launches is finer than the resolution. Pu
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 from scipy.special import betaincinv
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ def next_load(search: Search, probes: Sequence[Probe], start: float | None = Non
     if probes and decided.get(probes[-1].load) is None:
         return probes[-1].load
     held, failed = _ends(decided)
-    shift = random.Random(f"{search.seed}/{len(probes)}").uniform(-0.5, 0.5)
+    shift = float(np.random.default_rng([*search.seed.encode(), len(probes)]).uniform(-0.5, 0.5))
     if held is None and failed is None:
         middle = math.sqrt(search.low * search.high) if start is None else start / (1 + search.resolution)
         reach = _DITHER * math.log(search.high / search.low) if start is None else math.log1p(search.resolution)
@@ -144,8 +143,8 @@ def found(search: Search, probes: Sequence[Probe]) -> Found:
 
 def _decided(search: Search, probes: Sequence[Probe]) -> dict[float, Decided | None]:
     """Return what each load came to, in their order."""
-    ordered = sorted(probes, key=lambda probe: probe.load)
-    return {load: decide(search, list(group)) for load, group in groupby(ordered, key=lambda probe: probe.load)}
+    loads = sorted({probe.load for probe in probes})
+    return {load: decide(search, [probe for probe in probes if probe.load == load]) for load in loads}
 
 
 def _ends(decided: dict[float, Decided | None]) -> tuple[float | None, float | None]:
