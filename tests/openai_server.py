@@ -50,7 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {"object": "list", "data": [{"id": name} for name in self.options.model]})
 
     def _complete(self, body: dict[str, Any]) -> None:
-        if self.options.model and body["model"] not in self.options.model:
+        if self.options.model and body["model"] not in self.options.model:  # as vLLM does
             self._send(404, {"error": {"message": f"no model {body['model']}"}})
             return
         prompt, count = body.get("prompt", "x y z"), body["max_tokens"]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf import EngineError, EngineSpec, open_engine
+from pytest_llmperf.measure.client.prompts import Prompt
 from pytest_llmperf.measure.engines.command import answers_on_its_port
 from pytest_llmperf.measure.engines.engine import StartSettings
 from pytest_llmperf.measure.engines.server import ServerEngine
@@ -20,6 +23,9 @@ from pytest_llmperf.plan.command import PLACEHOLDERS, check_command, command_wor
 from pytest_llmperf.plan.engine import parse_engine_args
 from pytest_llmperf.plan.marker import parse_marker
 from pytest_llmperf.testing import SimulatedEngine
+
+if TYPE_CHECKING:
+    from pytest_llmperf.measure.client.processes import LoadClient
 
 SERVER = Path(__file__).parents[1] / "openai_server.py"
 VALUES = dict.fromkeys(PLACEHOLDERS, "") | {"model": "/a model/{x}", "port": "80", "tp": "2"}
@@ -121,9 +127,25 @@ def test_a_server_is_waited_for_and_its_models_name_found(options: str, model: s
         assert engine.generate([1, 2, 3], max_tokens=2).output_tokens == 2
         assert engine.startup_s
         assert engine.metrics_text() is None
-        assert engine.versions == {}
+        assert engine.versions == {}  # it tells none
     with pytest.raises(EngineError, match="gave no completion"):
         engine.generate([1])
+
+
+def test_a_server_with_a_chat_api_alone_is_asked_by_it(tmp_path: Path) -> None:
+    with open_engine(spec("--without completions"), settings=settings(tmp_path)) as engine:
+        assert engine.generate([1, 2, 3], max_tokens=2).output_tokens == 2
+        prompts, nobody = [Prompt((5,))], cast("LoadClient", None)
+        with pytest.raises(EngineError, match=r"measure it with llmperf\(api='chat'\)"):
+            engine.play(prompts, nobody, concurrency=1, request_timeout_s=5, stall_timeout_s=5)
+
+
+def test_a_server_that_refuses_every_prompt_is_told_at_once(tmp_path: Path) -> None:
+    with (
+        pytest.raises(EngineError, match=r"The engine is up but gives no token: .*/v1/completions answered HTTP 404"),
+        open_engine(spec("--without completions chat/completions"), settings=settings(tmp_path)),
+    ):
+        pass
 
 
 def test_engine_arguments_come_behind_the_command(tmp_path: Path) -> None:
@@ -176,8 +198,9 @@ def test_a_port_that_somebody_else_answers_is_not_taken_for_ours(tmp_path: Path)
     with SimulatedEngine() as stranger, open_engine(spec(), settings=settings(tmp_path)) as engine:
         assert isinstance(engine, ServerEngine)
         child = engine._running()
-        assert answers_on_its_port(engine, child) == "served"
+        assert answers_on_its_port(engine, child)
         engine.url = stranger.url
+        engine.endpoint = replace(engine.endpoint, url=stranger.url)
         with pytest.raises(
             EngineError, match=rf"answered by another server, pid {os.getpid()}, which the command has not started"
         ):

@@ -99,7 +99,7 @@ def test_a_log_names_its_exceptions_once_each(lines: list[str], errors: list[str
     assert named_errors(lines) == errors
 
 
-def test_the_last_lines_have_no_colours_and_one_state_of_a_progress_bar(tmp_path) -> None:
+def test_the_last_lines_have_no_colours_and_no_moving_bars(tmp_path) -> None:
     log = tmp_path / "log"
     log.write_text(f"\x1b[31m{ERROR}\x1b[0m\r\nLoading:  1%\rLoading: 50%\rLoading: 99%\nend\n" + "\n" * 9)
     assert failure("It died.", log).tail == f"{ERROR}\nLoading: 99%\nend"

@@ -285,8 +285,8 @@ OTHER: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Workload)])
-def test_every_field_of_a_workload_is_in_its_fingerprint(name: str) -> None:
+@pytest.mark.parametrize("name", [field.name for field in fields(Workload) if field.name != "tolerated_failures"])
+def test_every_field_of_what_is_sent_is_in_the_fingerprint(name: str) -> None:
     needed: dict[str, dict[str, Any]] = {
         **{part: {"rate": (2.0,)} for part in ("arrivals", "max_concurrency")},
         **{part: {"trace": FILE} for part in ("speed", "block_tokens", "trace_unit")},
@@ -298,6 +298,12 @@ def test_every_field_of_a_workload_is_in_its_fingerprint(name: str) -> None:
     workload = Workload(**needed.get(name, {}))
     changed = replace(workload, **{name: OTHER[name] if name in OTHER else getattr(workload, name) + 1})
     assert changed.fingerprint != workload.fingerprint
+
+
+def test_how_many_failures_are_tolerated_changes_nothing_of_what_is_sent() -> None:
+    tolerant = Workload(tolerated_failures=0.01)
+    assert tolerant.fingerprint == Workload().fingerprint
+    assert tolerant.description["tolerated_failures"] == 0.01
 
 
 def test_a_fingerprint_is_sixteen_hex_digits() -> None:

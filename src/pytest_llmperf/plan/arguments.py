@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.plan.checks import PlanError, degree, parse_positive
+from pytest_llmperf.plan.checks import PlanError, degree, parse_fraction, parse_positive
 from pytest_llmperf.plan.datasets import TAKEN, api_of
 from pytest_llmperf.plan.files import parse_file
 from pytest_llmperf.plan.lengths import Lengths, mean_length, parse_lengths, parse_pairs
@@ -187,6 +187,12 @@ def _slo(value: object, _: Path) -> tuple[tuple[str, float], ...]:
     return tuple((name, parse_positive(f"slo: {name}", value[name])) for name in SLO_LIMITS if name in value)
 
 
+def _tolerated(name: str, value: object) -> float:
+    """Return a share of requests that may fail, 0 for none."""
+    none = re.fullmatch(r"0+(\.0+)?\s*%?", str(value).strip()) is not None
+    return 0.0 if none else parse_fraction(name, value)
+
+
 def _names(value: object, _: Path) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else ()
     if not names or not all(isinstance(name, str) and name for name in names):
@@ -231,5 +237,6 @@ _PARSERS: dict[str, Any] = {
     "warm_up": _warm_up,
     "extra_body": lambda value, _: _json(value, "extra_body"),
     "slo": _slo,
+    "tolerated_failures": lambda value, _: _tolerated("tolerated_failures", value),
     "lora": _names,
 }

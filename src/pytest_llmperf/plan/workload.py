@@ -82,6 +82,8 @@ class Workload:
     """Seconds from an answer to the next request of its conversation."""
     warm_up: WarmUp | None = None
     """What warms up, where it is not one wave of the workload's own requests."""
+    tolerated_failures: float = 0.0
+    """Share of a round's requests that may fail before its launch is INVALID. It changes nothing of what is sent."""
 
     def __post_init__(self) -> None:
         """Raise PlanError where a field is unusable, or contradicts another one."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf.plugin.measuring import Undecided
+from pytest_llmperf.plugin.measuring import Undecided, failing
 from pytest_llmperf.plugin.private import renew
 from pytest_llmperf.plugin.progress import clear
 from pytest_llmperf.plugin.state import ITEM, SESSION, run_of
@@ -79,7 +79,12 @@ def _settle(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
     """Write what a test that passed has recorded; a file that cannot be written makes it fail."""
     states = item.stash[ITEM].states
     passed = calls[-1].when == "call" and calls[-1].excinfo is None
-    settled = _timed(item, "call", lambda: settle(states, passed=passed))
+
+    def write() -> None:
+        with failing():
+            settle(states, passed=passed)
+
+    settled = _timed(item, "call", write)
     if settled.excinfo is not None:
         calls[-1] = settled
     for number, state in enumerate(states, 1):  # every metric's median becomes a JUnit property

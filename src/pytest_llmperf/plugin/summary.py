@@ -11,6 +11,7 @@ from pytest_llmperf.report.outcome import from_data
 from pytest_llmperf.report.scaling import scaling_lines
 from pytest_llmperf.report.tables import review_table, summary_table
 from pytest_llmperf.report.text import (
+    blind_lines,
     counts_line,
     headline,
     limit_gaps,
@@ -82,8 +83,11 @@ def _lines(outcomes: Sequence[Outcome], state: SessionState, config: pytest.Conf
             yield headline(outcome)
             rows = [row for row in outcome.verdict.metrics if row.status is Status.INCONCLUSIVE]
             yield from (f"  {metric_line(row)}, {row.rule}" for row in rows)
+        elif outcome.status is Status.INVALID and outcome.verdict.reasons:
+            yield f"{headline(outcome)}: {outcome.verdict.reasons[0]}"
         elif outcome.status is Status.RECORDED:
             yield from (*outcome.notes, *render(review_table(outcome)).splitlines())
+    yield from blind_lines(outcomes)
     yield from scaling_lines(outcomes, direct_links=_direct_links(state))
     for path in _unused(state, config):
         yield f"unused baseline: {path} (its test is gone; delete the file)"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from pytest_llmperf.judge.verdict import MetricVerdict, Status
+from pytest_llmperf.measure.audit import is_blind
 from pytest_llmperf.measure.metrics import find
 from pytest_llmperf.report.tables import Table, change, metrics_table
 from pytest_llmperf.units import percent, quantity
@@ -115,6 +116,12 @@ def suite_line(decision: Decision) -> str:
     way = "worse" if mid > 0 else "better"
     verdict = decision.outcome.upper()
     return f"suite as a whole: {abs(mid):.1%} {way} [{low:+.1%}, {high:+.1%}] on the {decision.rule}: {verdict}"
+
+
+def blind_lines(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return which audits were off, each once, with how many cases it is about."""
+    texts = Counter(note for outcome in outcomes for note in outcome.notes if is_blind(note))
+    return [f"{text} ({count} case{'s' if count > 1 else ''})" for text, count in texts.items()]
 
 
 def self_test_line(checks: Sequence[dict[str, Any]]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.diagnosis import advice
 from pytest_llmperf.judge.provenance import changes
 from pytest_llmperf.judge.verdict import Status
@@ -12,6 +11,7 @@ from pytest_llmperf.run.cases import Answer
 from pytest_llmperf.run.recording import is_recorded, record
 
 if TYPE_CHECKING:
+    from pytest_llmperf.judge import baseline as store
     from pytest_llmperf.judge.verdict import Verdict
     from pytest_llmperf.plan.marker import Marker
     from pytest_llmperf.run.cases import CaseState
@@ -23,7 +23,7 @@ def compare(rules: Rules, state: CaseState, marker: Marker) -> Answer:
 
     The state takes the answer too. Raises BaselineError for an unusable file.
     """
-    stored = store.load(rules.path(state.case.id))
+    stored = rules.stored(state.case)
     recorded = is_recorded(rules, stored=stored is not None)
     answer = record(rules, state, stored, marker) if recorded else _judged(rules, state, stored, marker)
     state.take(answer)
@@ -35,8 +35,9 @@ def _judged(rules: Rules, state: CaseState, stored: store.Baseline | None, marke
     if verdict.status is Status.UNDECIDED:
         return Answer(verdict)
     if stored is None:
+        path = rules.path(state.case.id, state.case.file_kind)
         notes = (
-            f"no baseline is stored for {rules.host.key}: {rules.shown(rules.path(state.case.id))} does not exist",
+            f"no baseline is stored for {rules.host.key}: {rules.shown(path)} does not exist",
             f"record it with: pytest --update-baselines '{state.case.id.partition('#')[0]}'",
         )
         return Answer(verdict, notes, skip=notes[0] if rules.settings.missing == "skip" else None)

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge.verdict import Status, Verdict
+from pytest_llmperf.measure.capacity import measure_capacity
 from pytest_llmperf.measure.client.messages import ClientError
 from pytest_llmperf.measure.engines.engine import EngineError
 from pytest_llmperf.measure.launch import RoundSettings, measure_launch
+from pytest_llmperf.plan.capacity import CapacityWorkload
 from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.engine import check_url, merge_engine_args, parse_engine_args
 from pytest_llmperf.plan.kinds import ENDPOINT, exchangeable, kind_of
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from pytest_llmperf.measure.client.processes import LoadClient
     from pytest_llmperf.measure.engines.engine import Engine
     from pytest_llmperf.measure.host.machine import Host
+    from pytest_llmperf.measure.measurement import Launch
     from pytest_llmperf.plan.case import Case
     from pytest_llmperf.plan.engine import EngineSpec
     from pytest_llmperf.run.cases import Planned
@@ -96,9 +100,7 @@ class Bench:
         )
         name = f"{state.case.id} launch {len(state.launches) + 1}"
         try:
-            launch = measure_launch(
-                engine, run.pool.client, state.case.workload, rounds, lambda text: run.progress(f"{name}, {text}")
-            )
+            launch = _measured(engine, run.pool.client, state, rounds, lambda text: run.progress(f"{name}, {text}"))
         except BaseException as error:
             run.pool.discard()  # the answer that was not read would be taken for the next round's
             if isinstance(error, (EngineError, ClientError)):
@@ -125,6 +127,18 @@ def local_limits(plan: Planned, host: Host, spec: EngineSpec, gpus: Sequence[str
     return LocalLimits(plan.limits, named_accelerators(gpus or host.gpus, started_here=kind_of(spec.kind).starts))
 
 
+def _measured(
+    engine: Engine, client: LoadClient, state: CaseState, settings: RoundSettings, progress: Callable[[str], None]
+) -> Launch:
+    """Return one launch of a case: its rounds, or the search for the largest load."""
+    workload = state.case.workload
+    if not isinstance(workload, CapacityWorkload):
+        return measure_launch(engine, client, workload, settings, progress)
+    last = state.launches[-1].metrics.get(workload.metric) if state.launches else None
+    number = len(state.launches) + 1
+    return measure_capacity(engine, client, workload, settings, progress, number=number, start=last)
+
+
 def own_spec(spec: EngineSpec, arguments: dict[str, Any], url: str | None) -> EngineSpec:
     """Return a test's planned engine with what the fixtures `llm_engine_args` and `llm_engine_url` say of it.
 
@@ -136,12 +150,25 @@ def own_spec(spec: EngineSpec, arguments: dict[str, Any], url: str | None) -> En
     return replace(spec, args=merge_engine_args(layer, spec.args))  # marker and command line win over the fixture
 
 
-def other_kind(own: EngineSpec, kind: str) -> EngineSpec:
-    """Return a test's engine as one of another kind; raises PlanError where the two cannot take each other's place."""
+def other_engine(own: EngineSpec, kind: str | None, arguments: Any) -> EngineSpec:
+    """Return a test's engine as a call wants it: of another kind, with other arguments, or as it is where it wants neither.
+
+    Raises PlanError where the two kinds cannot take each other's place, or nothing can be passed to an endpoint.
+    """
+    kind = kind or own.kind
     vllm = kind in exchangeable() and own.kind in exchangeable()
     if kind != own.kind and not vllm:
         raise PlanError(
             f"llmperf(engine={kind!r}): this test's engine is of the kind {own.kind!r}; only"
             f" {' and '.join(exchangeable())} can take each other's place"
         )
-    return replace(own, kind=kind)
+    if arguments is None:
+        return replace(own, kind=kind)
+    origin = "llmperf(engine_args=...)"
+    if not kind_of(kind).starts:
+        raise PlanError(
+            f"{origin}: this test's engine is the endpoint {own.url}, whose arguments are what it was started with;"
+            " leave engine_args out, or the endpoint"
+        )
+    layer = parse_engine_args(arguments, origin=origin, verbatim=kind_of(kind).commanded)
+    return replace(own, kind=kind, args=merge_engine_args(own.args, layer))

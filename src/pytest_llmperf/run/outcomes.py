@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge import suite
-from pytest_llmperf.judge.provenance import engine_facts
+from pytest_llmperf.judge.provenance import engine_facts, model_facts
 from pytest_llmperf.judge.verdict import Status, Verdict, observed
 from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.workload import Workload
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_llmperf.judge.maths.stats import Decision
+    from pytest_llmperf.measure.measurement import Launch
     from pytest_llmperf.plan.engine import EngineSpec
     from pytest_llmperf.run.cases import CaseState, Planned
 
@@ -42,11 +43,16 @@ def outcome_of(state: CaseState, nodeid: str = "") -> Outcome:
         nodeid=nodeid or state.case.id,
         status=verdict.status,
         verdict=verdict,
-        launches=state.launches,
-        engine=engine_facts(state.case),
+        launches=tuple(_without_samples(launch, verdict) for launch in state.launches),
+        engine=engine_facts(state.case) | model_facts(state.case, state.launches),
         workload=state.case.workload.description,
         notes=(*state.notes, *state.limits.notes, *warnings),
     )
+
+
+def _without_samples(launch: Launch, verdict: Verdict) -> Launch:
+    """Return the launch as it is reported: of all percentiles by name only those that the verdict shows."""
+    return replace(launch.keeping(row.metric for row in verdict.metrics), rounds=launch.rounds)
 
 
 def unmeasured(plan: Planned, *, skipped: bool, why: str) -> Outcome:
@@ -61,7 +67,8 @@ def left_out(plan: Planned, spec: EngineSpec, why: str) -> Outcome:
 
 
 def _without_figures(plan: Planned, spec: EngineSpec, case_id: str, status: Status, why: str) -> Outcome:
-    engine = engine_facts(Case(case_id, spec, Workload()))
+    case = Case(case_id, spec, Workload())
+    engine = engine_facts(case) | model_facts(case)
     return Outcome(case_id, plan.case_id, status, Verdict(status, reasons=(why,)), (), engine, {})
 
 

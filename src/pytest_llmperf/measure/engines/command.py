@@ -6,17 +6,18 @@ ready, whether it is ours, and what it calls its model. What it does not tell is
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from pytest_llmperf.measure.engines import api
+from pytest_llmperf.measure.engines import api, discovery
 from pytest_llmperf.measure.engines.engine import EngineError, StartSettings
-from pytest_llmperf.measure.engines.server import Program, ServerEngine, port_taken, visible_gpus
+from pytest_llmperf.measure.engines.server import Program, Ready, ServerEngine, port_taken, visible_gpus
 from pytest_llmperf.measure.engines.vllm import QUIET, STAGES
 from pytest_llmperf.measure.host.model import bundled_model
 from pytest_llmperf.plan.axes import short_model
@@ -24,7 +25,7 @@ from pytest_llmperf.plan.command import command_words
 from pytest_llmperf.plan.engine import command_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pytest_llmperf.measure.engines.child import Child
     from pytest_llmperf.measure.gpus.watch import GpuWatch
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 _HOST = "127.0.0.1"
 _NO_ROUTE = (404, 405, 501)
 """How servers answer what they don't have: they are asked something else instead."""
-_ASK_S = 5.0
-_TOKEN_S = 60.0
-"""A first token may take long: kernels are compiled for it."""
+_BUSY = re.compile(r"answered HTTP (?:429|503)|cannot be reached|gave no completion")
+"""How it is told that a server is not ready yet."""
+_LAST_BREATH_S = 5.0
 
 
 def open_command(
@@ -75,46 +76,33 @@ def find_program(command: str, python: str) -> dict[str, str]:
     return {}
 
 
-def answers_on_its_port(engine: ServerEngine, child: Child) -> str | None:
-    """Return what the server calls its model, when it is up, and nobody else's; else None.
+def answers_on_its_port(engine: ServerEngine, child: Child) -> Ready | None:
+    """Return how the server is asked, when it is up, gives a token, and is nobody else's; else None.
 
-    Up is a 200 of `/health`, where it has none of `/v1/models`, where it has neither an answer to a prompt. Raises EngineError
-    where another process has the port.
+    Up is a 200 of `/health`, where it has none of `/v1/models`, where it has neither a token. Raises EngineError where another
+    process has the port, and where the server refuses what it is asked.
     """
+    endpoint = engine.endpoint
     try:
-        health, _ = _get(engine, "/health")
-        if health != 200 and health not in _NO_ROUTE:
-            return None  # llama-server and SGLang answer 503 while they load the model
-        listed, body = _get(engine, "/v1/models")
-        if listed not in (200, 401) and listed not in _NO_ROUTE:
-            return None
-        if health != 200 and listed in _NO_ROUTE and not _answers_a_prompt(engine):
-            return None
+        health = api.ask(endpoint, "/health").status
+        up = health if health not in _NO_ROUTE else api.ask(endpoint, "/v1/models").status
     except OSError:
         return None
+    if up >= 500 and up not in _NO_ROUTE:
+        return None  # llama-server and SGLang answer 503 while they load the model
     if other := _other_owner(int(engine.url.rpartition(":")[2]), child):
         raise port_taken(engine, other)
-    if listed == 401:
-        raise EngineError(f"{engine.url} wants an API key (HTTP 401); set LLMPERF_API_KEY to the one in --llmperf-command.")
-    return _served_name(engine.spec, body if listed == 200 else "")
-
-
-def _get(engine: ServerEngine, path: str) -> tuple[int, str]:
-    return api.get(engine.url + path, timeout_s=_ASK_S, api_key=engine.endpoint.api_key)
-
-
-def _answers_a_prompt(engine: ServerEngine) -> bool:
-    """Return whether a completion or a chat is answered, be it by a refusal: what is wrong with it is told by the next one."""
-    body = {"model": engine.spec.model, "max_tokens": 1}
-    asked: dict[str, dict[str, Any]] = {
-        "completions": {"prompt": "Hello"},
-        "chat/completions": {"messages": [{"role": "user", "content": "Hello"}]},
-    }
-    for route, prompt in asked.items():
-        status, _ = api.post(f"{engine.url}/v1/{route}", body | prompt, timeout_s=_TOKEN_S, api_key=engine.endpoint.api_key)
-        if status < 500 and status not in (*_NO_ROUTE, 429):
-            return True
-    return False
+    try:
+        listing = discovery.listing(endpoint)
+        endpoint = replace(endpoint, model=_served_name(engine.spec, listing.names))
+        versions = discovery.software(endpoint, listing, api.metrics_text(endpoint))
+        endpoint, name = discovery.probed(endpoint, gives_ids=discovery.may_give_ids(versions))
+    except EngineError as error:
+        if _BUSY.search(error.what):
+            return None
+        child.check_alive("while it was starting", patience_s=_LAST_BREATH_S)
+        raise engine.failure(f"The engine is up but gives no token: {error.what}") from error
+    return Ready(endpoint, name, versions)
 
 
 def _other_owner(port: int, child: Child) -> str | None:
@@ -135,12 +123,8 @@ def _listens(connection: Any) -> bool:
     return bool(connection.status == psutil.CONN_LISTEN)
 
 
-def _served_name(spec: EngineSpec, body: str) -> str:
+def _served_name(spec: EngineSpec, names: Sequence[str]) -> str:
     """Return the name of the spec's model in a list, the list's first where none is alike, the spec's own without a list."""
-    try:
-        names = [str(model["id"]) for model in json.loads(body)["data"]]
-    except (ValueError, KeyError, TypeError):
-        names = []
     wanted = {spec.model, str(bundled_model(spec.model) or spec.model)}
     alike = [name for name in names if name in wanted] or [name for name in names if short_model(name) == spec.short_model]
     return next(iter(alike or names), spec.model)

@@ -14,9 +14,10 @@ from pytest_llmperf.measure.engines import api
 from pytest_llmperf.measure.engines.engine import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_llmperf.measure.client.endpoint import Endpoint
+    from pytest_llmperf.measure.client.prompts import Prompt
 
 _PROBE_TIMEOUT_S = 120.0
 _PROBE_IDS = [5, 6, 7, 8, 9, 10, 11, 12]
@@ -129,6 +130,25 @@ def software(endpoint: Endpoint, found: Listing, metrics: str | None) -> dict[st
     if not name:
         return {"server": str(version)} if version else {}
     return {name: str(version) if version else "unknown"}
+
+
+def may_give_ids(versions: Mapping[str, str]) -> bool:
+    """Return whether software may know `return_token_ids`, which is vLLM's: any that is not known may be vLLM behind a proxy."""
+    return not {"tensorrt_llm", "ollama", "tgi", "llama.cpp", "sglang", "lmdeploy"} & set(versions)
+
+
+ONLY_CHAT = "it has a chat API and none of completions; measure it with llmperf(api='chat')"
+
+
+def lacks_api(api_name: str, prompts: Sequence[Prompt]) -> bool:
+    """Return whether prompts are for another API than the one that has given a token."""
+    return api_name == "chat" and any(not prompt.messages for prompt in prompts)
+
+
+def asked_as(endpoint: Endpoint, api_name: str, prompt: str | list[int]) -> str | list[int]:
+    """Return a prompt as an endpoint takes it: token ids become words where it takes none."""
+    takes_ids = endpoint.takes_ids and api_name == "completions"
+    return prompt if isinstance(prompt, str) or takes_ids else words_for(prompt)
 
 
 _MARKS = {"vllm": "\nvllm:", "sglang": "\nsglang:", "tgi": "\ntgi_", "llama.cpp": "\nllamacpp:", "tensorrt_llm": "\ntrtllm_"}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_llmperf.measure.client.endpoint import Endpoint
-from pytest_llmperf.measure.engines import api
+from pytest_llmperf.measure.engines import api, discovery
 from pytest_llmperf.measure.engines.child import Child, failure, read_log
 from pytest_llmperf.measure.engines.engine import Completion, EngineError, StartSettings
 
@@ -44,22 +44,38 @@ class Play(Protocol):
 
 
 def play_over_http(engine: ServerEngine, prompts: Sequence[Prompt], client: LoadClient, **how: Any) -> RoundLog:
-    """Send these prompts over HTTP and return what happened; raises ClientError when a load process fails."""
+    """Send these prompts over HTTP and return what happened; raises ClientError when a load process fails.
+
+    Raises EngineError where the engine has only a chat API, and the prompts are for the other.
+    """
+    if discovery.lacks_api(engine.api, prompts):
+        raise engine.failure(discovery.ONLY_CHAT)
     return client.play(engine.endpoint.plan(prompts, **how))
+
+
+@dataclass(frozen=True)
+class Ready:
+    """How a child that is ready is asked."""
+
+    endpoint: Endpoint
+    api: str = "completions"
+    """The API that gives tokens, one of `plan.workload.APIS`."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """What it tells of its own."""
 
 
 class Answers(Protocol):
     """How it is known that a child is ready, and what it calls its model."""
 
-    def __call__(self, engine: ServerEngine, child: Child) -> str | None:
-        """Return the model's name, None while the child is not ready.
+    def __call__(self, engine: ServerEngine, child: Child) -> Ready | None:
+        """Return how it is asked, None while the child is not ready.
 
         Raises EngineError, with "address already in use" as its tail, where another process has the port.
         """
 
 
-def answers_to_alias(engine: ServerEngine, child: Child) -> str | None:
-    """Return the alias when /health is 200, and the server behind it knows that name, which this start has made up."""
+def answers_to_alias(engine: ServerEngine, child: Child) -> Ready | None:
+    """Return the endpoint when /health is 200, and the server behind it knows that name, which this start has made up."""
     try:
         if api.get(f"{engine.url}/health", timeout_s=2)[0] != 200:
             return None
@@ -72,7 +88,7 @@ def answers_to_alias(engine: ServerEngine, child: Child) -> str | None:
         return None  # it answers /health already, but not this yet
     if engine.endpoint.model not in models:
         raise port_taken(engine, f"which serves {models}")
-    return engine.endpoint.model
+    return Ready(engine.endpoint)
 
 
 def port_taken(engine: ServerEngine, who: str) -> EngineError:
@@ -124,6 +140,8 @@ class ServerEngine:
         self.startup_s: float | None = None
         self.log_path: Path = settings.log_folder / "engine.log"
         self.versions: dict[str, str] = {}
+        self.api = "completions"
+        """The API that gives tokens."""
         self.endpoint = Endpoint("", spec.model, settings.api_key)
         self._program = program
         self._settings = settings
@@ -185,8 +203,9 @@ class ServerEngine:
                     f"The engine was not ready after {self._settings.startup_timeout_s:g} s{self._elsewhere()};"
                     " see --llmperf-startup-timeout."
                 )
-            if name := self._program.answers(self, self._running()):
-                self.endpoint = replace(self.endpoint, model=name)
+            if ready := self._program.answers(self, self._running()):
+                self.endpoint, self.api = ready.endpoint, ready.api
+                self.versions |= ready.versions
                 break
             time.sleep(_POLL_S)
         self._report_progress()
@@ -215,7 +234,7 @@ class ServerEngine:
 
     def generate(self, prompt: str | list[int], *, max_tokens: int = 16) -> Completion:
         """Return the completion of one prompt, or raise EngineError."""
-        return api.complete(self.endpoint, prompt, max_tokens)
+        return api.complete(self.endpoint, discovery.asked_as(self.endpoint, self.api, prompt), max_tokens, api=self.api)
 
     def metrics_text(self) -> str | None:
         """Return the engine's `/metrics`, None if it has none or doesn't answer."""

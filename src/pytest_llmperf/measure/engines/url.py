@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.measure.client.endpoint import Endpoint, words_for
+from pytest_llmperf.measure.client.endpoint import Endpoint
 from pytest_llmperf.measure.engines import api, discovery
 from pytest_llmperf.measure.engines.engine import Completion, EngineError, StartSettings
 from pytest_llmperf.plan.engine import check_url
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.client.processes import LoadClient
     from pytest_llmperf.measure.client.prompts import Prompt
     from pytest_llmperf.plan.engine import EngineSpec
-
-_KNOWN_TO_REFUSE_IDS = frozenset({"tensorrt_llm", "ollama", "tgi", "llama.cpp", "sglang", "lmdeploy"})
-"""Software whose API has no `return_token_ids`; it is vLLM's, and any other may be vLLM behind a proxy."""
 
 
 class UrlEngine:
@@ -48,8 +45,7 @@ class UrlEngine:
         models = discovery.listing(self.endpoint)
         self.endpoint = replace(self.endpoint, model=discovery.chosen_model(self.endpoint, models, self._wanted))
         self.versions = discovery.software(self.endpoint, models, self.metrics_text())
-        gives_ids = not _KNOWN_TO_REFUSE_IDS & set(self.versions)
-        self.endpoint, self.api = discovery.probed(self.endpoint, gives_ids=gives_ids)
+        self.endpoint, self.api = discovery.probed(self.endpoint, gives_ids=discovery.may_give_ids(self.versions))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -76,12 +72,10 @@ class UrlEngine:
 
         Raises EngineError where the endpoint has only a chat API, and the prompts are for the other.
         """
-        if self.api == "chat" and any(not prompt.messages for prompt in prompts):
-            raise self.failure("it has a chat API and none of completions; measure it with llmperf(api='chat')")
+        if discovery.lacks_api(self.api, prompts):
+            raise self.failure(discovery.ONLY_CHAT)
         return client.play(self.endpoint.plan(prompts, **how))
 
     def generate(self, prompt: str | list[int], *, max_tokens: int = 16) -> Completion:
         """Return the completion of one prompt, or raise EngineError; token ids become words where it takes none."""
-        takes_ids = self.endpoint.takes_ids and self.api == "completions"
-        asked = prompt if isinstance(prompt, str) or takes_ids else words_for(prompt)
-        return api.complete(self.endpoint, asked, max_tokens, api=self.api)
+        return api.complete(self.endpoint, discovery.asked_as(self.endpoint, self.api, prompt), max_tokens, api=self.api)
