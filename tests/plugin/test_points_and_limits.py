@@ -172,6 +172,17 @@ def test_it(llmperf, degree, load): pass
     ]  # fmt: skip
 
 
+def test_models_of_different_parameters_are_told_apart_too(run: Run) -> None:
+    source = (
+        HEAD
+        + """
+@pytest.mark.parametrize("n", [pytest.param(n, marks=pytest.mark.llmperf(model=f"{n}/model")) for n in ("old", "new")])
+def test_it(llmperf, n): pass
+"""
+    )
+    assert sorted(nodes(run(source, "--co", "-q"))) == ["test_it[new_model-tp1-c8-new]", "test_it[old_model-tp1-c8-old]"]
+
+
 @pytest.mark.parametrize("marker", ["tp=2", "concurrency=3", "points=[{'concurrency': 3}]"])
 def test_a_marker_that_comes_too_late_for_the_points_is_refused(run: Run, marker: str) -> None:
     source = (
