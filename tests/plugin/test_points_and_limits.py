@@ -266,3 +266,20 @@ def test_limits_come_beside_a_baseline(run: Run) -> None:
     result = run(strict)
     assert result.outcomes == {"failed": 1}
     assert "ttft_p50_s is" in result.stdout
+
+
+def test_any_percentile_and_any_counter_may_have_a_limit(run: Run) -> None:
+    limits = {"ttft_p95_s": 5, "e2e_max_s": 1e-5, "vllm:generation_tokens_total": ">= 1e6", "vllm:num_preemptions_total": 0}
+    result = run(limited(f"limits={limits}", body="m = llmperf(output_tokens=3); print(*m.broken_limits(), sep='\\n')"), "-s")
+    assert result.outcomes == {"passed": 1}, result.stdout
+    told = [line for line in result.stdout.splitlines() if " the limit of " in line or "not measured" in line]
+    assert len(told) == 2, told
+    assert told[0].startswith("e2e_max_s is ")
+    assert told[1].startswith("vllm:generation_tokens_total is ")
+    assert " below the limit of 1,000,000 " in told[1]
+
+
+def test_a_counter_that_the_engine_does_not_have_keeps_no_limit(run: Run) -> None:
+    result = run(limited("limits={'vllm:no_such_thing_total': 5}"))
+    assert result.outcomes == {"failed": 1}
+    assert "vllm:no_such_thing_total was not measured, and has a limit of 5" in result.stdout
