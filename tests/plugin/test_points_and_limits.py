@@ -257,6 +257,16 @@ def test_what_the_engine_does_not_tell_keeps_no_limit(run: Run) -> None:
     assert "goodput_ratio was not measured, and has a limit of 50.0%" in result.stdout
 
 
+def test_a_sweep_names_the_degree_that_does_not_keep_a_limit(run: Run) -> None:
+    source = limited(
+        "tp=[1, 2], engine_args='--sim-step-s 0.1 --sim-communication-s 0', limits={'tpot_p50_s': 0.08}",
+        body="print(*llmperf_sweep(output_tokens=3).broken_limits(), sep='\\n')",
+    )
+    result = run(source.replace("(llmperf)", "(llmperf_sweep)"), "-s")
+    told = [line for line in result.stdout.splitlines() if " the limit of " in line]
+    assert [line.partition(" is ")[0] for line in told] == ["TP 1: tpot_p50_s"], result.stdout
+
+
 def test_limits_come_beside_a_baseline(run: Run) -> None:
     body = "m = llmperf(output_tokens=3); assert m == baseline; assert not m.broken_limits()"
     source = limited("limits={'ttft_p50_s': 9}", body=body).replace("(llmperf)", "(llmperf, baseline)")
