@@ -90,3 +90,9 @@ def test_the_entry_of_recorded_conversations_takes_their_answers_lengths(run: Ru
     result = run(files, "--update-baselines", "--llmperf-launches=2", "--llmperf-concurrency=12", "-k", "sharegpt")
     assert list(result.statuses.values()) == ["RECORDED"], result.stdout + result.stderr
     assert result.cases[0]["workload"]["output_tokens"] == "dataset"
+
+
+def test_no_entry_asks_for_more_than_eight_gpus_can_hold(run: Run) -> None:
+    result = run(LISTS, "--setup-plan", "-rs")
+    missing = POINTS["test_vllm_serving.py"] // 7  # the recorded conversations are to be downloaded
+    assert result.outcomes == {"skipped": missing}, result.stdout

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.files import as_shell
@@ -124,15 +124,17 @@ def grid(
     """
     engines = itertools.product(*(_values(name, allowed, selected) for name in AXES[:4]))
     every = loads or _loads_of(allowed, selected)
-    labels = model_labels(_values("model", allowed, selected))
-    return [
-        Axes(model, tp, pp, dp, load.concurrency, load.rate, name=load.name, label=_label(model, labels[model]))
+    return labelled([
+        Axes(model, tp, pp, dp, load.concurrency, load.rate, name=load.name)
         for (model, tp, pp, dp), load in itertools.product(engines, every)
-    ]
+    ])  # fmt: skip
 
 
-def _label(model: str, label: str) -> str:
-    return "" if label == short_model(model) else label
+def labelled(points: Sequence[Axes]) -> list[Axes]:
+    """Return the points with ids that tell their models apart."""
+    labels = model_labels(point.model for point in points)
+    labels = {model: "" if label == short_model(model) else label for model, label in labels.items()}
+    return [replace(point, label=labels[point.model]) for point in points]
 
 
 def _values(name: str, allowed: Mapping[str, tuple[Any, ...]], selected: Mapping[str, tuple[Any, ...]]) -> tuple[Any, ...]:
