@@ -121,7 +121,7 @@ def test_kinds_of_engines_have_files_of_their_own(run, tmp_path):
     assert "2 of" not in run(files, "--llmperf-selftest", "-rA").stdout
 
 
-def test_a_file_that_two_kinds_shared_is_still_the_ones_that_it_is_of(run, tmp_path):
+def test_a_file_that_two_kinds_shared_belongs_to_its_own(run, tmp_path):
     files = {"conftest.py": URL, "test_it.py": SERVING}
     run(files, "--update-baselines", "--llmperf-launches=1", SERVED="red-8b")
     [own] = (tmp_path / "baselines").rglob("*.json")
