@@ -52,6 +52,11 @@ class Launch:
     played_s: float = 0.0
     """Seconds in which requests were played, warm-up and dropped rounds included."""
 
+    @property
+    def is_cold(self) -> bool:
+        """Return whether the engine compiled its graphs when it started; the metrics that it then has say so."""
+        return any(self.metrics.get(name) is not None for name in ("startup_cold_s", "startup_cold_compile_s"))
+
     def values(self, metric: str) -> list[float | None]:
         """Return a metric's value in every round, or its one value of the launch."""
         if metric in self.metrics:
@@ -77,7 +82,10 @@ class Measurement:
             raise KeyError(f"{metric!r} is not a metric; known are {', '.join(metrics.BY_NAME)}")
         values = [value for launch in self.launches for value in launch.values(metric) if value is not None]
         if not values:
-            raise KeyError(f"{metric!r} was not measured by this engine")
+            starts = {"warm" if not launch.is_cold else "cold" for launch in self.launches}
+            of_start = metrics.find(metric).start
+            why = f": it is told of {of_start} starts" if of_start and starts.isdisjoint({of_start}) else ""
+            raise KeyError(f"{metric!r} was not measured by this engine{why}")
         return statistics.median(values)
 
     def __getattr__(self, name: str) -> float:

@@ -163,8 +163,46 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "startup_s", "s", "lower", "ratio", False,
-        "launch of the engine's process to its first real token",
-        of_launch=lambda sample: sample.startup_s,
+        "launch of the engine's process to its first real token; of cold starts too, but those are not compared",
+        of_launch=lambda sample: sample.startup_s, start="warm",
+    ),
+    Metric(
+        "startup_cold_s", "s", "lower", "ratio", False,
+        "startup_s of a cold start: graphs were compiled, and did not come from the compile cache",
+        of_launch=formulas.cold_startup, start="cold",
+    ),
+    Metric(
+        "startup_import_s", "s", "lower", "ratio", False,
+        "launch to the engine core's first line: imports, arguments, configuration",
+        of_launch=formulas.startup("import_s"),
+    ),
+    Metric(
+        "startup_weights_s", "s", "lower", "ratio", False,
+        "what the slowest rank says that loading the model took", of_launch=formulas.startup("weights_s"),
+    ),
+    Metric(
+        "startup_compile_s", "s", "lower", "ratio", False,
+        "what the slowest rank says that torch.compile took, its graphs coming from the cache",
+        of_launch=formulas.startup("compile_s", cold=False), start="warm",
+    ),
+    Metric(
+        "startup_cold_compile_s", "s", "lower", "ratio", False,
+        "what the slowest rank says that torch.compile took in a cold start",
+        of_launch=formulas.startup("compile_s", cold=True), start="cold",
+    ),
+    Metric(
+        "startup_graphs_s", "s", "lower", "ratio", False,
+        "what the slowest rank says that the capture of CUDA graphs took, in whole seconds; below one missing",
+        of_launch=formulas.startup("graphs_s"), start="warm",
+    ),
+    Metric(
+        "startup_kv_s", "s", "lower", "ratio", False,
+        "profiling, KV cache, warm-up of kernels: what the engine core's start took - torch.compile - capture of CUDA graphs",
+        of_launch=formulas.startup("kv_s"), start="warm",
+    ),
+    Metric(
+        "startup_first_token_s", "s", "lower", "ratio", False,
+        "readiness of the server to its first token", of_launch=formulas.startup("first_token_s"), start="warm",
     ),
 )  # fmt: skip
 
@@ -257,6 +295,12 @@ def documentation() -> str:
         "",
         "Each class of a workload has latencies, throughput, failures, goodput and fairness of its own, `CLASS/METRIC`",
         '(`short/ttft_p50_s`). They are observed; `gate={"short/ttft_p50_s": "8 %"}` makes one gate.',
+        "",
+        "What a start was spent on is read from vLLM's log, the slowest rank counting. A cold start compiles its graphs, a warm",
+        "start finds them in the compile cache, and neither is compared with the other: `startup_cold_s` and",
+        "`startup_cold_compile_s` are told of cold starts only, `startup_compile_s` of the others; of `startup_s`,",
+        "`startup_graphs_s`, `startup_kv_s` and `startup_first_token_s` cold starts are left out. A gate that finds only cold",
+        "starts asks for another launch, which is warm.",
         "",
         f"A percentile beyond the median can gate only where a launch has {MIN_EXCEEDANCES} values beyond it. The tolerance is",
         "that of `--llmperf-tolerance` (5 %), or the one named here if it is larger; counts and exact metrics have their own.",

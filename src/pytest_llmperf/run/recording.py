@@ -40,10 +40,11 @@ def record(rules: Rules, state: CaseState, stored: store.Baseline | None, marker
     """Return the baseline that a case's launches come to, to be written when its test has passed."""
     case, settings = state.case, rules.settings
     gated, design = rules.gates(marker), rules.design(marker)
-    if why := _without_a_gate(state, gated, lacking(state.launches, gated, design, case.workload)):
+    complete = len(state.launches) >= settings.launches
+    if why := _without_a_gate(state, gated, lacking(state.launches, gated, design, case.workload, complete=complete)):
         rows = observed(state.launches, stored.launches if stored else None)
         return Answer(Verdict(Status.NOT_COMPARABLE, rows, (why,), len(state.launches)), failure=f"{case.id}: {why}")
-    if len(state.launches) < settings.launches:
+    if not complete:
         return Answer(None)
     new = store.Baseline(
         case_id=case.id,
