@@ -20,7 +20,19 @@ def quantity(value: float | None, unit: str) -> str:
         return gib(value, 2)
     if unit == "share":
         return f"{value:.1%}"
+    if value == 1:
+        return f"1 {_SINGULAR.sub('', unit)}"
     return f"{value:,.0f} {unit}" if abs(value) >= 100 or float(value).is_integer() else f"{value:.3g} {unit}"
+
+
+_SINGULAR = re.compile(r"(?<=[a-z]{3})s(?=/|$)")
+"""The s of a plural that is a unit, e.g. `requests` and `tokens/s`."""
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with what it counts, e.g. `1 launch`, `2 launches`, `1,024 requests`."""
+    plural = "" if number == 1 else "es" if noun.endswith(("ch", "sh", "s", "x")) else "s"
+    return f"{number:,} {noun}{plural}"
 
 
 def percent(share: float, *, up: bool = False) -> str:
@@ -50,6 +62,25 @@ def parse_size(value: object) -> int | None:
     if written is None or written[2] not in _SIZES or isinstance(value, bool):
         return None
     return round(float(written[1]) * _SIZES[written[2]]) or None
+
+
+_SECONDS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
+
+
+def parse_duration(text: str) -> float:
+    """Return a time such as `90`, `90s`, `30m` or `1.5 h` in seconds; raises ValueError for what is no time above 0."""
+    written = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*([a-z]*)", text.strip().lower())
+    if written is None or written[2] not in _SECONDS or not float(written[1]):
+        raise ValueError(f"{text!r} is no time")
+    return float(written[1]) * _SECONDS[written[2]]
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it, e.g. `90 s`, `30 min`, `1.5 h`."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * size or seconds == size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def gib(size: float, digits: int = 1) -> str:

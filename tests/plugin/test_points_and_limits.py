@@ -172,6 +172,17 @@ def test_it(llmperf, degree, load): pass
     ]  # fmt: skip
 
 
+def test_models_of_different_parameters_are_told_apart_too(run: Run) -> None:
+    source = (
+        HEAD
+        + """
+@pytest.mark.parametrize("n", [pytest.param(n, marks=pytest.mark.llmperf(model=f"{n}/model")) for n in ("old", "new")])
+def test_it(llmperf, n): pass
+"""
+    )
+    assert sorted(nodes(run(source, "--co", "-q"))) == ["test_it[new_model-tp1-c8-new]", "test_it[old_model-tp1-c8-old]"]
+
+
 @pytest.mark.parametrize("marker", ["tp=2", "concurrency=3", "points=[{'concurrency': 3}]"])
 def test_a_marker_that_comes_too_late_for_the_points_is_refused(run: Run, marker: str) -> None:
     source = (
@@ -246,6 +257,16 @@ def test_what_the_engine_does_not_tell_keeps_no_limit(run: Run) -> None:
     assert "goodput_ratio was not measured, and has a limit of 50.0%" in result.stdout
 
 
+def test_a_sweep_names_the_degree_that_does_not_keep_a_limit(run: Run) -> None:
+    source = limited(
+        "tp=[1, 2], engine_args='--sim-step-s 0.1 --sim-communication-s 0', limits={'tpot_p50_s': 0.08}",
+        body="print(*llmperf_sweep(output_tokens=3).broken_limits(), sep='\\n')",
+    )
+    result = run(source.replace("(llmperf)", "(llmperf_sweep)"), "-s")
+    told = [line for line in result.stdout.splitlines() if " the limit of " in line]
+    assert [line.partition(" is ")[0] for line in told] == ["TP 1: tpot_p50_s"], result.stdout
+
+
 def test_limits_come_beside_a_baseline(run: Run) -> None:
     body = "m = llmperf(output_tokens=3); assert m == baseline; assert not m.broken_limits()"
     source = limited("limits={'ttft_p50_s': 9}", body=body).replace("(llmperf)", "(llmperf, baseline)")
@@ -255,3 +276,20 @@ def test_limits_come_beside_a_baseline(run: Run) -> None:
     result = run(strict)
     assert result.outcomes == {"failed": 1}
     assert "ttft_p50_s is" in result.stdout
+
+
+def test_any_percentile_and_any_counter_may_have_a_limit(run: Run) -> None:
+    limits = {"ttft_p95_s": 5, "e2e_max_s": 1e-5, "vllm:generation_tokens_total": ">= 1e6", "vllm:num_preemptions_total": 0}
+    result = run(limited(f"limits={limits}", body="m = llmperf(output_tokens=3); print(*m.broken_limits(), sep='\\n')"), "-s")
+    assert result.outcomes == {"passed": 1}, result.stdout
+    told = [line for line in result.stdout.splitlines() if " the limit of " in line or "not measured" in line]
+    assert len(told) == 2, told
+    assert told[0].startswith("e2e_max_s is ")
+    assert told[1].startswith("vllm:generation_tokens_total is ")
+    assert " below the limit of 1,000,000 " in told[1]
+
+
+def test_a_counter_that_the_engine_does_not_have_keeps_no_limit(run: Run) -> None:
+    result = run(limited("limits={'vllm:no_such_thing_total': 5}"))
+    assert result.outcomes == {"failed": 1}
+    assert "vllm:no_such_thing_total was not measured, and has a limit of 5" in result.stdout

@@ -165,6 +165,21 @@ def test_headers_that_tell_more_are_shown() -> None:
     assert http_error("401", {"www-authenticate": "Bearer"}, b"") == "HTTP 401: wants Bearer"
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("Unrecognized request argument supplied: ignore_eos", "ignore_eos"),
+        ("body.return_token_ids: Extra inputs are not permitted", "return_token_ids"),
+        ("Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'", "max_tokens"),
+        ("prompt is too long: max_tokens is 5", None),
+        ("Extra inputs are not permitted: colour", None),
+    ],
+)
+def test_a_refused_field_of_ours_is_named_with_the_remedy(words: str, name: str | None) -> None:
+    told = http_error("400", {}, json.dumps({"error": {"message": words}}).encode())
+    assert told.endswith(f"; leave it out with extra_body={{'{name}': None}}") == (name is not None)
+
+
 @pytest.mark.parametrize("status", [b"201 Created", b"206 Partial Content"])
 def test_another_status_of_success_is_no_error(status: bytes) -> None:
     assert parse(token(), token("length"), usage(2), DONE, head=HEAD.replace(b"200 OK", status)).error is None

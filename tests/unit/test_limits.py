@@ -25,6 +25,10 @@ def local(*sources: object, on: str = H200) -> LocalLimits:
     return LocalLimits(tuple(parse_limits(source, origin=ORIGIN) for source in sources), (on,))
 
 
+def numbers(limits: LocalLimits) -> dict[str, float]:
+    return {name: limit.value for name, limit in limits.bounds().items()}
+
+
 def measured(limits: LocalLimits = NO_LIMITS, **values: float | None) -> Measurement:
     return Measurement(Case("a", EngineSpec(), Workload()), (Launch("1", "", (Round(values),), {}),), limits)
 
@@ -55,39 +59,39 @@ def test_a_part_of_a_name_ends_where_its_number_ends(accelerator: str, part: str
 
 
 def test_limits_for_all_accelerators_hold_on_each() -> None:
-    assert local({"ttft_p50_s": 0.2, "output_tokens_per_s": 900}).bounds() == {"ttft_p50_s": 0.2, "output_tokens_per_s": 900.0}
+    assert numbers(local({"ttft_p50_s": 0.2, "output_tokens_per_s": 900})) == {"ttft_p50_s": 0.2, "output_tokens_per_s": 900.0}
 
 
 def test_limits_by_accelerator_hold_where_the_name_fits() -> None:
     by_name = {"H100": {"ttft_p50_s": 0.3}, "H200": {"ttft_p50_s": 0.2}, "cpu": {"ttft_p50_s": 5}}
-    assert [local(by_name, on=name).bounds() for name in ("NVIDIA H100 80GB HBM3", H200, "cpu", "AMD Instinct MI300X")] == [
+    assert [numbers(local(by_name, on=name)) for name in ("NVIDIA H100 80GB HBM3", H200, "cpu", "AMD Instinct MI300X")] == [
         {"ttft_p50_s": 0.3}, {"ttft_p50_s": 0.2}, {"ttft_p50_s": 5.0}, {},
     ]  # fmt: skip
 
 
 def test_an_accelerators_limits_win_over_those_of_all_whatever_the_order() -> None:
     general, own = {"ttft_p50_s": 1, "e2e_p50_s": 2}, {"H200": {"ttft_p50_s": 0.2}}
-    assert local(general | own).bounds() == local(own | general).bounds() == {"ttft_p50_s": 0.2, "e2e_p50_s": 2.0}
+    assert numbers(local(general | own)) == numbers(local(own | general)) == {"ttft_p50_s": 0.2, "e2e_p50_s": 2.0}
 
 
 def test_of_two_names_that_fit_the_longer_wins() -> None:
     names = {"H200 NVL": {"ttft_p50_s": 0.3}, "H200": {"ttft_p50_s": 0.2, "e2e_p50_s": 4}}
-    assert local(names, on="NVIDIA H200 NVL").bounds() == {"ttft_p50_s": 0.3, "e2e_p50_s": 4.0}
+    assert numbers(local(names, on="NVIDIA H200 NVL")) == {"ttft_p50_s": 0.3, "e2e_p50_s": 4.0}
 
 
 def test_a_points_limits_win_over_its_markers_and_none_lifts() -> None:
     marker, point = {"ttft_p50_s": 0.2, "e2e_p50_s": 2, "preemptions": 0}, {"ttft_p50_s": 0.5, "preemptions": None}
-    assert local(marker, point).bounds() == {"ttft_p50_s": 0.5, "e2e_p50_s": 2.0}
+    assert numbers(local(marker, point)) == {"ttft_p50_s": 0.5, "e2e_p50_s": 2.0}
 
 
 def test_of_different_gpus_only_what_fits_all_holds() -> None:
     mixed = LocalLimits(
         (parse_limits({"H200": {"ttft_p50_s": 1}, "NVIDIA": {"e2e_p50_s": 2}}, origin=ORIGIN),), (H200, "NVIDIA H100")
     )
-    assert mixed.bounds() == {"e2e_p50_s": 2.0}
+    assert numbers(mixed) == {"e2e_p50_s": 2.0}
 
 
-def test_a_host_without_gpus_is_a_cpu_and_an_endpoints_is_not_known() -> None:
+def test_a_host_without_gpus_is_a_cpu_and_an_endpoint_unknown() -> None:
     assert named_accelerators((), started_here=True) == ("cpu",)
     assert named_accelerators((), started_here=False) == ()
     assert named_accelerators((H200, H200), started_here=False) == (H200,)
@@ -102,14 +106,14 @@ def test_none_for_this_accelerator_is_told() -> None:
 
 def test_limits_by_accelerator_do_not_hold_where_none_is_known() -> None:
     unknown = LocalLimits((parse_limits({"cpu": {"ttft_p50_s": 1}, "e2e_p50_s": 3}, origin=ORIGIN),), ())
-    assert unknown.bounds() == {"e2e_p50_s": 3.0}
+    assert numbers(unknown) == {"e2e_p50_s": 3.0}
     assert "an accelerator that is not known" in unknown.notes[0]
 
 
 # ------------------------------------------------------------------------------------------------ how they are written
 
 
-@pytest.mark.parametrize("value", [True, False, "0.2", "200 ms", -1, math.nan, math.inf, [1], {"x": 1}])
+@pytest.mark.parametrize("value", [True, False, "0.2", "200 ms", "> 5", ">= five", ">=-1", -1, math.nan, math.inf, [1], {"x": 1}])
 def test_what_is_no_limit_is_refused_by_metric_and_value(value: object) -> None:
     with pytest.raises(PlanError) as refused:
         parse_limits({"H200": {"ttft_p50_s": value}}, origin=ORIGIN)
@@ -133,7 +137,7 @@ def test_anything_is_limits_or_a_named_error(source: object) -> None:
         told = str(error)
     assert told.startswith(ORIGIN)
     if limits is not None:
-        assert all(bound >= 0 for bound in LocalLimits((limits,), (H200,)).bounds().values())
+        assert all(bound >= 0 for bound in numbers(LocalLimits((limits,), (H200,))).values())
 
 
 @pytest.mark.parametrize("name", ["ttft_p50_ms", "mean_ttft_s", "H200", "short/kv_cache_tokens"])
@@ -165,6 +169,15 @@ def test_a_limit_that_is_not_kept_is_told_with_both_quantities() -> None:
     assert measured(limits, ttft_p50_s=0.31, output_tokens_per_s=450.0, tpot_p50_s=0.5).broken_limits() == (
         "ttft_p50_s is 310 ms, above the limit of 200 ms",
         "output_tokens_per_s is 450 tokens/s, below the limit of 900 tokens/s",
+    )
+
+
+def test_a_limit_may_say_its_direction_itself() -> None:
+    case = measured(output_tokens_per_s=450.0, ttft_p50_s=0.3)
+    assert case.broken_limits({"output_tokens_per_s": "<= 500", "ttft_p50_s": ">=0.2"}) == ()
+    assert case.broken_limits({"output_tokens_per_s": "<= 400", "ttft_p50_s": ">= 0.4"}) == (
+        "output_tokens_per_s is 450 tokens/s, above the limit of 400 tokens/s",
+        "ttft_p50_s is 300 ms, below the limit of 400 ms",
     )
 
 

@@ -653,8 +653,10 @@ CRLF_EVENTS = b"".join(
         b"HTTP/1.1 100 Continue\r\n\r\n" + CHUNKED,
         b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + SIZED,
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + CRLF_EVENTS,
+        SIZED.replace(b"\n\n", b"\r\r").replace(b"200 OK", b"201 Created"),
+        SIZED.replace(b"%d" % len(BODY), b"%d" % (len(BODY) - 2)).removesuffix(b"\n\n"),
     ],
-    ids=["100", "103", "events that end with CRLF"],
+    ids=["100", "103", "events that end with CRLF", "events that end with CR", "no end of the last line"],
 )
 @pytest.mark.parametrize("piece", [None, 1, 7])
 def test_what_http_allows_is_read_too(client: LoadClient, data: bytes, piece: int | None) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.formulas import LaunchSample, RoundSample
+from pytest_llmperf.measure.kv_cache import Capacity
 from pytest_llmperf.measure.metric import MIN_EXCEEDANCES, Metric
 from pytest_llmperf.measure.metrics import (
     BY_NAME,
@@ -23,7 +24,7 @@ from pytest_llmperf.measure.metrics import (
     launch_metrics,
     round_metrics,
 )
-from pytest_llmperf.measure.telemetry import Capacity, Telemetry
+from pytest_llmperf.measure.telemetry import Telemetry
 from pytest_llmperf.plan.arguments import workload_from
 from pytest_llmperf.plan.axes import Axes
 from pytest_llmperf.plan.workload import Workload
@@ -158,13 +159,14 @@ def test_no_time_between_sending_and_end_is_no_division_by_nought() -> None:
 
 
 def test_every_metric_is_computed_of_a_round_or_of_a_launch() -> None:
-    assert set(measured()) | set(launch_metrics(LaunchSample(None, Capacity()))) == set(BY_NAME)
-    assert all((metric.of_round is None) != (metric.of_launch is None) for metric in METRICS)
+    assert set(measured()) | set(launch_metrics(LaunchSample(None, Capacity()))) == {
+        metric.name for metric in METRICS if not metric.separate
+    }
+    assert all((metric.of_round, metric.of_launch, metric.separate or None).count(None) == 2 for metric in METRICS)
 
 
-# ------------------------------------------------------------------------------------------------ properties
-
-gaps = st.lists(st.floats(1e-4, 10.0), min_size=1, max_size=8)
+gaps = st.lists(st.floats(0.02, 10.0), min_size=1, max_size=8)
+"""Longer than what is taken for tokens that were held back, also where an engine is ten times faster."""
 
 
 @st.composite
@@ -265,7 +267,7 @@ def test_times_and_failures_are_better_lower_and_rates_and_capacity_higher(metri
     lower = (
         metric.unit in ("s", "preemptions", "share", "cores", "bytes", "W", "J", "degrees") or metric.name == "failed_requests"
     )
-    good = metric.name in ("goodput_ratio", "gpu_utilization_ratio", "gpu_memory_balance_ratio")
+    good = metric.name in ("goodput_ratio", "gpu_utilization_ratio", "gpu_memory_balance_ratio", "idle_output_tokens_ratio")
     assert metric.better == ("lower" if lower and not good else "higher")
 
 

@@ -75,9 +75,9 @@ def prompt(tokens: int = 3, **more: Any) -> dict[str, Any]:
 
 
 def play(
-    engine: FakeEngine, prompts: list[dict[str, Any]], *, concurrency: int = 2, timeout_s: float = 60
+    engine: FakeEngine, prompts: list[dict[str, Any]], *, concurrency: int = 2, timeout_s: float = 60, **limits: Any
 ) -> list[dict[str, Any]]:
-    plan = {"prompts": prompts, "concurrency": concurrency, "request_timeout_s": timeout_s}
+    plan = {"prompts": prompts, "concurrency": concurrency, "request_timeout_s": timeout_s, "over": "over", **limits}
     return Round(types.SimpleNamespace(llm_engine=engine), plan).play()
 
 
@@ -164,3 +164,29 @@ def test_a_field_that_is_none_is_left_out() -> None:
     play(engine, [prompt(body={"ignore_eos": None, "top_k": 4}, exact=False)])
     assert not hasattr(asked[0], "ignore_eos")
     assert asked[0].top_k == 4
+
+
+def test_at_a_rate_no_more_are_open_than_the_cap() -> None:
+    engine = FakeEngine(step_s=0.005)
+    records = play(engine, [prompt(4, due_s=0.0) for _ in range(9)], max_concurrency=3)
+    assert engine.most == 3
+    assert len({record["due_s"] for record in records}) == 1
+    for record in records[3:]:
+        assert record["delay_s"] < record["sent_s"] - record["due_s"], "waiting for room is no lateness"
+
+
+@pytest.mark.parametrize("at", [None, 0.0])
+def test_a_user_thinks_and_keeps_the_place(at: float | None) -> None:
+    talk = [prompt(due_s=at), prompt(follows=True, think_s=0.05, due_s=at)]
+    first, second, other = play(FakeEngine(step_s=0.001), [*talk, prompt(due_s=at)], concurrency=1)
+    assert second["sent_s"] >= first["end_s"] + 0.05
+    assert ("due_s" in second) == (at is not None)
+    assert (other["sent_s"] >= second["end_s"]) == (at is None)
+
+
+def test_when_the_time_is_over_nothing_more_is_added() -> None:
+    talk = [prompt(), prompt(follows=True, think_s=60.0), prompt(follows=True)]
+    records = play(FakeEngine(step_s=0.01), [*talk, *(prompt(5) for _ in range(100))], stop_s=0.1)
+    assert [record["error"] for record in records[:3]] == [None, "over", "over"]
+    assert {record["error"] for record in records} == {None, "over"}
+    assert all(record["sent_s"] is None for record in records if record["error"])

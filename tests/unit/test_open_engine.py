@@ -57,6 +57,18 @@ def test_an_engine_that_was_killed_is_noticed_by_check() -> None:
             engine.check()
 
 
+def test_an_engine_that_dies_while_it_idles_is_noticed_at_once() -> None:
+    import psutil
+
+    with open_engine(simulated()) as engine:
+        port = f"--port\0{engine.url.rpartition(':')[2]}"
+        engines = filter(_is_engine, psutil.process_iter())
+        [server] = [process for process in engines if port in "\0".join(_command(process))]
+        server.kill()
+        with pytest.raises(EngineError, match="ended with signal SIGKILL while it idled"):
+            engine.idle(600)
+
+
 def _command(process: object) -> list[str]:
     import psutil
 

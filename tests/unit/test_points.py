@@ -65,9 +65,16 @@ def test_a_points_arguments_lie_between_those_of_fixture_and_call() -> None:
     assert (workload.concurrency, workload.requests, workload.output_tokens, workload.prompt_tokens) == (2, 10, 9, 3)
 
 
-def test_a_point_at_a_rate_is_an_open_loop_whatever_the_fixture_says() -> None:
+def test_a_point_at_a_rate_wins_over_the_fixtures_load() -> None:
     [point] = parse_points([{"rate": 3, "requests": 20}])
     assert workload_from(Axes(rate=3.0), {"rate": 50}, point.arguments, {}).rate == (3.0,)
+
+
+def test_a_rate_may_be_infinite_and_have_a_cap() -> None:
+    [point] = parse_points([{"rate": "inf", "requests": 20, "max_concurrency": 4}])
+    assert point.load.id == "rinf"
+    workload = workload_from(Axes(rate=point.load.rate), {}, point.arguments, {})
+    assert (workload.is_open, workload.max_concurrency) == (True, 4)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +96,12 @@ def test_a_point_at_a_rate_is_an_open_loop_whatever_the_fixture_says() -> None:
         ({"concurrency": 2, "slo": {"ttft": 1}}, "slo={'ttft': 1}: must be a dict of limits in seconds"),
         ({"concurrency": 2, "classes": {"a": {"size": 1}}}, "classes: a: unknown argument 'size'"),
         ({"concurrency": 2, "stream": "no"}, "stream='no': must be True or False"),
+        ({"concurrency": 2, "api": "gopher"}, "api='gopher': must be one of completions, chat"),
+        ({"concurrency": 2, "warm_up": {"rounds": 1}}, "warm_up={'rounds': 1}: must be a dict of what warms up"),
+        ({"concurrency": 2, "pairs": []}, "pairs=[]: "),
+        ({"rate": 2, "max_concurrency": 0}, "max_concurrency=0: the smallest value is 1"),
+        ({"rate": 2, "duration_s": -1}, "duration_s=-1: must be"),
+        ({"rate": 2, "arrivals": "often"}, "arrivals='often': must be"),
         ({"concurrency": 2, "limits": {"ttft_p50_s": "fast"}}, "limits: ttft_p50_s='fast': must be a number from 0"),
         ({"concurrency": 2, "limits": [1]}, "limits=[1]: must be a dict of metrics and limits"),
         ({"concurrency": 2, "id": "a/b"}, "id='a/b': must be letters"),

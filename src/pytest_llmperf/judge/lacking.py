@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge import noise
 from pytest_llmperf.judge.comparison import Comparison
-from pytest_llmperf.measure import metrics
+from pytest_llmperf.judge.gates import judged
 from pytest_llmperf.measure.measurement import Round
+from pytest_llmperf.measure.metric import end_name
+from pytest_llmperf.plan.capacity import CAPACITIES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -34,6 +36,10 @@ def reason(metric: Metric, launches: Sequence[Launch], gate: Tolerance, design: 
         return f"not measured in {sum(not each for each in values)} of {len(values)} launches"
     if not all(math.isfinite(value) for launch in values for value in launch):
         return "a value is not a finite number"
+    if metric.name in CAPACITIES.values() and any(
+        launch.metrics.get(end_name(metric.name, "low")) is None for launch in launches
+    ):
+        return "not even the smallest load of the search holds; lower its bounds, or loosen the limits"
     return Comparison(metric, values, gate, design).unusable
 
 
@@ -47,7 +53,7 @@ def lacking(
     rounds = min(len(launch.rounds) for launch in launches)
     found = {}
     for name, gate in gated.items():
-        metric = metrics.find(name)
+        metric = judged(name, gate)
         if not complete and metric.start == "warm" and not noise.alike(metric, launches):
             continue
         why = reason(metric, launches, gate, design) or metric.too_few(workload, rounds)

@@ -11,9 +11,10 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.judge.gates import judged
+from pytest_llmperf.judge.provenance import Provenance
 from pytest_llmperf.judge.verdict import Status, judge
 from pytest_llmperf.measure.measurement import Measurement, Round
-from pytest_llmperf.measure.metrics import find
 from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.engine import EngineSpec
 from pytest_llmperf.plan.lengths import OWN, Lengths, parse_lengths
@@ -57,9 +58,10 @@ def self_test(stored: Baseline, gated: Mapping[str, Tolerance], design: Design, 
     """Return what each gate says of known changes of its metric; the baseline's own launches stand in for the run's."""
     checks = []
     case = _case(stored)
-    stored = replace(stored, workload_fingerprint=case.workload.fingerprint)
+    # Its engine and workload are not at hand, and are the stored ones by definition.
+    stored = replace(stored, workload_fingerprint=case.workload.fingerprint, provenance=Provenance({}))
     for name, gate in gated.items():
-        metric = find(name)
+        metric = judged(name, gate)
         values = [value for launch in stored.launches for value in launch.values(name) if value is not None]
         if not values:
             fault = "the baseline has no such metric: the gate can never fire" if gate.asked else None

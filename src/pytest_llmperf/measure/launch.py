@@ -14,15 +14,17 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure import arrivals, audit, formulas, metrics, telemetry
+from pytest_llmperf.measure import arrivals, audit, formulas, idle, metrics, samples, telemetry
 from pytest_llmperf.measure.client.prompts import WARM_UP, prompts
 from pytest_llmperf.measure.gpus.memory import rank_memory
 from pytest_llmperf.measure.gpus.sampling import RoundWatch
 from pytest_llmperf.measure.host.model import model_config
 from pytest_llmperf.measure.host.preflight import link_warning, power_warning
+from pytest_llmperf.measure.kv_cache import read_capacity
 from pytest_llmperf.measure.measurement import Launch, Round
+from pytest_llmperf.measure.plausibility import caused_by
 from pytest_llmperf.plan.kinds import kind_of
-from pytest_llmperf.units import quantity
+from pytest_llmperf.units import duration, quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 _STEADY = 0.02
 """Two rounds agree, and the warm-up is over, when their throughput differs by no more than this share."""
 _MOST_DROPPED = 3
-_MOST_DISTURBED = 3
+MOST_DISTURBED = 3
 """Rounds of a launch that are measured again because something was wrong with a GPU."""
 CALM_S = 60.0
 """How long a GPU may take to cool down, and other processes to leave it, before a round is measured again."""
@@ -54,6 +56,8 @@ class RoundSettings:
     job: str = ""
     request_timeout_s: float = 600.0
     stall_timeout_s: float = 120.0
+    idle_s: float | None = None
+    """How long the engine idles before its rounds are played again; None: not at all."""
 
 
 def measure_launch(
@@ -70,11 +74,12 @@ def measure_launch(
     load process is.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    player = _Player(engine, client, workload, settings)
+    player = Player(engine, client, workload, settings)
     rounds = _play_rounds(player, progress)
+    idled = _play_after_idling(player, rounds, progress) if settings.idle_s and not rounds.invalid else {}
     if rounds.invalid:
         engine.check()
-    capacity = telemetry.read_capacity(engine.metrics_text(), engine.log_text())
+    capacity = read_capacity(engine.metrics_text(), engine.log_text(), cores=engine.spec.dp)
     complete = tuple(chain.from_iterable(played.complete for played in rounds.kept))
     classes = tuple(chain.from_iterable(played.classes for played in rounds.kept))
     memory = rank_memory(engine.watch, [played.gpus for played in rounds.kept if played.gpus]) if engine.watch else ()
@@ -83,14 +88,16 @@ def measure_launch(
         id=uuid.uuid4().hex[:12],
         started=started,
         rounds=tuple(played.round for played in rounds.kept),
-        metrics=metrics.launch_metrics(sample),
+        metrics=metrics.launch_metrics(sample) | idled,
         dropped_rounds=rounds.dropped,
         invalid=tuple(rounds.invalid),
-        warnings=tuple(_warnings(player, rounds)),
+        warnings=(*_warnings(player, rounds), *idle.warnings(idled, settings.idle_s or 0.0)),
         versions=dict(engine.versions),
+        model="" if kind_of(engine.spec.kind).starts else engine.endpoint.model,
         job=settings.job,
         memory=memory,
         played_s=player.played_s,
+        samples=samples.kept_samples(sample),
     )
 
 
@@ -98,7 +105,7 @@ def measure_launch(
 class _Rounds:
     """The rounds of a launch."""
 
-    kept: list[_Played] = field(default_factory=list)
+    kept: list[Played] = field(default_factory=list)
     dropped: int = 0
     """Rounds before the engine was steady."""
     disturbed: list[str] = field(default_factory=list)
@@ -106,13 +113,13 @@ class _Rounds:
     invalid: list[str] = field(default_factory=list)
 
 
-def _play_rounds(player: _Player, progress: Callable[[str], None]) -> _Rounds:
+def _play_rounds(player: Player, progress: Callable[[str], None]) -> _Rounds:
     """Warm up and play the rounds, up to the first that makes the launch invalid."""
     wanted = player.settings.rounds
     rounds = _Rounds(invalid=player.warm_up())
     while not rounds.invalid and len(rounds.kept) < wanted:
         played = player.round()
-        if played.trouble and len(rounds.disturbed) < _MOST_DISTURBED and not played.problems:
+        if played.trouble and len(rounds.disturbed) < MOST_DISTURBED and not played.problems:
             progress(f"round dropped: {played.trouble[0]}")
             if player.wait_until_undisturbed():
                 rounds.disturbed.append(played.trouble[0])
@@ -126,7 +133,26 @@ def _play_rounds(player: _Player, progress: Callable[[str], None]) -> _Rounds:
     return rounds
 
 
-def _warnings(player: _Player, rounds: _Rounds) -> Iterator[str]:
+def _play_after_idling(player: Player, rounds: _Rounds, progress: Callable[[str], None]) -> dict[str, float | None]:
+    """Let the engine idle, and return what as many rounds come to after it; a round that proves nothing makes all invalid."""
+    workload, idle_s = player.workload, player.settings.idle_s or 0.0
+    progress(f"idling for {duration(idle_s)}")
+    player.engine.idle(idle_s)
+    player.workload = idle.single(workload)
+    first = player.round()
+    player.workload = workload
+    rounds.invalid = audit.failures(first.records)
+    after: list[Played] = []
+    while not rounds.invalid and len(after) < len(rounds.kept):
+        after.append(player.round())
+        rounds.invalid = [*after[-1].problems, *after[-1].trouble]
+        shown = quantity(after[-1].round.metrics["output_tokens_per_s"], "tok/s")
+        progress(f"round {len(after)}/{len(rounds.kept)} after idling: {shown}")
+    before = [played.round for played in rounds.kept]
+    return {} if rounds.invalid else idle.ratios(before, [played.round for played in after], first.records[0])
+
+
+def _warnings(player: Player, rounds: _Rounds) -> Iterator[str]:
     """Yield what a reader should know of how the rounds were measured."""
     if player.engine.phases.cold:
         yield "a cold start: graphs were compiled, and did not come from the cache; its times are compared with cold starts only"
@@ -137,6 +163,7 @@ def _warnings(player: _Player, rounds: _Rounds) -> Iterator[str]:
         yield audit.UNSTAMPED
     if not player.engine.endpoint.takes_ids and player.workload.api == "completions":
         yield "prompts were words, whose tokens only the server can count: this endpoint takes no token ids"
+    yield from dict.fromkeys(text for played in rounds.kept for text in played.notes)
     if player.engine.watch:
         gpus = player.engine.watch.gpus
         yield from filter(None, (link_warning(player.engine.spec, gpus), power_warning(gpus)))
@@ -150,14 +177,18 @@ def _agree(earlier: Round, later: Round) -> bool:
 
 
 @dataclass(frozen=True)
-class _Played:
+class Played:
     """A round as it came out."""
 
     round: Round
+    records: tuple[RequestRecord, ...]
+    """All its requests, failed ones too."""
     complete: tuple[RequestRecord, ...]
     classes: tuple[str, ...]
     """The class of each complete request; empty where there are none."""
     problems: list[str]
+    notes: tuple[str, ...] = ()
+    """What a reader should know though it counts: failures that were tolerated, audits without a source."""
     gpus: GpuRound | None = None
 
     @property
@@ -166,13 +197,15 @@ class _Played:
         return self.gpus.trouble if self.gpus else ()
 
 
-class _Player:
+class Player:
     """Plays rounds one after the other, each with prompts of its own."""
 
     def __init__(self, engine: Engine, client: LoadClient, workload: Workload, settings: RoundSettings) -> None:
+        """Note what to play on which engine; nothing is sent yet."""
         self.engine = engine
         self.client = client
         self.workload = workload
+        """What the next round sends; a search for the largest load changes it."""
         self.settings = settings
         # What an endpoint serves is known by the name it answers to; its spec only has the name that the user gave it.
         model = engine.spec.model if kind_of(engine.spec.kind).starts else engine.endpoint.model
@@ -195,9 +228,9 @@ class _Player:
         while audit.is_busy(log) and self.client.processes < audit.MOST_PROCESSES:
             self.client.grow()
             log = self._send(self._prompts(WARM_UP - self.client.processes))
-        return audit.failures(log.records)
+        return audit.failures(log.records, self.workload.tolerated_failures)
 
-    def round(self) -> _Played:
+    def round(self) -> Played:
         """Play the next round."""
         workload, drawn = self.workload, self._prompts(self._number)
         recorder, watch = telemetry.Recorder(self.engine), self.engine.watch
@@ -209,7 +242,7 @@ class _Player:
         classes = tuple(drawn[index].request_class for index in sent) if workload.classes else ()
         sample = formulas.RoundSample(
             log.records,
-            recorder.result(),
+            recorder.result(caused_by(sum(prompt.output_tokens for prompt in drawn), log.records)),
             classes=classes,
             concurrency=None if workload.is_open else workload.concurrency,
             slo=workload.slo,
@@ -222,7 +255,11 @@ class _Player:
         self.late = self.late or audit.lateness(log)
         self.unstamped |= audit.is_unstamped(log)
         self.early = self.early or audit.used_up(log, workload)
-        return _Played(Round(metrics.round_metrics(sample)), tuple(sample.complete), of_complete, problems, gpus)
+        played = Round(metrics.round_metrics(sample), dict(sample.telemetry.counters))
+        failed = audit.failed_text(log.records)
+        tolerated = f"{failed} (tolerated)" if failed and not problems else ""
+        notes = tuple(filter(None, (tolerated, audit.without_source(sample.telemetry, workload))))
+        return Played(played, log.records, tuple(sample.complete), of_complete, problems, notes, gpus)
 
     def wait_until_undisturbed(self) -> bool:
         """Let the GPUs cool down and others leave them; return whether a minute did it."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from pytest_llmperf.measure.metric import Metric
-    from pytest_llmperf.plan.limits import Limits
+    from pytest_llmperf.plan.limits import Limit, Limits
 
 
 def check_metrics(limits: Limits) -> None:
@@ -22,23 +22,24 @@ def check_metrics(limits: Limits) -> None:
             raise PlanError(f"{limits.origin}: {name!r} is not a metric; known are {', '.join(metrics.BY_NAME)}")
 
 
-def broken(bounds: Mapping[str, float], value_of: Callable[[str], float]) -> tuple[str, ...]:
+def broken(bounds: Mapping[str, Limit], value_of: Callable[[str], float]) -> tuple[str, ...]:
     """Return a sentence for each limit that is not kept; `value_of` raises KeyError for what was not measured.
 
     A limit itself is kept. What was not measured keeps none: nobody knows whether it is good.
     """
-    return tuple(sentence for name, bound in bounds.items() if (sentence := _sentence(metrics.find(name), bound, value_of)))
+    return tuple(sentence for name, limit in bounds.items() if (sentence := _sentence(metrics.find(name), limit, value_of)))
 
 
-def _sentence(metric: Metric, bound: float, value_of: Callable[[str], float]) -> str | None:
-    lower = metric.better == "lower"
+def _sentence(metric: Metric, limit: Limit, value_of: Callable[[str], float]) -> str | None:
+    at_least = metric.better == "higher" if limit.at_least is None else limit.at_least
+    bound = quantity(limit.value, metric.unit)
     try:
         value = value_of(metric.name)
     except KeyError:
-        return f"{metric.name} was not measured, and has a limit of {quantity(bound, metric.unit)}"
-    if (value <= bound) if lower else (value >= bound):
+        return f"{metric.name} was not measured, and has a limit of {bound}"
+    if (value >= limit.value) if at_least else (value <= limit.value):
         return None
-    shown, limit = quantity(value, metric.unit), quantity(bound, metric.unit)
-    if shown == limit:  # they differ in digits that are not shown
-        shown, limit = f"{value:.9g} {metric.unit}", f"{bound:.9g} {metric.unit}"
-    return f"{metric.name} is {shown}, {'above' if lower else 'below'} the limit of {limit}"
+    shown = quantity(value, metric.unit)
+    if shown == bound:  # they differ in digits that are not shown
+        shown, bound = f"{value:.9g} {metric.unit}", f"{limit.value:.9g} {metric.unit}"
+    return f"{metric.name} is {shown}, {'below' if at_least else 'above'} the limit of {bound}"

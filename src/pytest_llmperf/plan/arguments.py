@@ -8,12 +8,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.plan.checks import PlanError, degree, parse_positive
+from pytest_llmperf.plan.checks import PlanError, degree, parse_fraction, parse_positive
 from pytest_llmperf.plan.datasets import TAKEN, api_of
 from pytest_llmperf.plan.files import parse_file
 from pytest_llmperf.plan.lengths import Lengths, mean_length, parse_lengths, parse_pairs
+from pytest_llmperf.plan.traces import read_trace, units_of
 from pytest_llmperf.plan.traffic import AT_ONCE, WarmUp, parse_rate
-from pytest_llmperf.plan.workload import DEFAULTS, SLO_LIMITS, RequestClass, Workload
+from pytest_llmperf.plan.workload import DEFAULTS, SLO_LIMITS, RequestClass, Workload, check_field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +51,11 @@ def workload_from(axes: Axes, *layers: Mapping[str, Any], folder: Path | None = 
         raise PlanError(f"prefixes={merged['prefixes']!r}: texts that prompts share have a length; add prefix_tokens")
     if parsed.get("dataset") and "api" not in given:
         parsed["api"] = api_of(parsed["dataset"]) or DEFAULTS["api"]
+    if parsed.get("trace"):
+        stated = (parsed.get("block_tokens"), parsed.get("trace_unit"))
+        # Checked with the others below: what is proven of a file is part of what is sent.
+        Workload(**{**parsed, "requests": 1})
+        parsed["block_tokens"], parsed["trace_unit"] = units_of(parsed["trace"], *stated)
     # What is wrong with an argument is told before what follows from it.
     workload = Workload(**{"requests": _requests(parsed), **parsed})
     _check_files(workload)
@@ -84,8 +90,8 @@ def _merged(axes: Axes, layers: tuple[Mapping[str, Any], ...]) -> tuple[dict[str
         at_a_rate = {**merged, **layer}.get("rate")
         if "requests" in layer and layer.get("duration_s") is not None and at_a_rate:
             raise PlanError(
-                f"requests={layer['requests']!r} and duration_s={layer['duration_s']!r}: at a rate the one follows from the other;"
-                " leave one out"
+                f"requests={layer['requests']!r} and duration_s={layer['duration_s']!r}: at a rate the one follows from the"
+                " other; leave one out"
             )
         for name, other in (("requests", "duration_s"), ("duration_s", "requests")):
             if name in layer and other not in layer and at_a_rate:
@@ -115,15 +121,13 @@ def check_layer(arguments: Mapping[str, Any], *, origin: str) -> None:
     Files are left to the call, which knows the folder that they are in.
     """
     for name, value in arguments.items():
-        if name in ("dataset", "trace") or "file(" in repr(value):
+        if name in ("dataset", "trace") or any(word in repr(value) for word in ("file(", "'dataset': ")):
             continue
         try:
-            if name in ("requests", "turns", "prefixes"):
-                degree(name, value)
-            elif name == "classes":
-                _classes(value, Path(), {name: DEFAULTS[name] for name in ("prompt_tokens", "output_tokens")})
-            elif name in _PARSERS:
-                _PARSERS[name](value, Path())
+            if name == "classes":
+                _classes(value, Path(), {length: DEFAULTS[length] for length in ("prompt_tokens", "output_tokens")})
+            else:
+                check_field(name, _PARSERS[name](value, Path()) if name in _PARSERS else value)
         except PlanError as error:
             raise PlanError(f"{origin}: {error}") from None
 
@@ -131,7 +135,7 @@ def check_layer(arguments: Mapping[str, Any], *, origin: str) -> None:
 def _requests(parsed: Mapping[str, Any]) -> int:
     """Return how many requests a round has when nobody says so."""
     if parsed.get("trace"):
-        return len(Workload(**{**parsed, "requests": 1}).trace_rows)
+        return len(read_trace(parsed["trace"], parsed["block_tokens"], parsed["trace_unit"]))
     turns = degree("turns", parsed.get("turns", 1))
     concurrency = degree("concurrency", parsed["concurrency"])
     wanted: float = DEFAULT_REQUESTS
@@ -148,7 +152,7 @@ def _requests(parsed: Mapping[str, Any]) -> int:
 
 
 def _classes(value: object, folder: Path, usual: Mapping[str, int | Lengths]) -> tuple[RequestClass, ...]:
-    if not isinstance(value, dict) or not all(isinstance(given, dict) for given in value.values()):
+    if not isinstance(value, dict) or not value or not all(isinstance(given, dict) for given in value.values()):
         raise PlanError(f"classes={value!r}: must be a dict of dicts, e.g. {{'short': {{'share': 0.8, 'prompt_tokens': 64}}}}")
     classes = []
     for name, given in value.items():
@@ -161,16 +165,21 @@ def _classes(value: object, folder: Path, usual: Mapping[str, int | Lengths]) ->
         share = parse_positive(f"classes: {name}: share", given.get("share", 1))
         lengths = {key: parse_lengths(f"classes: {name}: {key}", given.get(key, length), folder) for key, length in usual.items()}
         body = _json(given.get("extra_body", {}), f"classes: {name}: extra_body")
-        classes.append(RequestClass(name, share, **lengths, extra_body=body, lora=str(given.get("lora", ""))))
+        lora = given.get("lora", "")
+        if not isinstance(lora, str):
+            raise PlanError(f"classes: {name}: lora={lora!r}: must be the name of an adapter")
+        classes.append(RequestClass(name, share, **lengths, extra_body=body, lora=lora))
     return tuple(classes)
 
 
 def _json(value: object, name: str) -> str:
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not all(isinstance(field, str) for field in value):
         raise PlanError(f"{name}={value!r}: must be a dict of what goes into the request's body, e.g. {{'temperature': 0.7}}")
     left_out = {field for field in _OPTIONAL if field in value and value[field] is None}
     if taken := sorted(TAKEN & set(value) - left_out):
         raise PlanError(f"{name}: {taken[0]!r} is set by the plugin; use the arguments of llmperf(...) instead")
+    if not isinstance(value.get("ignore_eos"), (bool, type(None))):
+        raise PlanError(f"{name}: ignore_eos={value['ignore_eos']!r}: must be True or False")
     try:
         return json.dumps(value, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -181,6 +190,12 @@ def _slo(value: object, _: Path) -> tuple[tuple[str, float], ...]:
     if not isinstance(value, dict) or not value or set(value) - set(SLO_LIMITS):
         raise PlanError(f"slo={value!r}: must be a dict of limits in seconds; known are {', '.join(SLO_LIMITS)}")
     return tuple((name, parse_positive(f"slo: {name}", value[name])) for name in SLO_LIMITS if name in value)
+
+
+def _tolerated(name: str, value: object) -> float:
+    """Return a share of requests that may fail, 0 for none."""
+    none = re.fullmatch(r"0+(\.0+)?\s*%?", str(value).strip()) is not None
+    return 0.0 if none else parse_fraction(name, value)
 
 
 def _names(value: object, _: Path) -> tuple[str, ...]:
@@ -227,5 +242,6 @@ _PARSERS: dict[str, Any] = {
     "warm_up": _warm_up,
     "extra_body": lambda value, _: _json(value, "extra_body"),
     "slo": _slo,
+    "tolerated_failures": lambda value, _: _tolerated("tolerated_failures", value),
     "lora": _names,
 }

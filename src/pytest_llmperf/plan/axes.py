@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.files import as_shell
 from pytest_llmperf.plan.checks import PlanError, degree
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 AXES = ("model", "tp", "pp", "dp", "concurrency", "rate")
 DEFAULT_MODEL = "tiny"
@@ -20,6 +22,28 @@ DEFAULT_MODEL = "tiny"
 def short_model(model: str) -> str:
     """Return a model's last path part, as used in test ids."""
     return re.sub(r"[^\w.]+", "_", model.rstrip("/").rpartition("/")[2]) or "model"
+
+
+def model_labels(models: Iterable[str]) -> dict[str, str]:
+    """Return what test ids call each of these models, whatever their order: the last path part, where that is one model's only.
+
+    Others have as many path parts as tell them apart, e.g. `old_model` and `new_model`; where all parts don't, a short hash too.
+    """
+    models = tuple(dict.fromkeys(models))
+    labels = {model: short_model(model) for model in models}
+    unique = {model for model, label in labels.items() if list(labels.values()).count(label) == 1}
+    for depth in range(2, 2 + max((model.count("/") for model in models), default=0)):
+        taken = list(labels.values())
+        clashing = [model for model in models if model not in unique and taken.count(labels[model]) > 1]
+        labels |= {model: _last_parts(model, depth) for model in clashing}
+    taken = list(labels.values())
+    clashing = [model for model in models if model not in unique and taken.count(labels[model]) > 1]
+    return labels | {model: f"{labels[model]}_{hashlib.sha256(model.encode()).hexdigest()[:6]}" for model in clashing}
+
+
+def _last_parts(model: str, count: int) -> str:
+    parts = [part for part in model.split("/") if part]
+    return re.sub(r"[^\w.]+", "_", "_".join(parts[-count:])) or "model"
 
 
 @dataclass(frozen=True)
@@ -54,6 +78,8 @@ class Axes:
     """The name of the endpoint that decides model and degrees by itself; empty for engines that are started."""
     sweep: bool = False
     """The test measures at several TP degrees itself; `tp` is the smallest of them."""
+    label: str = ""
+    """What its id calls the model, where the last path part is that of another one's too."""
     name: str = ""
     """What tells its load apart from others of the same test that are alike."""
 
@@ -67,7 +93,7 @@ class Axes:
         """Return the test id of the point, e.g. `tiny-tp2-c8` or `tiny-sweep-c8`. Options never change it."""
         if self.endpoint:
             return f"{self.endpoint}-{self.load.id}"
-        parts = [short_model(self.model), "sweep" if self.sweep else f"tp{self.tp}"]
+        parts = [self.label or short_model(self.model), "sweep" if self.sweep else f"tp{self.tp}"]
         parts += [f"{name}{value}" for name, value in (("pp", self.pp), ("dp", self.dp)) if value != 1]
         return "-".join([*parts, self.load.id])
 
@@ -75,7 +101,7 @@ class Axes:
 def axis_value(name: str, value: object, *, origin: str) -> Any:
     """Return one value of an axis, checked; `origin` names the option or argument in the PlanError."""
     if name == "model":
-        return value
+        return as_shell(str(value))
     if name != "rate":
         return degree(origin, value)
     try:
@@ -98,14 +124,21 @@ def grid(
     """
     engines = itertools.product(*(_values(name, allowed, selected) for name in AXES[:4]))
     every = loads or _loads_of(allowed, selected)
-    return [
+    return labelled([
         Axes(model, tp, pp, dp, load.concurrency, load.rate, name=load.name)
         for (model, tp, pp, dp), load in itertools.product(engines, every)
-    ]
+    ])  # fmt: skip
+
+
+def labelled(points: Sequence[Axes]) -> list[Axes]:
+    """Return the points with ids that tell their models apart."""
+    labels = model_labels(point.model for point in points)
+    labels = {model: "" if label == short_model(model) else label for model, label in labels.items()}
+    return [replace(point, label=labels[point.model]) for point in points]
 
 
 def _values(name: str, allowed: Mapping[str, tuple[Any, ...]], selected: Mapping[str, tuple[Any, ...]]) -> tuple[Any, ...]:
-    return allowed.get(name) or selected.get(name) or (getattr(Axes, name),)
+    return tuple(dict.fromkeys(allowed.get(name) or selected.get(name) or (getattr(Axes, name),)))
 
 
 def _loads_of(allowed: Mapping[str, tuple[Any, ...]], selected: Mapping[str, tuple[Any, ...]]) -> list[Load]:

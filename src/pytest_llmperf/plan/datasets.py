@@ -40,8 +40,9 @@ _SAMPLING = frozenset({
 _DESCRIBES = frozenset({
     "id", "uuid", "custom_id", "prompt_id", "conversation_id", "question_id", "model", "source", "metadata", "meta", "dataset",
     "category", "categories", "task", "task_id", "type", "tag", "tags", "topic", "domain", "lang", "language", "split", "score",
-    "difficulty", "index", "idx", "name", "title", "timestamp", "created", "created_at", "date", "license", "url", "origin", "turn",
-    "turns", "num_turns", "num_tokens", "prompt_len", "input_length", "prompt_tokens", "reference", "references", "usage", "hash",
+    "difficulty", "index", "idx", "name", "title", "timestamp", "created", "created_at", "date", "license", "url", "origin",
+    "turn", "turns", "num_turns", "num_tokens", "prompt_len", "input_length", "prompt_tokens", "reference", "references", "usage",
+    "hash",
 })  # fmt: skip
 """Keys of an entry that describe it, and are not sent."""
 _ANSWERS = ("completion", "response", "answer", "output")
@@ -116,6 +117,7 @@ def api_of(file: File) -> str | None:
     return read_dataset(file)[0].api
 
 
+@functools.cache
 def fitting(file: File, most: int | None, *, answered: bool) -> tuple[Conversation, ...]:
     """Return the entries of at most so many prompt tokens, with `answered` only those that say how long their answer is.
 
@@ -238,7 +240,7 @@ def _refuse_set(row: Row, values: dict[str, Any]) -> None:
 
 def _length(row: Row, values: dict[str, Any]) -> int | None:
     given = [name for name in _LENGTHS if values.get(name) is not None]
-    lengths = {type(row)(row.where, values).tokens(name) for name in given}
+    lengths = {row._replace(values=values).tokens(name) for name in given}
     if len(lengths) > 1:
         raise row.error(f"{' and '.join(given)} contradict each other: {' and '.join(map(str, sorted(lengths)))}")
     return lengths.pop() if lengths else None
@@ -249,6 +251,8 @@ def _answer(text: str) -> int | None:
 
 
 def _json(row: Row, body: dict[str, Any]) -> str:
+    if not body:
+        return "{}"
     try:
         return json.dumps(body, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:

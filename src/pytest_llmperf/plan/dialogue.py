@@ -1,7 +1,7 @@
 """What was said in an entry of a dataset: who spoke, which text, and what of it is sent.
 
 A template of a chat may demand that system stands first, and that user and assistant alternate and begin with the user.
-Corpora keep none of it: fragments begin with an answer, texts are empty, the same speaker has two messages. What is sent keeps it.
+Corpora keep none of it: fragments begin with an answer, texts are empty, a speaker has two messages. What is sent keeps it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ROLES = {
     "developer": "system",
 }
 """The names that corpora have for those who speak."""
-_UNSENT = ("tool_calls", "function_call", "audio", "refusal", "tool_call_id")
+_UNSENT = frozenset({"tool_calls", "function_call", "audio", "refusal", "tool_call_id"})
 """Fields of a message that change what an engine does, and that are not sent."""
 _PARTS = ("text", "input_text", "output_text")
 
@@ -42,25 +42,24 @@ def speeches(row: Row, said: object, name: str) -> list[tuple[str, str]]:
         raise row.error(f"{name}={shown(said)}: must be a list of messages")
     told = []
     for number, message in enumerate(said, 1):
-        place = f"message {number} of {name}"
         if not isinstance(message, dict):
-            raise row.error(f"{place}: {shown(message)} is no object")
-        role, text = _field(row, message, ("role", "from"), place), _field(row, message, ("content", "value"), place)
+            raise row.error(f"message {number} of {name}: {shown(message)} is no object")
+        role, text = (_field(row, message, names, number, name) for names in (("role", "from"), ("content", "value")))
         if not isinstance(role, str):
-            raise row.error(f"{place}: the role {shown(role)} is no text")
-        role = _ROLES.get(role.strip().lower(), role)
-        if unsent := [key for key in _UNSENT if message.get(key)]:
+            raise row.error(f"message {number} of {name}: the role {shown(role)} is no text")
+        role = _ROLES.get(role) or _ROLES.get(role.strip().lower(), role)
+        if not _UNSENT.isdisjoint(message) and (unsent := sorted(key for key in _UNSENT if message.get(key))):
             role = f"{role} with {unsent[0]}"
-        told.append((role, text_of(row, text, place)))
+        told.append((role, text if isinstance(text, str) else text_of(row, text, f"message {number} of {name}")))
     return told
 
 
-def _field(row: Row, message: dict[str, Any], names: Sequence[str], place: str) -> Any:
-    given = [name for name in names if name in message]
-    if not given:
-        columns = ", ".join(map(str, message)) or "none"
-        raise row.error(f"{place}: {' or '.join(names)} missing, found are {columns}")
-    return message[given[0]]
+def _field(row: Row, message: dict[str, Any], names: Sequence[str], number: int, name: str) -> Any:
+    for key in names:
+        if key in message:
+            return message[key]
+    columns = ", ".join(map(str, message)) or "none"
+    raise row.error(f"message {number} of {name}: {' or '.join(names)} missing, found are {columns}")
 
 
 def text_of(row: Row, content: object, place: str) -> str:

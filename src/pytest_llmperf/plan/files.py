@@ -14,7 +14,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_llmperf.plan.checks import PlanError
 
@@ -48,17 +48,18 @@ class File:
         return f"{Path(self.path).name} ({self.sha256[:12]})"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One object of a file."""
+class Row(NamedTuple):
+    """One object of a file. There may be millions: its place is written out only where an error names it."""
 
-    where: str
-    """The file and the line or entry, as an error names them."""
+    file: File
+    form: str
+    """`line` or `entry`."""
+    place: int
     values: dict[str, Any]
 
     def error(self, what: str) -> PlanError:
         """Return the error that says what is wrong with this row."""
-        return PlanError(f"{self.where}: {what}")
+        return PlanError(f"{self.file.path}, {self.form} {self.place}: {what}")
 
     def number(self, name: str, *, least: float = -math.inf) -> float:
         """Return a finite number of a column; raises PlanError."""
@@ -77,6 +78,9 @@ class Row:
 
     def tokens(self, name: str, *, least: int = 1) -> int:
         """Return a whole number of tokens of a column; raises PlanError."""
+        value = self.values[name]
+        if isinstance(value, str) and value.isascii() and value.isdigit() and least <= (count := int(value[:20])) <= MOST_TOKENS:
+            return count
         number = self.number(name)
         if number != int(number) or not least <= number <= MOST_TOKENS:
             raise self.error(f"{name} is {shown(self.values[name])}; it must be a whole number of tokens, {least} or more")
@@ -116,19 +120,21 @@ def read_text(file: File) -> str:
 def json_rows(file: File) -> Iterator[Row]:
     """Yield the objects of a JSON array, or of JSON lines; raises PlanError naming the line or the entry."""
     text = read_text(file)
-    if text.lstrip().startswith("[") and (entries := _array(file, text)) is not None:
+    if (entries := _entries(file, text)) is not None:
         if not entries:
             raise PlanError(f"{file.path}: is an empty list")
-        pairs: Iterable[tuple[str, Any]] = ((f"entry {number}", entry) for number, entry in enumerate(entries, 1))
+        form = "entry"
+        values: Iterable[tuple[int, Any]] = enumerate(entries, 1)
     else:
+        form = "line"
         # JSON strings may hold what else splits lines.
         lines = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
-        pairs = ((f"line {number}", _decoded(f"{file.path}, line {number}", line)) for number, line in lines)
-    for place, value in pairs:
-        where = f"{file.path}, {place}"
+        values = ((number, _decoded(file, number, line)) for number, line in lines)
+    for number, value in values:
+        row = Row(file, form, number, value if isinstance(value, dict) else {})
         if not isinstance(value, dict):
-            raise PlanError(f"{where}: {shown(value)} is no JSON object; write one object a line, or a list of them")
-        yield Row(where, value)
+            raise row.error(f"{shown(value)} is no JSON object; write one object a line, or a list of them")
+        yield row
 
 
 def csv_rows(file: File) -> tuple[tuple[str, ...], Iterator[Row]]:
@@ -149,12 +155,11 @@ def csv_rows(file: File) -> tuple[tuple[str, ...], Iterator[Row]]:
 def _csv_values(file: File, columns: tuple[str, ...], lines: Any) -> Iterator[Row]:
     try:
         for cells in lines:
-            if not any(cell.strip() for cell in cells):
-                continue
-            row = Row(f"{file.path}, line {lines.line_num}", dict(zip(columns, cells, strict=False)))
-            if len(cells) != len(columns):
+            row = Row(file, "line", lines.line_num, dict(zip(columns, cells, strict=False)))
+            if len(cells) == len(columns):
+                yield row
+            elif any(cell.strip() for cell in cells):
                 raise row.error(f"has {len(cells)} fields, the header {len(columns)}")
-            yield row
     except csv.Error as error:
         raise PlanError(f"{file.path}, line {lines.line_num}: is no CSV ({error})") from None
 
@@ -164,7 +169,7 @@ def read_numbers(file: File, columns: int) -> tuple[tuple[int, ...], ...]:
 
     A first line of words only is taken for a header.
     """
-    rows = []
+    rows: list[tuple[int, ...]] = []
     for number, line in enumerate(read_text(file).splitlines(), 1):
         words = [word for word in re.split(r"[\s,;]+", line.strip()) if word]
         is_header = not rows and words and not any(re.search(r"^[-+.\d]", word) for word in words)
@@ -187,8 +192,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _array(file: File, text: str) -> list[Any] | None:
-    """Return a JSON array, None where the text is several lines that each begin like one."""
+def _entries(file: File, text: str) -> list[Any] | None:
+    """Return the entries of a JSON array, or an object of several lines as the only one; None where each line is JSON."""
+    first_line = text.strip().partition("\n")[0].strip()
+    if not text.lstrip().startswith("[") and first_line != "{":
+        return None
     try:
         value = json.loads(text)
     except RecursionError:
@@ -197,13 +205,14 @@ def _array(file: File, text: str) -> list[Any] | None:
         if "Extra data" in str(error):
             return None
         raise PlanError(f"{file.path}: is no JSON ({error})") from None
-    return value if isinstance(value, list) else None
+    return value if isinstance(value, list) else [value]
 
 
-def _decoded(where: str, line: str) -> Any:
+def _decoded(file: File, number: int, line: str) -> Any:
     try:
         return json.loads(line)
     except RecursionError:
-        raise PlanError(f"{where}: is nested too deep for JSON of a request") from None
+        raise PlanError(f"{file.path}, line {number}: is nested too deep for JSON of a request") from None
     except ValueError as error:
-        raise PlanError(f"{where}: is no JSON ({error}); write one object a line, or a list of them") from None
+        what = f"is no JSON ({error}); write one object a line, or a list of them"
+        raise PlanError(f"{file.path}, line {number}: {what}") from None

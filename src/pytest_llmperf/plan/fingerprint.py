@@ -14,6 +14,8 @@ from pytest_llmperf.plan.lengths import Lengths, Pairs
 
 _OF_FILES = frozenset({"trace", "dataset", "pairs", "prompt_tokens", "output_tokens"})
 """Fields, of a workload, of its classes and of its warm-up, that may name a file."""
+_NOT_SENT = frozenset({"tolerated_failures"})
+"""Fields of a workload that change nothing of what is sent."""
 _NAMED = re.compile(r"(file\()?.* (\([0-9a-f]{12}\))(\)?)", re.DOTALL)
 """A file with its digest, as it is shown: `name (digest)` or `file(name (digest))`."""
 
@@ -33,7 +35,7 @@ def plain(value: Any) -> Any:
 
 def fingerprint_of(description: dict[str, Any]) -> str:
     """Return 16 hex digits of a description that differ whenever what is sent differs, and not where a file is renamed."""
-    return _digest(_without_names(description))
+    return _digest(_without_names({name: value for name, value in description.items() if name not in _NOT_SENT}))
 
 
 def is_of(fingerprint: str, description: dict[str, Any]) -> bool:

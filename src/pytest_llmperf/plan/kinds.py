@@ -48,6 +48,19 @@ def kind_of(name: str) -> Kind:
     return KINDS[name]
 
 
+def kind_in_file(kind: str, own: str) -> str:
+    """Return a kind as a part of the name of a baseline's file, so that two kinds share none; empty for a test's `own` kind.
+
+    A simulated engine stands for every kind, and its host is no other's.
+    """
+    return "" if kind == own or kind_of(kind).simulated else kind
+
+
+def kinds_in_files() -> tuple[str, ...]:
+    """Return what `kind_in_file` can be, the test's own first."""
+    return ("", *(name for name, kind in KINDS.items() if not kind.simulated))
+
+
 def exchangeable() -> tuple[str, ...]:
     """Return the kinds that can take each other's place: a test may name one of them, whatever the run's is."""
     return tuple(name for name, kind in KINDS.items() if kind.vllm)

@@ -17,8 +17,19 @@ if TYPE_CHECKING:
 
 CPU = "cpu"
 """The accelerator's name on a host that has none."""
-Bounds = tuple[tuple[str, float | None], ...]
-"""Metric and limit in the metric's base unit; None lifts a limit that another layer gives."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One number that a metric must not pass, in the metric's base unit."""
+
+    value: float
+    at_least: bool | None = None
+    """Whether less of it is too little; None: as the metric's own direction says."""
+
+
+Bounds = tuple[tuple[str, Limit | None], ...]
+"""Metric and limit; None lifts a limit that another layer gives."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +57,9 @@ class LocalLimits:
     accelerators: tuple[str, ...] = ()
     """The different names of the engine's accelerators, `cpu` where there is none; empty where they are not known."""
 
-    def bounds(self, *more: Limits) -> dict[str, float]:
+    def bounds(self, *more: Limits) -> dict[str, Limit]:
         """Return the limits that hold here, by metric; of each layer the accelerator's win, of these the longest name's."""
-        merged: dict[str, float | None] = {}
+        merged: dict[str, Limit | None] = {}
         for layer in (*self.layers, *more):
             merged |= layer.everywhere
             fitting = [entry for entry in layer.by_accelerator if self._fits(entry[0])]
@@ -113,13 +124,22 @@ def _bounds(pairs: Iterable[tuple[object, object]], origin: str) -> Bounds:
     for name, value in pairs:
         if not isinstance(name, str) or not name:
             raise PlanError(f"{origin}: {name!r}: {_EXAMPLE}")
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf):
-            raise PlanError(
-                f"{origin}: {name}={value!r}: must be a number from 0 in the metric's own unit (seconds, not milliseconds),"
-                " or None to lift a limit"
-            )
-        bounds.append((name, None if value is None else float(value)))
+        bounds.append((name, None if value is None else _limit(value, f"{origin}: {name}")))
     return tuple(bounds)
+
+
+def _limit(value: object, origin: str) -> Limit:
+    told = re.fullmatch(r"\s*(>=|<=)\s*(\S+)\s*", value) if isinstance(value, str) else None
+    try:
+        number = float(told[2] if told else value)  # type: ignore[arg-type]  # whatever is no number raises
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if isinstance(value, bool) or (isinstance(value, str) and not told) or not 0 <= number < math.inf:
+        raise PlanError(
+            f"{origin}={value!r}: must be a number from 0 in the metric's own unit (seconds, not milliseconds), '>= 5' or '<= 5'"
+            " where its own direction is not what is meant, or None to lift a limit"
+        )
+    return Limit(number, None if told is None else told[1] == ">=")
 
 
 def named_accelerators(names: Sequence[str], *, started_here: bool) -> tuple[str, ...]:

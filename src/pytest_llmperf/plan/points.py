@@ -53,7 +53,10 @@ def _point(place: int, given: dict[str, Any]) -> Point:
     forms = [name for name in _FORMS if given.get(name) is not None]
     if len(forms) != 1 or given.get("trace") is not None:
         wrong = ", ".join(f"{name}={given[name]!r}" for name in (*_FORMS, "trace") if given.get(name) is not None) or repr(given)
-        raise PlanError(f"{origin}: {wrong}: a point is so many requests at a time or a rate; give either concurrency or rate")
+        raise PlanError(
+            f"{origin}: {wrong}: a point is so many requests at a time or a rate; give either concurrency or rate"
+            " (max_concurrency is the most in flight beside a rate)"
+        )
     form = forms[0]
     value = axis_value(form, given[form], origin=f"{origin}: {form}")
     arguments = {name: value for name, value in given.items() if name not in (*_FORMS, *_OWN)}

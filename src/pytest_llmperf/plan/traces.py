@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.plan.checks import PlanError
@@ -24,7 +24,7 @@ UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 """Units of time that a trace can be in, in seconds."""
 _MOONCAKE, _BAILIAN = 512, 16
 """Tokens of a block in the traces of each maker (the READMEs of Mooncake and of qwen-bailian-usagetraces-anon)."""
-_SIZES = tuple(2**power for power in range(13))
+_SIZES = tuple(1 << power for power in range(13))
 """Sizes of a block that are looked for: powers of two up to 4,096, as every prefix cache has them."""
 _NEEDED = ("timestamp", "input_length", "output_length")
 _OF_BAILIAN = frozenset({"chat_id", "parent_chat_id"})
@@ -50,41 +50,94 @@ class Arrival:
     """Tokens of a block."""
 
 
+@dataclass(frozen=True)
+class _TraceRow:
+    """One row of a JSON trace, its numbers checked."""
+
+    row: Row
+    timestamp: float
+    before: int
+    after: int
+    blocks: tuple[int, ...]
+
+
 @functools.cache
 def read_trace(file: File, block_tokens: int | None = None, unit: str | None = None) -> tuple[Arrival, ...]:
     """Return the arrivals of a trace in order of time, those without prompt or answer left out; raises PlanError.
 
     `block_tokens` and `unit`, a key of UNITS, are what the caller states; None is proven from the file, or refused.
     """
-    is_json = read_text(file).lstrip()[:1] in ("{", "[")
-    arrivals = _of_json(file, block_tokens, unit) if is_json else _of_csv(file, block_tokens, unit)
+    arrivals = _rows(file, block_tokens, unit)
     sent = sorted((row for row in arrivals if row.prompt_tokens and row.output_tokens), key=lambda arrival: arrival.at_s)
     if not sent:
         raise PlanError(f"{file.path}: no arrivals: {'every request in it has failed' if arrivals else 'it has a header only'}")
     first_s = sent[0].at_s
-    return tuple(replace(arrival, at_s=arrival.at_s - first_s) for arrival in sent)
+    return tuple(
+        Arrival(each.at_s - first_s, each.prompt_tokens, each.output_tokens, each.blocks, each.block_tokens) for each in sent
+    )
+
+
+def failed_rows(file: File, block_tokens: int | None = None, unit: str | None = None) -> int:
+    """Return how many rows `read_trace` leaves out, because they have no prompt or no answer; raises PlanError."""
+    return len(_rows(file, block_tokens, unit)) - len(read_trace(file, block_tokens, unit))
+
+
+@functools.cache
+def _rows(file: File, block_tokens: int | None, unit: str | None) -> list[Arrival]:
+    is_json = read_text(file).lstrip()[:1] in ("{", "[")
+    return _of_json(file, block_tokens, unit) if is_json else _of_csv(file, block_tokens, unit)
+
+
+@functools.cache
+def units_of(file: File, block_tokens: int | None = None, unit: str | None = None) -> tuple[int | None, str | None]:
+    """Return the tokens of a block and the unit of time of a trace whose columns leave these open, None for each that they don't.
+
+    Mooncake's and those of CSV are known by the format; what is stated is returned as it is. Raises PlanError.
+    """
+    if (block_tokens and unit) or read_text(file).lstrip()[:1] not in ("{", "["):
+        return block_tokens, unit
+    found = _units(file, _trace_rows(file), block_tokens, unit)
+    return (block_tokens, unit) if found == (_MOONCAKE, "ms") else found
+
+
+@functools.cache
+def _trace_rows(file: File) -> tuple[_TraceRow, ...]:
+    rows = []
+    for row in json_rows(file):
+        missing = [name for name in _NEEDED if name not in row.values]
+        if missing:
+            columns = ", ".join(map(str, row.values)) or "none"
+            raise row.error(f"{' and '.join(missing)} missing, found are {columns}; {KNOWN}")
+        before, after = (row.tokens(name, least=0) for name in _NEEDED[1:])
+        rows.append(_TraceRow(row, row.number("timestamp"), before, after, _blocks(row)))
+    return tuple(rows)
 
 
 def _of_json(file: File, block_tokens: int | None, unit: str | None) -> list[Arrival]:
-    rows = list(json_rows(file))
-    for row in rows:
-        _need(row, _NEEDED)
-    counts = [(row.tokens("input_length", least=0), row.tokens("output_length", least=0)) for row in rows]
-    blocks = [_blocks(row) for row in rows]
-    filled = [(row, before, ids) for row, (before, _), ids in zip(rows, counts, blocks, strict=True) if ids and before]
-    is_bailian = all(set(row.values) >= _OF_BAILIAN for row in rows)
-    size = block_tokens or _proven_block(file, filled, is_bailian=is_bailian)
-    for row, before, ids in filled:
-        if len(ids) > max(1, math.ceil(before / size)):
-            raise row.error(f"{len(ids)} blocks of {size} tokens are more than input_length={before}; state block_tokens")
-    proven = "s" if is_bailian else "ms" if filled and size == _MOONCAKE and _is_exact(filled) and not block_tokens else None
-    if not (unit or proven):
-        raise PlanError(_unproven(file, rows, filled, size, block_tokens))
-    scale = UNITS[unit or proven or ""]
-    return [
-        Arrival(row.number("timestamp") * scale, before, after, ids, size)
-        for row, (before, after), ids in zip(rows, counts, blocks, strict=True)
-    ]
+    rows = _trace_rows(file)
+    size, unit = _units(file, rows, block_tokens, unit)
+    return [Arrival(each.timestamp * UNITS[unit], each.before, each.after, each.blocks, size or _MOONCAKE) for each in rows]
+
+
+def _units(file: File, rows: Sequence[_TraceRow], block_tokens: int | None, unit: str | None) -> tuple[int | None, str]:
+    """Return the tokens of a block, None without blocks, and the unit of time: stated or proven; raises PlanError."""
+    filled = [each for each in rows if each.blocks and each.before]
+    is_bailian = all(set(each.row.values) >= _OF_BAILIAN for each in rows)
+    size = block_tokens or (_proven_block(filled, is_bailian=is_bailian) if filled else None)
+    for each in filled:
+        if size and len(each.blocks) > math.ceil(each.before / size):
+            raise each.row.error(
+                f"{len(each.blocks)} blocks of {size} tokens are more than input_length={each.before}; state another block_tokens"
+            )
+    if unit:
+        return size, unit
+    if is_bailian:
+        return size, "s"
+    # Rows of several blocks prove their size; single ones are of any.
+    is_proven = not block_tokens and any(len(each.blocks) > 1 for each in filled)
+    if is_proven and size == _MOONCAKE:
+        return size, "ms"
+    raise PlanError(_unproven(file, rows, f"its blocks are of {size} tokens" if is_proven else "nothing proves its blocks"))
 
 
 def _blocks(row: Row) -> tuple[int, ...]:
@@ -94,55 +147,27 @@ def _blocks(row: Row) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _proven_block(file: File, filled: Sequence[tuple[Row, int, tuple[int, ...]]], *, is_bailian: bool) -> int:
+def _proven_block(filled: Sequence[_TraceRow], *, is_bailian: bool) -> int:
     """Return the size of a block that every row's length and number of blocks prove; raises PlanError where none is proven."""
     usual = _BAILIAN if is_bailian else _MOONCAKE
-    if not filled:
-        return usual
-    fitting = [size for size in _SIZES if all(len(ids) == math.ceil(before / size) for _, before, ids in filled)]
+    fitting = [size for size in _SIZES if all(len(each.blocks) == math.ceil(each.before / size) for each in filled)]
     if not fitting or (is_bailian and usual not in fitting):
-        row, before, ids = next(
-            ((row, before, ids) for row, before, ids in filled if len(ids) != math.ceil(before / usual)), filled[0]
+        odd = next((each for each in filled if len(each.blocks) != math.ceil(each.before / usual)), filled[0])
+        raise odd.row.error(
+            f"{len(odd.blocks)} hash_ids for {odd.before} tokens are no blocks of {usual} tokens, as"
+            f" {'Bailian' if is_bailian else 'Mooncake'}'s are, and no other size fits all; state block_tokens and trace_unit"
         )
-        raise row.error(
-            f"{len(ids)} hash_ids for {before} tokens prove no size of a block that all rows have (Mooncake's are {_MOONCAKE},"
-            f" Bailian's {_BAILIAN} tokens); state block_tokens and trace_unit, or mend the row"
-        )
-    # Where each prompt is a single block, all sizes that are long enough mean the same text.
-    if usual in fitting and (is_bailian or len(fitting) == 1 or all(len(ids) == 1 for _, _, ids in filled)):
-        return usual
-    if len(fitting) == 1 or all(len(ids) == 1 for _, _, ids in filled):
-        return fitting[0]
-    sizes = " or ".join(map(str, fitting))
-    raise PlanError(f"{file.path}: its blocks could be of {sizes} tokens; state block_tokens={fitting[0]} or another of them")
+    # A row of several blocks leaves one power of two. Where each prompt is a single block, all that fit mean the same text.
+    return usual if usual in fitting else fitting[0]
 
 
-def _is_exact(filled: Sequence[tuple[Row, int, tuple[int, ...]]]) -> bool:
-    """Return whether rows of several blocks prove the size: single blocks are of any."""
-    return any(len(ids) > 1 for _, _, ids in filled)
-
-
-def _unproven(
-    file: File, rows: Sequence[Row], filled: Sequence[tuple[Row, int, tuple[int, ...]]], size: int, stated: int | None
-) -> str:
-    columns = ", ".join(sorted(set().union(*(row.values for row in rows))))
-    if stated:
-        blocks = f"block_tokens={stated} is stated, which says nothing of the time"
-    elif filled and _is_exact(filled):
-        blocks = f"its blocks are of {size} tokens (Mooncake's, in milliseconds, of {_MOONCAKE})"
-    else:
-        blocks = "nothing proves the size of its blocks"
+def _unproven(file: File, rows: Sequence[_TraceRow], blocks: str) -> str:
+    columns = ", ".join(sorted({str(name) for each in rows for name in each.row.values}))
     return (
-        f"{file.path}: it is not said whether its timestamps are seconds (as Bailian's) or milliseconds (as Mooncake's): the"
-        f" columns are {columns}, and {blocks}; state trace_unit='ms' or trace_unit='s'"
+        f"{file.path}: it is not said whether its timestamps are seconds (as Bailian's, which have chat_id and parent_chat_id) or"
+        f" milliseconds (as Mooncake's, whose blocks are of {_MOONCAKE} tokens): the columns are {columns}, and {blocks}; state"
+        " trace_unit='ms' or trace_unit='s'"
     )
-
-
-def _need(row: Row, names: Iterable[str]) -> None:
-    missing = [name for name in names if name not in row.values]
-    if missing:
-        columns = ", ".join(map(str, row.values)) or "none"
-        raise row.error(f"{' and '.join(missing)} missing, found are {columns}; {KNOWN}")
 
 
 _CSV = {
@@ -172,16 +197,16 @@ def _of_csv(file: File, block_tokens: int | None, unit: str | None) -> list[Arri
 
 
 def _of_azure(rows: Iterable[Row], at: str, before: str, after: str) -> list[Arrival]:
-    arrivals, zoned = [], None
+    arrivals: list[Arrival] = []
+    first: datetime | None = None
     for row in rows:
         if any(name.lower() == "numimages" and row.number(name) > 0 for name in row.values):
             raise row.error("NumImages is above 0, and no images are sent; leave such rows out")
         instant = _instant(row, at)
-        has_zone = instant.tzinfo is not None
-        if zoned is not None and has_zone != zoned:
+        first = first or instant
+        if (first.tzinfo is None) != (instant.tzinfo is None):
             raise row.error(f"{at} is {row.values[at]!r}; some rows have a time zone and others none")
-        zoned = has_zone
-        seconds = (instant if has_zone else instant.replace(tzinfo=UTC)).timestamp()
+        seconds = (instant - first).total_seconds()
         arrivals.append(Arrival(seconds, row.tokens(before, least=0), row.tokens(after, least=0)))
     return arrivals
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.plan.checks import PlanError, degree, parse_positive, parse_switch, parse_whole
-from pytest_llmperf.plan.datasets import Conversation, fitting
+from pytest_llmperf.plan.datasets import Conversation, fitting, read_dataset
 from pytest_llmperf.plan.fingerprint import fingerprint_of, plain
 from pytest_llmperf.plan.lengths import OWN, Lengths, Pairs, mean_length, parse_lengths, parse_seconds
-from pytest_llmperf.plan.traces import UNITS, Arrival, read_trace
+from pytest_llmperf.plan.traces import UNITS, Arrival, failed_rows, read_trace
 from pytest_llmperf.plan.traffic import AT_ONCE, WarmUp, parse_arrivals
 from pytest_llmperf.plan.traffic import RequestClass as RequestClass
+from pytest_llmperf.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -82,6 +83,8 @@ class Workload:
     """Seconds from an answer to the next request of its conversation."""
     warm_up: WarmUp | None = None
     """What warms up, where it is not one wave of the workload's own requests."""
+    tolerated_failures: float = 0.0
+    """Share of a round's requests that may fail before its launch is INVALID. It changes nothing of what is sent."""
 
     def __post_init__(self) -> None:
         """Raise PlanError where a field is unusable, or contradicts another one."""
@@ -109,7 +112,13 @@ class Workload:
             return sum(kind.share * mean_length(kind.output_tokens) for kind in self.classes) / sum(
                 kind.share for kind in self.classes
             )
-        return self.pairs.mean_output if self.pairs else mean_length(self.output_tokens)
+        if self.pairs:
+            return self.pairs.mean_output
+        usual = mean_length(self.output_tokens)
+        of_files: list[float] = [row.output_tokens for row in self.trace_rows]
+        own = self.has_own_answers
+        of_files += [(own and entry.answer_tokens) or entry.output_tokens or usual for entry in self.entries]
+        return sum(of_files) / len(of_files) if of_files else usual
 
     def class_share(self, name: str) -> float:
         """Return the share of requests that are of a class, 0 for one that there is not."""
@@ -123,8 +132,22 @@ class Workload:
     @property
     def entries(self) -> tuple[Conversation, ...]:
         """Return the entries of the dataset that are sent, empty without one; raises PlanError."""
-        own = isinstance(self.output_tokens, Lengths) and self.output_tokens.kind == OWN
-        return fitting(self.dataset, self.max_prompt_tokens, answered=own) if self.dataset else ()
+        return fitting(self.dataset, self.max_prompt_tokens, answered=self.has_own_answers) if self.dataset else ()
+
+    @property
+    def has_own_answers(self) -> bool:
+        """Return whether an answer is as long as the dataset's own."""
+        return isinstance(self.output_tokens, Lengths) and self.output_tokens.kind == OWN
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Return what of the files is not sent, in words."""
+        reasons = []
+        if self.trace and (failed := failed_rows(self.trace, self.block_tokens, self.trace_unit)):
+            reasons.append(f"trace: {failed:,} of {failed + len(self.trace_rows):,} rows have no prompt or no answer: not sent")
+        if self.dataset and (short := len(read_dataset(self.dataset)) - len(self.entries)):
+            reasons.append(f"dataset: {short:,} of {short + len(self.entries):,} entries are too long or unanswered: not sent")
+        return tuple(reasons)
 
     @property
     def shares_prompts(self) -> bool:
@@ -182,6 +205,13 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 }
 """How each field is checked; None is allowed where it is the default."""
 
+
+def check_field(name: str, value: object) -> None:
+    """Raise PlanError where the value of a field is unusable, whatever the others are."""
+    if name in _CHECKS and (value is not None or DEFAULTS[name] is not None):
+        _CHECKS[name](name, value)
+
+
 _SOURCES = (
     ("dataset", ("classes", "trace", "turns", "prefix_tokens", "pairs")),
     ("trace", ("classes", "turns", "prefix_tokens", "api", "pairs")),
@@ -209,8 +239,8 @@ def _contradictions(workload: Workload) -> Iterable[str]:
             yield f"{name}={getattr(load, name)!r}: {why}; add {source}, or leave {name} out"
     if load.speed != 1 and not load.trace:
         yield f"speed={load.speed:g}: only a trace can be replayed faster; give trace, or another rate"
-    own = [kind for kind in (load, *load.classes) if isinstance(kind.output_tokens, Lengths) and kind.output_tokens.kind == OWN]
-    if own and not load.dataset:
+    lengths = [load.output_tokens, *(kind.output_tokens for kind in load.classes)]
+    if any(isinstance(each, Lengths) and each.kind == OWN for each in lengths) and not load.dataset:
         yield "output_tokens='dataset': these are the lengths of a dataset's answers; add dataset, or give a number"
     if not load.stream and (limits := [name for name, _ in load.slo if name in _NEEDS_STREAM]):
         yield f"slo={limits[0]!r}: without a stream only the end of a response is seen; leave stream=False out, or limit e2e_s"
@@ -229,7 +259,7 @@ def _of_load(load: Workload) -> Iterable[str]:
         yield f"requests={load.requests}: must be a multiple of turns={load.turns}, so that every conversation is whole"
     if load.turns > 1 and not load.is_open and load.concurrency > load.requests // load.turns:
         yield (
-            f"requests={load.requests}, turns={load.turns}: only {load.requests // load.turns} conversations,"
+            f"requests={load.requests}, turns={load.turns}: only {counted(load.requests // load.turns, 'conversation')},"
             f" fewer than concurrency={load.concurrency}; send at least {load.concurrency * load.turns} requests"
         )
     if load.rate and load.trace:

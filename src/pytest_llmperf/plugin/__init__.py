@@ -180,9 +180,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     return True
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what this host cannot run."""
+    """Skip what this host cannot run, and fail what has no baseline: behind pytest's own marks, in front of fixtures."""
     if _used([item]):
         from pytest_llmperf.plugin.session import set_up
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llmperf.plan.axes import labelled
 from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.plugin.private import calls, parameter
@@ -49,9 +50,11 @@ def parametrize(metafunc: pytest.Metafunc, settings: Settings) -> list[tuple[Mar
         ]
     except PlanError:
         return []  # `plan_items` says so, for all tests at once
-    grid = list(dict.fromkeys(point for _, allowed in grids for point in allowed))
+    every = [point for _, allowed in grids for point in allowed]
+    known = dict(zip(every, labelled(every), strict=True))  # parameters may name models of the same last path part
+    grid = list(dict.fromkeys(known.values()))
     metafunc.parametrize(AXES_FIXTURE, grid, ids=[point.id for point in grid], indirect=True)
-    return grids
+    return [(marks, [known[point] for point in allowed]) for marks, allowed in grids]
 
 
 def _choices(metafunc: pytest.Metafunc) -> list[Marks]:

@@ -16,8 +16,10 @@ from pytest_llmperf.measure.client.messages import ClientError
 from pytest_llmperf.measure.engines.engine import EngineError
 from pytest_llmperf.measure.measurement import Measurement
 from pytest_llmperf.plan.arguments import workload_from
+from pytest_llmperf.plan.capacity import capacity_from
 from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.kinds import kind_in_file, kind_of
 from pytest_llmperf.report.scaling import Scaling, scaling_assertion, scaling_of
 from pytest_llmperf.report.text import assertion
 from pytest_llmperf.run.cases import RunError
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.engines.engine import Engine
     from pytest_llmperf.plan.engine import EngineSpec
     from pytest_llmperf.plan.marker import Marker
+    from pytest_llmperf.plan.workload import Workload
     from pytest_llmperf.run.cases import CaseState
     from pytest_llmperf.run.launches import Bench, Run
     from pytest_llmperf.run.sweep import Degrees
@@ -77,17 +80,41 @@ class LLMPerf:
         started in the place of the test's own, which starts again when a call asks for neither.
         Fails the test when a request failed, when the engine died, or when anything else makes the numbers worthless.
         """
-        plan = self._bench.plan
+        with failing():
+            plan = self._bench.plan
+            wanted = workload_from(plan.axes, self._defaults, plan.arguments, workload, folder=self._folder)
+            return self._measured(wanted, other_engine(self._own, engine, engine_args), engine)
+
+    def capacity(self, **search: Any) -> Measurement:
+        """Find the largest load at which a share of the requests keeps every limit, and return the launches.
+
+        `slo={"ttft_s": 0.5}`, and `rate=(1, 64)` or `concurrency=(1, 256)`, the bounds of the search; `share`, `resolution` and
+        `repeats`; all else as for a measurement. Each launch is a search of its own, and one value: `capacity_requests_per_s` or
+        `capacity_concurrency`, which gates; see docs/capacity.md. Fails the test as a measurement does.
+        """
+        with failing():
+            plan = self._bench.plan
+            wanted = capacity_from(plan.axes, self._defaults | plan.arguments, search, folder=self._folder)
+            if not kind_of(self._own.kind).serves:
+                raise PlanError(
+                    f"llmperf.capacity(...): an engine of the kind {self._own.kind!r} has no server to send a load to"
+                )
+            return self._measured(wanted, self._own)
+
+    def _measured(self, wanted: Workload, spec: EngineSpec, engine: str | None = None) -> Measurement:
+        """Return the measurement of the test's next case, one launch longer where it is undecided.
+
+        `engine` is the kind of engine that the call names.
+        """
         self._calls += 1
         number = "" if self._calls == 1 else f"#{self._calls}"
-        with failing():
-            wanted = workload_from(plan.axes, self._defaults, plan.arguments, workload, folder=self._folder)
-            spec = other_engine(self._own, engine, engine_args)
-            state = self._bench.state(Case(plan.case_id + number, spec, wanted))
-            if not state.decided:
-                if spec != self._engine.spec:
-                    self._engine = self._bench.acquire(spec)
-                self._bench.launch(self._engine, state)
+        case_id = self._bench.plan.case_id + number
+        file_kind = kind_in_file(spec.kind, engine or self._bench.plan.own_kind)  # one that the test itself names is its own
+        state = self._bench.state(Case(case_id, spec, wanted, file_kind))
+        if not state.decided:
+            if spec != self._engine.spec:
+                self._engine = self._bench.acquire(spec)
+            self._bench.launch(self._engine, state)
         return state.measurement
 
 
@@ -116,8 +143,9 @@ class Sweep:
         self._calls += 1
         with failing():
             wanted = workload_from(plan.axes, self._defaults, plan.arguments, workload, folder=self._folder)
+            file_kind = kind_in_file(self._spec.kind, plan.own_kind)
             cases = {
-                degree: Case(plan.case_id + suffix(degree, self._calls), replace(self._spec, tp=degree), wanted)
+                degree: Case(plan.case_id + suffix(degree, self._calls), replace(self._spec, tp=degree), wanted, file_kind)
                 for degree in self.degrees
             }
             try:

@@ -27,7 +27,11 @@ OPTIONS: tuple[tuple[str, str | bool | None, str], ...] = (
     ("--llmperf-pp", None, "pipeline-parallel degree(s), by comma (default: 1 where unmarked)"),
     ("--llmperf-dp", None, "data-parallel degree(s), by comma (default: 1 where unmarked)"),
     ("--llmperf-concurrency", None, "requests in flight, by comma (default: 8 where unmarked)"),
-    ("--llmperf-rate", None, "requests sent per second, by comma, whatever the engine has answered (an open loop)"),
+    (
+        "--llmperf-rate",
+        None,
+        "requests sent per second, by comma, whatever the engine has answered (open loop); inf: all at once",
+    ),
     (
         "--llmperf-engine",
         None,
@@ -64,6 +68,11 @@ OPTIONS: tuple[tuple[str, str | bool | None, str], ...] = (
     ("--llmperf-selftest", False, "measure nothing: inject changes into the stored samples, and list gates that do not fire"),
     ("--llmperf-launches", "5", "engine starts that a recorded baseline consists of"),
     ("--llmperf-rounds", "5", "measured rounds per launch"),
+    (
+        "--llmperf-idle",
+        None,
+        "let the engine idle for so long after its rounds, e.g. 30m, and play them again: is it still warm?",
+    ),
     ("--llmperf-max-launches", "8", "engine starts that an undecided case may use"),
     ("--llmperf-tolerance", "5 %", "slow-down that must not pass"),
     ("--llmperf-gate", None, "gating metrics: METRIC=TOLERANCE, =on or =off by comma, e.g. ttft_p90_s=8%,tpot_p50_s=off"),

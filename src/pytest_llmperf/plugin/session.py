@@ -26,13 +26,14 @@ from pytest_llmperf.plugin.settings import check_json
 from pytest_llmperf.plugin.state import ITEM, SESSION, run_of, settings_of
 from pytest_llmperf.plugin.workers import is_first, is_worker, refuse
 from pytest_llmperf.report.outcome import from_data, json_document
-from pytest_llmperf.report.text import suite_line
+from pytest_llmperf.report.text import assertion, suite_line
+from pytest_llmperf.run.judging import known_failure
 from pytest_llmperf.run.launches import Run
-from pytest_llmperf.run.outcomes import SUITE_ADVICE, is_red_alone, left_out, outcome_of, suite_verdict
+from pytest_llmperf.run.outcomes import SUITE_ADVICE, is_red_alone, left_out, outcome_of, suite_verdict, without_baseline
 from pytest_llmperf.run.pool import EnginePool
 from pytest_llmperf.run.recording import to_be_recorded
 from pytest_llmperf.run.rules import Rules
-from pytest_llmperf.run.sweep import degrees_of, refusal
+from pytest_llmperf.run.sweep import LEAST_DEGREES, degrees_of, refusal
 from pytest_llmperf.run.turns import Turns
 
 if TYPE_CHECKING:
@@ -122,6 +123,25 @@ def set_up(item: pytest.Item) -> None:
         pytest.fail(plan.error or "another test of this run has an unusable llmperf marker", pytrace=False)
     if not overrides(item, "llm_engine_url") and not plan.axes.sweep:  # a sweep itself leaves out the degrees that do not fit
         _refuse(item, _known_shortage(item, run.rules.host))
+    if not item.config.getoption("setuponly", False):
+        _refuse_without_baseline(item, run.rules)
+
+
+def _refuse_without_baseline(item: pytest.Item, rules: Rules) -> None:
+    """Fail or skip a test that would meet no usable baseline; a launch that is measured first would be for nothing."""
+    kept = item.stash[ITEM]
+    if (
+        kept.planned.axes.sweep
+        and len(degrees_of(kept.planned, kept.planned.spec, rules.settings.selected, rules.host).able) < LEAST_DEGREES
+    ):
+        return  # it has reasons of its own not to run
+    answer = known_failure(rules, kept.planned)
+    if answer is None:
+        return
+    kept.unmeasured = without_baseline(rules, kept.planned, answer)
+    if answer.skip:
+        pytest.skip(answer.skip)
+    pytest.fail(answer.failure or "\n".join(assertion(kept.unmeasured[0])), pytrace=False)
 
 
 def skip_or_fail(item: pytest.Item, spec: EngineSpec) -> None:

@@ -22,6 +22,7 @@ from pytest_llmperf.plan.kinds import COMMAND, ENDPOINT, KINDS, STARTED
 from pytest_llmperf.plugin.options import CHOICES, OPTIONS, ini_name
 from pytest_llmperf.plugin.workers import refuse
 from pytest_llmperf.run.settings import Settings
+from pytest_llmperf.units import parse_duration
 
 if TYPE_CHECKING:
     from pytest_llmperf.plan.gates import Gate
@@ -77,6 +78,7 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         startup_timeout_s=_seconds(raw, "--llmperf-startup-timeout"),
         stop_grace_s=_seconds(raw, "--llmperf-stop-grace"),
         stall_timeout_s=_seconds(raw, "--llmperf-stall-timeout"),
+        idle_s=_duration("--llmperf-idle", raw["--llmperf-idle"]),
         baselines=config.rootpath / as_shell(raw["--llmperf-baselines"]),
         missing=_choice(raw, "--llmperf-missing-baseline"),
         update="all" if raw["--update-baselines"] else "new" if raw["--update-baselines-new-only"] else "no",
@@ -158,6 +160,15 @@ def _seconds(raw: dict[str, Any], flag: str) -> float:
     if not 0 < seconds < float("inf"):
         raise pytest.UsageError(f"{flag}={raw[flag]}: must be a number of seconds above 0")
     return seconds
+
+
+def _duration(flag: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return parse_duration(str(text))
+    except ValueError:
+        raise pytest.UsageError(f"{flag}={text}: must be a time above 0, e.g. 90 (seconds), 30m or 1.5h") from None
 
 
 def _urls(text: str | None) -> dict[str, str]:

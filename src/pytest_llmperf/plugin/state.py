@@ -52,6 +52,10 @@ class ItemState:
     """The cases that it has measured, in the order of its calls."""
     left_out: list[Outcome] = field(default_factory=list)
     """The degrees that a sweep left out, because this host cannot run them."""
+    unmeasured: list[Outcome] = field(default_factory=list)
+    """What came of its cases, where that is known before an engine is started."""
+    properties: list[tuple[str, Any]] = field(default_factory=list)
+    """The JUnit properties that it had before it ran for the first time."""
 
 
 AXES_FIXTURE = "llmperf_axes"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from pytest_llmperf.measure.metrics import find
+from pytest_llmperf.plan.capacity import CAPACITIES
 from pytest_llmperf.units import percent, quantity, signed_percent
 
 if TYPE_CHECKING:
@@ -91,17 +92,22 @@ def summary_table(outcomes: Sequence[Outcome]) -> Table:
     rows = []
     for outcome in outcomes:
         verdicts = {row.metric: row for row in outcome.verdict.metrics}
-        cells = (_cell(verdicts.get(name)) for name in _SHOWN)
-        rows.append((outcome.id, *cells, str(len(outcome.launches)), str(outcome.status)))
-    return Table(_columns("case", *_SHOWN.values(), "launches", "verdict"), tuple(rows))
+        searched = next((verdicts[name] for name in CAPACITIES.values() if name in verdicts and verdicts[name].measured), None)
+        capacity = _cell(searched, with_unit=True) if searched else ""
+        # What a search measured at the largest load that held is of another load each time: no change is to be read from it.
+        figures = {name: replace(row, worse=None) for name, row in verdicts.items()} if searched else verdicts
+        cells = (_cell(figures.get(name)) for name in _SHOWN)
+        rows.append((outcome.id, capacity, *cells, str(len(outcome.launches)), str(outcome.status)))
+    columns = _columns("case", "capacity", *_SHOWN.values(), "launches", "verdict")
+    return Table(columns, tuple(rows)).without_empty("capacity")
 
 
-def _cell(row: MetricVerdict | None) -> str:
+def _cell(row: MetricVerdict | None, *, with_unit: bool = False) -> str:
     if row is None or row.measured is None:
         return "-"
     unit = find(row.metric).unit
     value = quantity(row.compared[1], unit)
-    if unit != "s":
+    if unit != "s" and not with_unit:
         value = value.removesuffix(unit).strip()
     changed = change(row)
     return value if changed in ("-", "same") else f"{value} ({changed})"

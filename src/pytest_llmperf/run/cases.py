@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge.verdict import Status
 from pytest_llmperf.measure.measurement import Measurement
+from pytest_llmperf.plan.kinds import ENDPOINT, STARTED, kind_in_file
 from pytest_llmperf.plan.limits import NO_LIMITS
 
 if TYPE_CHECKING:
@@ -62,6 +63,16 @@ class Planned:
         """Return the limits of the test, its point's behind those of its marker."""
         return (self.marker.limits, self._point.limits) if self._point else (self.marker.limits,)
 
+    @property
+    def own_kind(self) -> str:
+        """Return the kind of engine that the test has where no option names one."""
+        return ENDPOINT if self.axes.endpoint else self.marker.kind or STARTED
+
+    @property
+    def file_kind(self) -> str:
+        """Return the planned engine's kind as a part of the names of baseline files."""
+        return kind_in_file(self.spec.kind, self.own_kind)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -74,6 +85,8 @@ class Answer:
     """The case is as good as its baseline, or becomes it."""
     record: tuple[Path, Baseline] | None = None
     """The baseline to be written if the test passes."""
+    kept: tuple[Path, Baseline] | None = None
+    """A baseline of another kind of engine that has stood in its place, and where it will be."""
     skip: str | None = None
     """Why the test is to be skipped."""
     failure: str | None = None
@@ -101,6 +114,8 @@ class CaseState:
     """The baseline to be written if the test passes."""
     limits: LocalLimits = NO_LIMITS
     """What its metrics must not pass on the accelerators of its engine."""
+    kept: tuple[Path, Baseline] | None = None
+    """A baseline that has stood in its place, and where it will be."""
 
     @property
     def measurement(self) -> Measurement:
@@ -112,4 +127,4 @@ class CaseState:
         self.verdict = answer.verdict or self.verdict
         self.decided = not answer.undecided
         if not answer.undecided:
-            self.notes, self.record = answer.notes, answer.record
+            self.notes, self.record, self.kept = answer.notes, answer.record, answer.kept

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge.verdict import Status, Verdict
+from pytest_llmperf.measure.capacity import measure_capacity
 from pytest_llmperf.measure.client.messages import ClientError
 from pytest_llmperf.measure.engines.engine import EngineError
 from pytest_llmperf.measure.launch import RoundSettings, measure_launch
+from pytest_llmperf.plan.capacity import CapacityWorkload
 from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.engine import check_url, merge_engine_args, parse_engine_args
 from pytest_llmperf.plan.kinds import ENDPOINT, exchangeable, kind_of
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from pytest_llmperf.measure.client.processes import LoadClient
     from pytest_llmperf.measure.engines.engine import Engine
     from pytest_llmperf.measure.host.machine import Host
+    from pytest_llmperf.measure.measurement import Launch
     from pytest_llmperf.plan.case import Case
     from pytest_llmperf.plan.engine import EngineSpec
     from pytest_llmperf.run.cases import Planned
@@ -93,12 +97,11 @@ class Bench:
             rounds=settings.rounds,
             job=run.rules.job,
             stall_timeout_s=settings.stall_timeout_s,
+            idle_s=settings.idle_s,
         )
         name = f"{state.case.id} launch {len(state.launches) + 1}"
         try:
-            launch = measure_launch(
-                engine, run.pool.client, state.case.workload, rounds, lambda text: run.progress(f"{name}, {text}")
-            )
+            launch = _measured(engine, run.pool.client, state, rounds, lambda text: run.progress(f"{name}, {text}"))
         except BaseException as error:
             run.pool.discard()  # the answer that was not read would be taken for the next round's
             if isinstance(error, (EngineError, ClientError)):
@@ -123,6 +126,18 @@ class Bench:
 def local_limits(plan: Planned, host: Host, spec: EngineSpec, gpus: Sequence[str] = ()) -> LocalLimits:
     """Return the limits of a test on this host; `gpus` are the names of its engine's, by default those of the host."""
     return LocalLimits(plan.limits, named_accelerators(gpus or host.gpus, started_here=kind_of(spec.kind).starts))
+
+
+def _measured(
+    engine: Engine, client: LoadClient, state: CaseState, settings: RoundSettings, progress: Callable[[str], None]
+) -> Launch:
+    """Return one launch of a case: its rounds, or the search for the largest load."""
+    workload = state.case.workload
+    if not isinstance(workload, CapacityWorkload):
+        return measure_launch(engine, client, workload, settings, progress)
+    last = state.launches[-1].metrics.get(workload.metric) if state.launches else None
+    number = len(state.launches) + 1
+    return measure_capacity(engine, client, workload, settings, progress, number=number, start=last)
 
 
 def own_spec(spec: EngineSpec, arguments: dict[str, Any], url: str | None) -> EngineSpec:

@@ -47,6 +47,8 @@ class Settings:
     exclusive: bool
     """No other run's engine may be on the host meanwhile."""
     json_path: Path | None
+    idle_s: float | None = None
+    """How long each engine idles before its rounds are played again; None: not at all."""
     command: str = ""
     """The command line that starts engines of the kind `command`; empty for other kinds."""
     headers: Headers = field(default=(), repr=False)

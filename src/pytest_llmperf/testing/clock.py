@@ -29,6 +29,9 @@ class Clock:
     """Seconds of communication per step and per rank beyond the first: what tensor parallelism costs."""
     slow_down: float = 1.0
     """Factor on every duration: 1.1 is an engine that is 10 % slower."""
+    idle_slow_down: float = 1.0
+    """The same once the engine has had nothing to do for `idle_s`: what an engine that does not stay warm is like."""
+    idle_s: float = 600.0
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 8192
     num_gpu_blocks: int = 7680

@@ -55,7 +55,7 @@ class Steps:
         self._arrived: deque[tuple[float, Request]] = deque()
         self._listeners: dict[int, Callable[[], None]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._idle_since_s = 0.0
+        self._idle_since_s = self._loop.time()
 
     @property
     def busy(self) -> bool:
@@ -92,6 +92,7 @@ class Steps:
                 self._timer = None
                 return
             start_s = max(start_s, self._arrived[0][0])
+            self.scheduler.idled(start_s - self._idle_since_s)
         # A request that came after this step's start waits for the next step: a late loop would serve it before its arrival.
         while self._arrived and self._arrived[0][0] <= start_s:
             same_round = start_s - self._idle_since_s < self._round_gap_s

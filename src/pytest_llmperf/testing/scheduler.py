@@ -88,6 +88,7 @@ class Scheduler:
         self.free_blocks = clock.num_gpu_blocks - 1
         self._launch_noise = clock.noise()
         self._round_noise = 1.0
+        self._idle_factor = 1.0
         self._round_due = True
         self._waiting: deque[_Sequence] = deque()
         self._running: list[_Sequence] = []
@@ -151,6 +152,11 @@ class Scheduler:
         self._seen.clear()
         self._round_due = True
 
+    def idled(self, seconds: float) -> None:
+        """Note that there was nothing to do for so long."""
+        if seconds >= self.clock.idle_s:
+            self._idle_factor = self.clock.idle_slow_down
+
     def step(self) -> Step:
         """Return the next step, of 0 seconds when there is nothing to do. Counters are as at its end."""
         plan = _Plan(self.clock.max_num_batched_tokens)
@@ -161,7 +167,9 @@ class Scheduler:
             return Step(0.0, preempted=tuple(sequence.request.request_id for sequence in plan.preempted))
         self.counters.peak_blocks = max(self.counters.peak_blocks, self.clock.num_gpu_blocks - 1 - self.free_blocks)
         prefilled = sum(n for sequence, n in plan.tokens.items() if n > 1 or not sequence.generated)
-        duration_s = self.clock.step_duration_s(len(plan.tokens), prefilled) * self._launch_noise * self._round_noise
+        duration_s = (
+            self.clock.step_duration_s(len(plan.tokens), prefilled) * self._launch_noise * self._round_noise * self._idle_factor
+        )
         emitted, finished = self._compute(plan)
         return Step(duration_s, emitted, finished, tuple(sequence.request.request_id for sequence in plan.preempted))
 

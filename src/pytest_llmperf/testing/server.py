@@ -66,6 +66,8 @@ class Server:
         self.connections: set[Connection] = set()
         self.steps = Steps(options.clock, round_gap_s=options.round_gap_s)
         self.port = options.port
+        self.plays = False
+        """A round is computed in virtual time, during which the loop does nothing else."""
         self._crash = crash
         self._generations = 0
         self._virtual_ns = VIRTUAL_START_NS
@@ -112,7 +114,7 @@ class Server:
                 return connection.finish(refused.response)
         if route == ("POST", "/play"):
             return connection.finish(self._play(request.body))
-        connection.finish(self._plain(route))
+        connection.finish(self._idle(request.body) if route == ("POST", "/idle") else self._plain(route))
         return None
 
     def _plain(self, route: tuple[str, str]) -> bytes:
@@ -174,6 +176,16 @@ class Server:
             raise wire.RefusedError(str(error), param="max_tokens") from None
         return Generation(accepted, wire.Reply(body, number, options.model), body.stream, cut_at)
 
+    def _idle(self, body: bytes) -> bytes:
+        """Let virtual time pass with nothing to do; return the response to the JSON that says for how many seconds."""
+        try:
+            seconds = float(json.loads(body)["seconds"])
+        except (ValueError, KeyError, TypeError) as error:
+            return wire.json_response({"error": {"message": f"no seconds: {type(error).__name__}: {error}"}}, 400)
+        self._virtual_ns += round(seconds * 1e9)
+        self.steps.scheduler.idled(seconds)
+        return wire.response(b"")
+
     def _play(self, body: bytes) -> bytes:
         """Return the response to the JSON of a `virtual.VirtualPlan`: its round, played in virtual time."""
         if self.steps.busy:
@@ -184,8 +196,12 @@ class Server:
             return wire.json_response({"error": {"message": f"not a round: {type(error).__name__}: {error}"}}, 400)
         played = VirtualRound(self.steps, self._accept, plan)
         start_ns = self._virtual_ns
-        self._virtual_ns = played.play(start_ns)
-        return wire.json_response(to_data(played, start_ns))
+        self.plays = True
+        try:
+            self._virtual_ns = played.play(start_ns)
+            return wire.json_response(to_data(played, start_ns))
+        finally:
+            self.plays = False
 
 
 async def serve(

@@ -92,13 +92,29 @@ def reason_of_body(body: bytes) -> str:
     return _shortened(text)
 
 
+_OURS = ("return_token_ids", "ignore_eos", "stream_options", "temperature", "max_tokens")
+"""Fields that every request has, and that a server may not know or not want."""
+_REFUSAL = re.compile(
+    r"extra|unknown|unrecogni[sz]ed|not permitted|not allowed|unsupported|not supported|unexpected|forbidden", re.I
+)
+
+
+def _remedy(status: str, words: str) -> str:
+    """Return how to leave out the field that an answer refuses; empty where it refuses none of ours."""
+    if status not in ("400", "422") or not _REFUSAL.search(words):
+        return ""
+    name = next((name for name in _OURS if name in words), None)
+    return f"; leave it out with extra_body={{'{name}': None}}" if name else ""
+
+
 def http_error(status: str, headers: dict[str, str], body: bytes) -> str:
     """Return what an answer with an error status says: its number, headers that tell more, and its body's words.
 
     Names of `headers` are in lower case.
     """
     told = [form.format(headers[name]) for name, form in _TELLING_HEADERS.items() if headers.get(name)]
-    return f"HTTP {status}: " + "; ".join(filter(None, (*told, reason_of_body(body))))
+    words = reason_of_body(body)
+    return f"HTTP {status}: " + "; ".join(filter(None, (*told, words))) + _remedy(status, words)
 
 
 def _shortened(text: str) -> str:

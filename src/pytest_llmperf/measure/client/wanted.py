@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.plan.lengths import OWN, Lengths, read_lengths
+from pytest_llmperf.plan.lengths import Lengths, read_lengths
 from pytest_llmperf.plan.traffic import AT_ONCE, RequestClass, parse_arrivals
 from pytest_llmperf.plan.workload import DEFAULTS
 
@@ -97,10 +97,9 @@ def _lengths_of(workload: Workload, *, has_dataset: bool) -> dict[str, Any]:
     """Return the lengths of a warm-up that has some of its own; those that it does not name are the workload's."""
     warm_up = workload.warm_up
     assert warm_up is not None
-    own_answers = isinstance(workload.output_tokens, Lengths) and workload.output_tokens.kind == OWN
     rows = workload.pairs.rows if workload.pairs else [(row.prompt_tokens, row.output_tokens) for row in workload.trace_rows]
     before: int | Lengths = workload.prompt_tokens
-    after = DEFAULTS["output_tokens"] if own_answers and not has_dataset else workload.output_tokens
+    after = DEFAULTS["output_tokens"] if workload.has_own_answers and not has_dataset else workload.output_tokens
     if rows:  # lengths that come in pairs have no distribution of their own
         before, after = (max(1, round(sum(column) / len(rows))) for column in zip(*rows, strict=True))
     return {
@@ -114,7 +113,7 @@ def _asked(workload: Workload, rng: random.Random) -> list[Wanted]:
     entries = list(workload.entries)
     rng.shuffle(entries)
     asked = itertools.islice(itertools.cycle(entries), workload.requests)
-    if isinstance(workload.output_tokens, Lengths) and workload.output_tokens.kind == OWN:
+    if workload.has_own_answers:
         return [Wanted(0, entry.answer_tokens or entry.output_tokens or 1, entry=entry) for entry in asked]
     lengths = _lengths(workload.output_tokens, workload.requests, rng)
     return [Wanted(0, entry.output_tokens or length, entry=entry) for entry, length in zip(asked, lengths, strict=True)]

@@ -112,6 +112,9 @@ class Engine(Protocol):
         Raises ClientError when a load process fails.
         """
 
+    def idle(self, idle_s: float) -> None:
+        """Return when it has had nothing to do for so long; raises EngineError where it ends meanwhile."""
+
     def check(self) -> None:
         """Raise EngineError if the engine is dead or gives no token."""
 

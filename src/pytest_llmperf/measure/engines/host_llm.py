@@ -141,7 +141,11 @@ class Round:
         prompt = self.prompts[index]
         wanted = {"temperature": 0, "ignore_eos": True, "max_tokens": prompt["output_tokens"], **prompt["body"]}
         wanted = {name: value for name, value in wanted.items() if value is not None}  # None leaves a field out
-        params = SamplingParams(**wanted, output_kind=RequestOutputKind.DELTA)
+        try:
+            params = SamplingParams(**wanted, output_kind=RequestOutputKind.DELTA)
+        except TypeError as error:
+            fields = ", ".join(prompt["body"])
+            raise ValueError(f"a request has the fields {fields}, of which vllm.SamplingParams takes not all: {error}") from error
         record = self.records[index]
         record.update(sent_s=time.perf_counter(), token_times_s=[], output_tokens=0, error=None)
         if due_s is not None:

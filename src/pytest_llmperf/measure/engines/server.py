@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.gpus.watch import GpuWatch
     from pytest_llmperf.plan.engine import EngineSpec
 
-_POLL_S = 0.1
+_POLL_S, _LOOK_S = 0.1, 1.0
 _LAST_BREATH_S = 5.0
 """A dying engine refuses connections before its process is gone."""
 _PORT_ATTEMPTS = 3
@@ -42,6 +42,13 @@ class Play(Protocol):
 
     def __call__(self, engine: ServerEngine, prompts: Sequence[Prompt], client: LoadClient, **how: Any) -> RoundLog:
         """Send these prompts and return what happened; `how` are the keyword arguments of `Engine.play`."""
+
+
+class Idle(Protocol):
+    """How an engine is let idle."""
+
+    def __call__(self, engine: ServerEngine, idle_s: float) -> None:
+        """Return when it has had nothing to do for so long."""
 
 
 def play_over_http(engine: ServerEngine, prompts: Sequence[Prompt], client: LoadClient, **how: Any) -> RoundLog:
@@ -108,6 +115,8 @@ class Program:
     """Returns the versions of what serves; raises EngineError where it is not there."""
     play: Play = play_over_http
     answers: Answers = answers_to_alias
+    idle: Idle | None = None
+    """How it is let idle; None: by waiting."""
     stages: Mapping[str, str] = field(default_factory=dict)
     """Patterns of log lines, and what progress says of each; `{0}` is a pattern's first group."""
 
@@ -241,6 +250,15 @@ class ServerEngine:
     def play(self, prompts: Sequence[Prompt], client: LoadClient, **how: Any) -> RoundLog:
         """Send these prompts and return what happened, as `Engine.play` says."""
         return self._program.play(self, prompts, client, **how)
+
+    def idle(self, idle_s: float) -> None:
+        """Return when it has had nothing to do for so long; raises EngineError where it ends meanwhile."""
+        if self._program.idle:
+            return self._program.idle(self, idle_s)
+        deadline_s = time.perf_counter() + idle_s
+        while (left_s := deadline_s - time.perf_counter()) > 0:
+            self._running().check_alive("while it idled (--llmperf-idle)", patience_s=min(left_s, _LOOK_S))
+        return None
 
     def generate(self, prompt: str | list[int], *, max_tokens: int = 16) -> Completion:
         """Return the completion of one prompt, or raise EngineError."""

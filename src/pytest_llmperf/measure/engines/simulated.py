@@ -19,7 +19,7 @@ from pytest_llmperf.measure.client.messages import OVER, ClientError, RoundLog
 from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.engines import api
 from pytest_llmperf.measure.engines.engine import EngineError, StartSettings
-from pytest_llmperf.measure.engines.server import Play, Program, ServerEngine, play_over_http, visible_gpus
+from pytest_llmperf.measure.engines.server import Idle, Play, Program, ServerEngine, play_over_http, visible_gpus
 from pytest_llmperf.measure.engines.vllm import QUIET, STAGES, vllm_command
 from pytest_llmperf.plan.engine import command_line
 
@@ -99,7 +99,14 @@ def _record(plan: RoundPlan, index: int, exchange: _Exchange, start_ns: int) -> 
     )
 
 
-_CLOCKS: dict[str, Play] = {"real": play_over_http, "virtual": play_virtually}
+def idle_virtually(engine: ServerEngine, idle_s: float) -> None:
+    """Let time pass on the engine's clock, and nowhere else; raises EngineError where it cannot be told to."""
+    status, answer = api.post(f"{engine.url}/idle", {"seconds": idle_s}, timeout_s=_ROUND_TIMEOUT_S)
+    if status != 200:
+        raise engine.failure(f"The simulated engine refused to idle: {answer[:500]}")
+
+
+_CLOCKS: dict[str, tuple[Play, Idle | None]] = {"real": (play_over_http, None), "virtual": (play_virtually, idle_virtually)}
 
 
 def open_simulated(
@@ -116,7 +123,8 @@ def open_simulated(
     program = Program(
         command=vllm_command(command, spec, command_line(spec.args)),
         environment=environment | {"PYTHONPATH": path},
-        play=_CLOCKS[clock],
+        play=_CLOCKS[clock][0],
+        idle=_CLOCKS[clock][1],
         stages=STAGES,
     )
     return ServerEngine(spec, program, settings, progress, watch)

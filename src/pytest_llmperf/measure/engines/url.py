@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,10 @@ class UrlEngine:
         if discovery.lacks_api(self.api, prompts):
             raise self.failure(discovery.ONLY_CHAT)
         return client.play(self.endpoint.plan(prompts, **how))
+
+    def idle(self, idle_s: float) -> None:
+        """Let it idle for so long, as far as we are concerned; the next request tells whether it lives: asking would wake it."""
+        threading.Event().wait(idle_s)
 
     def generate(self, prompt: str | list[int], *, max_tokens: int = 16) -> Completion:
         """Return the completion of one prompt, or raise EngineError; token ids become words where it takes none."""
