@@ -46,6 +46,37 @@ def test_named(llmperf, llm_engine):
     assert result.outcomes == {"passed": 1}, result.stdout
 
 
+def test_a_start_has_its_phases_and_a_cold_one_asks_for_another(run, tmp_path):
+    # The words of vLLM, in the first start of one that compiles, then of one that finds its graphs.
+    compiled = "INFO 05-12 10:00:40 [backends.py:148] Compiling a graph for general shape takes 18.16 s"
+    script = tmp_path / "server.sh"
+    script.write_text(f"""#!/bin/sh
+echo 'INFO 05-12 10:00:06 [core.py:58] Initializing a V1 LLM engine (v0.8.5) with config: x'
+echo 'INFO 05-12 10:00:13 [gpu_model_runner.py:1329] Model loading took 7.1 GiB and 3.100000 seconds'
+[ -e '{tmp_path}/cache' ] || echo '{compiled}'
+touch '{tmp_path}/cache'
+echo 'INFO 05-12 10:00:45 [monitor.py:33] torch.compile takes 5.10 s in total'
+echo 'INFO 05-12 10:01:07 [gpu_model_runner.py:1686] Graph capturing finished in 2 secs, took 0.50 GiB'
+echo 'INFO 05-12 10:01:08 [core.py:159] init engine (profile, create kv cache, warmup model) took 9.10 seconds'
+exec {COMMAND.replace("{port}", "$1")}
+""")
+    options = (f"--llmperf-command=sh {script} {{port}}", "--llmperf-model=served", *SHORT)
+    gate = "--llmperf-gate=*_s=off,startup_compile_s=50%,startup_kv_s=50%"
+    recorded = run(TEST, *options, gate, "--update-baselines", "--llmperf-launches=4", quick=False)
+    assert list(recorded.statuses.values()) == ["RECORDED"], recorded.stdout
+    first, second, *_ = (launch["metrics"] for launch in recorded.cases[0]["launches"])
+    assert (first["startup_weights_s"], first["startup_graphs_s"]) == (3.1, 2.0)
+    assert (first["startup_cold_compile_s"], first["startup_compile_s"]) == (5.1, None)
+    assert (second["startup_cold_compile_s"], second["startup_compile_s"]) == (None, 5.1)
+    assert first["startup_cold_s"] == first["startup_s"]
+    assert "a cold start: graphs were compiled" in recorded.stdout
+    (tmp_path / "cache").unlink()
+    compared = run(TEST, *options, gate, quick=False)
+    [case] = compared.cases
+    assert case["status"] == "PASS", compared.stdout
+    assert [launch["metrics"]["startup_compile_s"] for launch in case["launches"]][:2] == [None, 5.1]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,6 +8,7 @@ from pytest_llmperf.judge.verdict import Status
 from pytest_llmperf.measure.client.endpoint import Endpoint
 from pytest_llmperf.measure.client.messages import RoundLog
 from pytest_llmperf.measure.client.response import RequestRecord
+from pytest_llmperf.measure.engines.phases import Phases
 from pytest_llmperf.plan.engine import EngineSpec, parse_engine_args
 from pytest_llmperf.plan.kinds import KINDS, Kind
 from tests.whole_run import whole_run
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ToyEngine:
-    url, gpus, watch, startup_s, log_path = "", (), None, 0.0, None
+    url, gpus, watch, startup_s, log_path, phases = "", (), None, 0.0, None, Phases()
     versions: dict[str, str] = {"toy": "1"}  # noqa: RUF012  an engine's versions are its own
 
     def __init__(self, spec: EngineSpec, *_: object) -> None:

@@ -28,6 +28,8 @@ _UNMEASURED = "not measured"
 def reason(metric: Metric, launches: Sequence[Launch], gate: Tolerance, design: Design) -> str | None:
     """Return why nothing can be compared with a metric of these launches; None where it can."""
     values = noise.values(metric, launches)
+    if not values:
+        return f"no start was {metric.start}"
     if not any(values):
         return _UNMEASURED
     if not all(values):
@@ -41,12 +43,19 @@ def reason(metric: Metric, launches: Sequence[Launch], gate: Tolerance, design: 
     return Comparison(metric, values, gate, design).unusable
 
 
-def lacking(launches: Sequence[Launch], gated: Mapping[str, Tolerance], design: Design, workload: Workload) -> dict[str, str]:
-    """Return the gating metrics that a baseline of these launches can never be compared by, each with the reason."""
+def lacking(
+    launches: Sequence[Launch], gated: Mapping[str, Tolerance], design: Design, workload: Workload, *, complete: bool = True
+) -> dict[str, str]:
+    """Return the gating metrics that a baseline of these launches can never be compared by, each with the reason.
+
+    Where the launches are not `complete`, those to come may be warm; a cold start comes first or not at all.
+    """
     rounds = min(len(launch.rounds) for launch in launches)
     found = {}
     for name, gate in gated.items():
         metric = judged(name, gate)
+        if not complete and metric.start == "warm" and not noise.alike(metric, launches):
+            continue
         why = reason(metric, launches, gate, design) or metric.too_few(workload, rounds)
         if why and (gate.asked or applies(metric, launches)):
             found[name] = why

@@ -60,8 +60,13 @@ class Parts:
 
 
 def values(metric: Metric, launches: Iterable[Launch]) -> list[list[float]]:
-    """Return a metric's values, one list per launch, without those that could not be measured."""
-    return [[value for value in launch.values(metric.name) if value is not None] for launch in launches]
+    """Return a metric's values, one list per launch that it is compared of, without those that could not be measured."""
+    return [[value for value in launch.values(metric.name) if value is not None] for launch in alike(metric, launches)]
+
+
+def alike(metric: Metric, launches: Iterable[Launch]) -> list[Launch]:
+    """Return the launches that a metric is compared of: cold starts say nothing of warm ones, nor these of those."""
+    return [launch for launch in launches if metric.start is None or launch.is_cold is (metric.start == "cold")]
 
 
 def levels(metric: Metric, rounds: Sequence[Sequence[float]], scatter: float) -> NDArray[np.float64]:
@@ -114,6 +119,7 @@ class _Stored:
 def _stored(
     case_id: str, metric: Metric, launches: Sequence[Launch], engine: str = "", drift: stats.Drift | None = None
 ) -> _Stored | None:
+    launches = alike(metric, launches)
     rounds = values(metric, launches)
     try:
         scatter = stats.round_scatter(rounds)
@@ -191,6 +197,7 @@ def _with_drift(priors: Mapping[tuple[str, str], stats.Prior], summaries: Iterab
 
 def parts(metric: Metric, launches: Sequence[Launch]) -> Parts | None:
     """Return the noise of stored launches in its parts; None for fewer than two launches, or where there are no levels."""
+    launches = alike(metric, launches)
     summary = _stored("", metric, launches) if metric.kind in (*RATIOS, "exact") and len(launches) > 1 else None
     if summary is None:
         return None

@@ -131,7 +131,9 @@ def judge_suite(verdicts: Iterable[tuple[str, Verdict]], host: str = "") -> Deci
     jobs: dict[str, tuple[str, ...]] = {}
     for engine, verdict in verdicts:
         for row in verdict.metrics:
-            if row.levels is not None and metrics.find(row.metric).kind in noise.RATIOS:
+            metric = metrics.find(row.metric)
+            # What is compared of some starts only cannot be matched by its place.
+            if row.levels is not None and metric.kind in noise.RATIOS and metric.start is None:
                 pairs.setdefault(engine, []).append(row.levels)
                 # Launches are matched by their place; so are their jobs, of the case that has fewest.
                 known = jobs.setdefault(engine, verdict.baseline_jobs)

@@ -241,11 +241,14 @@ def _judge_metric(
     if gate is None:
         return seen
     old, new = noise.values(metric, stored.launches), noise.values(metric, measurement.launches)
+    spent = len(measurement.launches) >= design.launches
     if not any(old) and not gate.asked:
         # The baseline never had it, as was said when it was recorded: there is nothing to lose.
         return replace(seen, rule="not in the baseline" if any(new) or applies(metric, measurement.launches) else "")
-    if why := _not_judged(metric, measurement, stored, old, new):
+    if why := _not_judged(metric, measurement, stored, old, new) or _other_starts(metric, old, new, spent=spent):
         return replace(seen, status=Status.NOT_COMPARABLE, rule=why)
+    if not new:
+        return replace(seen, status=Status.UNDECIDED, rule=f"no start of this run was {metric.start}")
     comparison = Comparison(metric, old, gate, design, beliefs.get(metric.name))
     try:
         # Judged as it was after each launch: a decision, once made, stands.
@@ -257,6 +260,8 @@ def _judge_metric(
     except stats.UnusableSampleError as error:
         return replace(seen, status=Status.NOT_COMPARABLE, rule=str(error))
     status, rule = _OUTCOMES[decision.outcome], decision.rule
+    if status is Status.UNDECIDED and spent:
+        status, rule = Status.INCONCLUSIVE, f"too few starts of this run were {metric.start}"
     if status is Status.INCONCLUSIVE and levels and rule != stats.HOPELESS:
         needed = comparison.launches_needed
         rule += f"; {needed} would most likely do" if needed else "; the baseline needs more launches"
@@ -312,6 +317,16 @@ def _not_judged(
         return "a value is not a finite number"
     rounds = min(len(launch.rounds) for launch in (*stored.launches, *measurement.launches))
     return metric.too_few(measurement.case.workload, rounds)
+
+
+def _other_starts(metric: Metric, old: list[list[float]], new: list[list[float]], *, spent: bool) -> str | None:
+    """Return why starts of the baseline and the run cannot be compared: none is of the sort that the metric is told of.
+
+    A first start may be cold, and the next one warm; one that is cold after a warm one will not come.
+    """
+    if not old:
+        return f"no start of the baseline was {metric.start}"
+    return f"no start of this run was {metric.start}" if not new and (spent or metric.start == "cold") else None
 
 
 def _fraction(log_percent: float, metric: Metric) -> float | None:

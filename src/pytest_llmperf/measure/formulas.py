@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pytest_llmperf.measure.arrivals import clumps, gaps, time_per_token
+from pytest_llmperf.measure.engines.phases import Phases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,6 +87,8 @@ class LaunchSample:
     """The class of each of them; empty where there are none."""
     memory: tuple[RankMemory, ...] = ()
     """The GPU memory of each rank; empty on CPU."""
+    phases: Phases = Phases()  # noqa: RUF009  frozen
+    """What the start was spent on."""
 
     def of_class(self, name: str) -> LaunchSample:
         """Return the sample of one class of requests."""
@@ -246,6 +249,16 @@ def memory_growth(sample: LaunchSample) -> float | None:
     """Return the bytes by which the rank that grew most has grown from the first round's end to the last's."""
     grown = [rank.grown_bytes for rank in sample.memory if rank.grown_bytes is not None]
     return float(max(grown)) if grown else None
+
+
+def startup(phase: str, *, cold: bool | None = None) -> Callable[[LaunchSample], float | None]:
+    """Return a formula: a field of `Phases`; with `cold` only that of a start that has compiled, or has not."""
+    return lambda sample: None if cold is not None and bool(sample.phases.cold) is not cold else getattr(sample.phases, phase)
+
+
+def cold_startup(sample: LaunchSample) -> float | None:
+    """Return the seconds of a start that has compiled; None for another."""
+    return sample.startup_s if sample.phases.cold else None
 
 
 def shared_arrivals(sample: RoundSample) -> float | None:

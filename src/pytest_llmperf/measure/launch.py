@@ -83,7 +83,7 @@ def measure_launch(
     complete = tuple(chain.from_iterable(played.complete for played in rounds.kept))
     classes = tuple(chain.from_iterable(played.classes for played in rounds.kept))
     memory = rank_memory(engine.watch, [played.gpus for played in rounds.kept if played.gpus]) if engine.watch else ()
-    sample = formulas.LaunchSample(engine.startup_s, capacity, complete, classes, memory)
+    sample = formulas.LaunchSample(engine.startup_s, capacity, complete, classes, memory, engine.phases)
     return Launch(
         id=uuid.uuid4().hex[:12],
         started=started,
@@ -154,6 +154,8 @@ def _play_after_idling(player: Player, rounds: _Rounds, progress: Callable[[str]
 
 def _warnings(player: Player, rounds: _Rounds) -> Iterator[str]:
     """Yield what a reader should know of how the rounds were measured."""
+    if player.engine.phases.cold:
+        yield "a cold start: graphs were compiled, and did not come from the cache; its times are compared with cold starts only"
     yield from audit.warnings(player.workload, [played.round.metrics for played in rounds.kept])
     yield from arrivals.warnings([record for played in rounds.kept for record in played.complete])
     yield from filter(None, (player.late, player.early))

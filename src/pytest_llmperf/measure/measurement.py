@@ -60,6 +60,11 @@ class Launch:
     samples: dict[str, bytes] = field(default_factory=dict, repr=False)
     """What any percentile is computed from (`measure.samples`), as long as the test runs; never stored."""
 
+    @property
+    def is_cold(self) -> bool:
+        """Return whether the engine compiled its graphs when it started; the metrics that it then has say so."""
+        return any(self.metrics.get(name) is not None for name in ("startup_cold_s", "startup_cold_compile_s"))
+
     def values(self, metric: str) -> list[float | None]:
         """Return a metric's value in every round, or its one value of the launch."""
         if metric in self.metrics:
@@ -102,7 +107,7 @@ class Measurement:
         if values:
             return statistics.median(values)
         if metric in metrics.BY_NAME or (metrics.is_metric(metric) and metrics.find(metric).kind != "count"):
-            raise KeyError(f"{metric!r} was not measured by this engine")
+            raise KeyError(f"{metric!r} was not measured by this engine{self._other_starts(metrics.find(metric).start)}")
         counters = sorted({name for launch in self.launches for each in launch.rounds for name in each.counters})
         if metrics.is_metric(metric) and not counters:
             raise KeyError(f"{metric!r} was not measured: this engine tells no counters, or they are not believed")
@@ -119,6 +124,11 @@ class Measurement:
             except KeyError as error:
                 raise AttributeError(error.args[0]) from None
         raise AttributeError(f"a measurement has no {name!r}; its metrics are {', '.join(metrics.BY_NAME)}")
+
+    def _other_starts(self, start: str | None) -> str:
+        """Return that a metric is told of other starts than these; empty where it is told of them too."""
+        starts = {"cold" if launch.is_cold else "warm" for launch in self.launches}
+        return f": it is told of {start} starts" if start and start not in starts else ""
 
     @property
     def invalid(self) -> tuple[str, ...]:

@@ -39,6 +39,8 @@ class Metric:
     of_launch: Callable[[LaunchSample], float | None] | None = None
     tolerance: float | None = None
     """The least tolerance that gates by default, as a fraction; None: the run's."""
+    start: Literal["warm", "cold"] | None = None
+    """Which starts it is compared of: those that found their graphs in the compile cache, those that compiled, or all (None)."""
     beyond: Callable[[Workload], float] | None = None
     """How many values of a round lie beyond the percentile; None where that does not matter."""
     sampled: tuple[str, Callable[[Sequence[float]], float]] | None = None

@@ -48,10 +48,11 @@ def record(rules: Rules, state: CaseState, stored: store.Baseline | None, marker
         why = f"the endpoint has changed its model meanwhile: {' -> '.join(served)}"
         return Answer(Verdict(Status.NOT_COMPARABLE, observed(state.launches, None), (why,)), failure=f"not recorded: {why}")
     gated, design = rules.gates(marker, case.workload.description), rules.design(marker)
-    if fault := _without_a_gate(state, gated, lacking(state.launches, gated, design, case.workload)):
+    complete = len(state.launches) >= settings.launches
+    if fault := _without_a_gate(state, gated, lacking(state.launches, gated, design, case.workload, complete=complete)):
         rows = observed(state.launches, stored.launches if stored else None)
         return Answer(Verdict(Status.NOT_COMPARABLE, rows, (fault,), len(state.launches)), failure=f"{case.id}: {fault}")
-    if len(state.launches) < settings.launches:
+    if not complete:
         return Answer(None)
     new = store.Baseline(
         case_id=case.id,

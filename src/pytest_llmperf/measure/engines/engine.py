@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.client.messages import RoundLog
     from pytest_llmperf.measure.client.processes import LoadClient
     from pytest_llmperf.measure.client.prompts import Prompt
+    from pytest_llmperf.measure.engines.phases import Phases
     from pytest_llmperf.measure.gpus.watch import GpuWatch
     from pytest_llmperf.plan.engine import EngineSpec
 
@@ -78,6 +79,10 @@ class Engine(Protocol):
     @property
     def startup_s(self) -> float | None:
         """Return the seconds from launch to the first real token, None if the plugin did not start it."""
+
+    @property
+    def phases(self) -> Phases:
+        """Return what its start was spent on; nothing of it is known where the plugin did not start it."""
 
     @property
     def log_path(self) -> Path | None:

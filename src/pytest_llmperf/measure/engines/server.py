@@ -17,6 +17,7 @@ from pytest_llmperf.measure.client.endpoint import Endpoint
 from pytest_llmperf.measure.engines import api, discovery
 from pytest_llmperf.measure.engines.child import Child, failure, read_log
 from pytest_llmperf.measure.engines.engine import Completion, EngineError, StartSettings
+from pytest_llmperf.measure.engines.phases import Phases, read_phases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -147,6 +148,7 @@ class ServerEngine:
         self.gpus = tuple(gpu.index for gpu in watch.gpus) if watch else ()
         self.url = ""
         self.startup_s: float | None = None
+        self.phases = Phases()
         self.log_path: Path = settings.log_folder / "engine.log"
         self.versions: dict[str, str] = {}
         self.api = "completions"
@@ -157,6 +159,9 @@ class ServerEngine:
         self._progress = progress
         self._child: Child | None = None
         self._shown: set[str] = set()
+        self._launched_s = 0.0
+        self._lines: list[tuple[float, str]] = []
+        """Of its log while it starts: seconds since the launch, line."""
 
     def __enter__(self) -> Self:
         """Start the server and wait for its first real token, or raise EngineError with nothing left running."""
@@ -194,6 +199,7 @@ class ServerEngine:
         self.endpoint = replace(self.endpoint, url=self.url, model=alias)
         self.log_path = self._settings.log_folder / f"engine-{self.spec.short_model}-tp{self.spec.tp}-{port}.log"
         command = self._program.command(port, alias)
+        self._launched_s, self._lines = time.perf_counter(), []
         self._child = Child(command, self._program.environment, self.log_path, grace_s=self._settings.stop_grace_s)
         if self.watch:
             self.watch.follow(self._child.pid)
@@ -212,13 +218,17 @@ class ServerEngine:
                     f"The engine was not ready after {self._settings.startup_timeout_s:g} s{self._elsewhere()};"
                     " see --llmperf-startup-timeout."
                 )
+            asked_s = time.perf_counter()
             if ready := self._program.answers(self, self._running()):
                 self.endpoint, self.api = ready.endpoint, ready.api
                 self.versions |= ready.versions
                 break
             time.sleep(_POLL_S)
-        self._report_progress()
         self.check()
+        first_token_s = time.perf_counter() - asked_s
+        self._report_progress()
+        self.phases = read_phases(self._lines, first_token_s)
+        self._lines.clear()
 
     def _elsewhere(self) -> str:
         """Return that it listens, but not where it was told to; empty where it does not listen at all."""
@@ -269,6 +279,7 @@ class ServerEngine:
     def _report_progress(self) -> None:
         """Tell each stage once: a progress bar in the log, or a second rank, says the same again and again."""
         for line in self._running().new_lines():
+            self._lines.append((time.perf_counter() - self._launched_s, line))
             for pattern, text in self._program.stages.items():
                 match = re.search(pattern, line)
                 stage = text.format(*match.groups()) if match else ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_llmperf.measure.client.endpoint import Endpoint
 from pytest_llmperf.measure.engines import api, discovery
 from pytest_llmperf.measure.engines.engine import Completion, EngineError, StartSettings
+from pytest_llmperf.measure.engines.phases import Phases
 from pytest_llmperf.plan.engine import check_url
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class UrlEngine:
     gpus: tuple[int, ...] = ()
     watch = None
     startup_s: float | None = None
+    phases = Phases()
     log_path: Path | None = None
 
     def __init__(self, spec: EngineSpec, host: object, settings: StartSettings, *_: object) -> None:
