@@ -82,7 +82,7 @@ class Rules:
     @cached_property
     def stored(self) -> tuple[store.Baseline, ...]:
         """The usable baselines of these cases, as they are before anything is measured."""
-        return tuple(self.load(self.markers))
+        return tuple(self.load(case_id for case_id in self.markers if self.path(case_id).is_file()))
 
     @cached_property
     def _commit(self) -> str | None:
