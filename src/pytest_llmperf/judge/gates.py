@@ -50,8 +50,8 @@ def capacity_gates(entries: Iterable[Gate], description: Mapping[str, Any], *, t
     if CAPACITY not in description:
         return None
     name = CAPACITIES[description[CAPACITY]["varied"]]
-    found = gates((Gate(name, on=True, origin="llmperf.capacity"), *entries), tolerance=tolerance)
-    return {metric: gate for metric, gate in found.items() if metric == name}
+    gated = gates((Gate(name, on=True, origin="llmperf.capacity"), *entries), tolerance=tolerance)
+    return {metric: gate for metric, gate in gated.items() if metric == name}
 
 
 def _matching(pattern: str) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.judge.maths.search import Found, Probe, Search, found, next_load, provable, requests_for
+from pytest_llmperf.judge.maths.search import Edge, Probe, Search, conclude, next_load, provable, requests_for
 from pytest_llmperf.measure import arrivals, audit, formulas, metrics, telemetry
 from pytest_llmperf.measure.gpus.memory import rank_memory
 from pytest_llmperf.measure.launch import MOST_DISTURBED, Player
@@ -77,7 +77,7 @@ def measure_capacity(
     tried = _search(player, workload, search, start, progress)
     if tried.invalid:
         engine.check()
-    result = found(search, tried.probes) if tried.probes and not tried.invalid else None
+    result = conclude(search, tried.probes) if tried.probes and not tried.invalid else None
     capacity = telemetry.read_capacity(engine.metrics_text(), engine.log_text())
     held = tried.held
     memory = rank_memory(engine.watch, [held.gpus] if held and held.gpus else []) if engine.watch else ()
@@ -186,12 +186,12 @@ def _invalid(workload: CapacityWorkload, played: Played, *, served: bool) -> lis
     return problems
 
 
-def _metrics(workload: CapacityWorkload, result: Found) -> dict[str, float | None]:
+def _metrics(workload: CapacityWorkload, result: Edge) -> dict[str, float | None]:
     name = workload.metric
     return {name: result.value, end_name(name, "low"): result.low, end_name(name, "high"): result.high}
 
 
-def _warnings(workload: CapacityWorkload, tried: _Probes, result: Found | None) -> Iterator[str]:
+def _warnings(workload: CapacityWorkload, tried: _Probes, result: Edge | None) -> Iterator[str]:
     """Yield what the search came to in words, and what it cannot tell."""
     yield from arrivals.warnings(tried.records)
     unit = metrics.find(workload.metric).unit
