@@ -47,7 +47,6 @@ class _Probes:
     probes: list[Probe] = field(default_factory=list)
     held: Played | None = None
     """The round at the largest load that seemed to hold; the first round while none did."""
-    records: list[RequestRecord] = field(default_factory=list)
     invalid: list[str] = field(default_factory=list)
 
 
@@ -111,7 +110,6 @@ def _search(
             continue
         probe = to_probe(load, played.records, player.workload, workload.resolution)
         tried.probes.append(probe)
-        tried.records += played.complete
         good = probe.good / probe.total if probe.total else 0.0
         growing = ", its queue grows" if probe.grows else ""
         unit = metrics.find(workload.metric).unit
@@ -193,7 +191,7 @@ def _metrics(workload: CapacityWorkload, result: Edge) -> dict[str, float | None
 
 def _warnings(workload: CapacityWorkload, tried: _Probes, result: Edge | None) -> Iterator[str]:
     """Yield what the search came to in words, and what it cannot tell."""
-    yield from arrivals.warnings(tried.records)
+    yield from arrivals.warnings(tried.held.complete if tried.held else ())
     unit = metrics.find(workload.metric).unit
     low, high = quantity(workload.low, unit), quantity(workload.high, unit)
     if result and result.low is None:
