@@ -126,3 +126,14 @@ def test_failed_requests_at_a_load_that_is_served_are_invalid(run: Run, every: i
     result = run(RATE, f"--llmperf-engine-args=--sim-fail-every {every}")
     assert set(result.statuses.values()) == {"INVALID"}, result.stdout
     assert "requests failed: " in result.stdout
+
+
+def test_a_gate_on_the_capacity_is_none_of_the_other_measurements(run: Run) -> None:
+    both = "assert llmperf(requests=24) == baseline\n    assert measured == baseline"
+    source = RATE.replace("assert measured == baseline", both)
+    gate = "--llmperf-gate=capacity_requests_per_s=20%"
+    assert set(run(source, *RECORD, gate).statuses.values()) == {"RECORDED"}
+    result = run(source, gate)
+    rows = [row for case in result.cases for row in case["verdict"]["metrics"] if row["metric"] == "capacity_requests_per_s"]
+    assert [(row["status"], row["tolerance"]) for row in rows if row["measured"]] == [("PASS", 0.2)]
+    assert set(result.statuses.values()) == {"PASS"}, result.stdout

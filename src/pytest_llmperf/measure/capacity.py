@@ -68,7 +68,8 @@ def measure_capacity(
     Raises EngineError and ClientError like `measure_launch`.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    player = Player(engine, client, workload.at(workload.low, _requests(workload, workload.low)), settings)
+    usual = start or math.sqrt(workload.low * workload.high)  # at the smallest rate the warm-up would take longer than a round
+    player = Player(engine, client, workload.at(usual, _requests(workload, usual)), settings)
     search = Search(
         low=workload.low, high=workload.high, share=workload.share, resolution=workload.resolution,
         repeats=workload.repeats, whole=workload.varied == "concurrency", seed=f"{workload.seed}/{number}",
