@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pytest_llmperf.judge.baseline import Baseline
 from pytest_llmperf.judge.gates import Tolerance, gates, gates_of
@@ -63,6 +66,16 @@ def test_a_search_that_cannot_be_is_refused_in_words(arguments: dict[str, Any], 
 def test_bounds_are_a_pair_or_a_range(bounds: object) -> None:
     workload = asked(rate=bounds)
     assert (workload.varied, workload.low, workload.high) == ("rate", 1, 64)
+
+
+@given(st.sampled_from(["rate", "concurrency"]), st.one_of(st.text(max_size=9), st.tuples(st.floats() | st.integers(),
+       st.floats() | st.integers()), st.none() | st.booleans() | st.floats()))  # fmt: skip
+def test_whatever_is_given_as_bounds_is_two_loads_or_refused(name: str, value: object) -> None:
+    try:
+        workload = asked(**{name: value})
+    except PlanError:
+        return
+    assert 0 < workload.low < workload.high < math.inf
 
 
 def test_the_load_of_the_test_id_and_of_the_defaults_gives_way() -> None:
