@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -137,3 +138,14 @@ def test_a_gate_on_the_capacity_is_none_of_the_other_measurements(run: Run) -> N
     rows = [row for case in result.cases for row in case["verdict"]["metrics"] if row["metric"] == "capacity_requests_per_s"]
     assert [(row["status"], row["tolerance"]) for row in rows if row["measured"]] == [("PASS", 0.2)]
     assert set(result.statuses.values()) == {"PASS"}, result.stdout
+
+
+def test_an_engine_without_a_server_has_no_load_to_search(tmp_path: Path) -> None:
+    from pytest_llmperf.plan.axes import Axes
+    from pytest_llmperf.plan.engine import EngineSpec
+    from pytest_llmperf.plugin.measuring import LLMPerf
+
+    bench, engine = SimpleNamespace(plan=SimpleNamespace(axes=Axes())), SimpleNamespace(spec=EngineSpec(kind="offline"))
+    llmperf = LLMPerf(bench, engine, {"slo": {"ttft_s": 1}}, tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(pytest.fail.Exception, match="an engine of the kind 'offline' has no server to load"):
+        llmperf.capacity(rate=(1, 2))
