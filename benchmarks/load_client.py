@@ -35,7 +35,8 @@ from pytest_llmperf.measure.client.processes import LoadClient
 from pytest_llmperf.measure.client.prompts import prompts
 from pytest_llmperf.measure.formulas import LaunchSample, RoundSample
 from pytest_llmperf.measure.host.model import bundled_model
-from pytest_llmperf.measure.telemetry import Capacity, Telemetry
+from pytest_llmperf.measure.kv_cache import Capacity
+from pytest_llmperf.measure.telemetry import Telemetry
 from pytest_llmperf.plan.arguments import workload_from
 from pytest_llmperf.plan.axes import Axes
 

@@ -16,7 +16,7 @@ PACKAGE = "pytest_llmperf"
 SOURCE = Path(__file__).parents[1] / "src" / PACKAGE
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("units",),
+    ("units", "files"),
     ("plan",),
     ("judge.maths",),
     ("measure",),

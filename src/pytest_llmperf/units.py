@@ -20,7 +20,19 @@ def quantity(value: float | None, unit: str) -> str:
         return gib(value, 2)
     if unit == "share":
         return f"{value:.1%}"
+    if value == 1:
+        return f"1 {_SINGULAR.sub('', unit)}"
     return f"{value:,.0f} {unit}" if abs(value) >= 100 or float(value).is_integer() else f"{value:.3g} {unit}"
+
+
+_SINGULAR = re.compile(r"(?<=[a-z]{3})s(?=/|$)")
+"""The s of a plural that is a unit, e.g. `requests` and `tokens/s`."""
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with what it counts, e.g. `1 launch`, `2 launches`, `1,024 requests`."""
+    plural = "" if number == 1 else "es" if noun.endswith(("ch", "sh", "s", "x")) else "s"
+    return f"{number:,} {noun}{plural}"
 
 
 def percent(share: float, *, up: bool = False) -> str:

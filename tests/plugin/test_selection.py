@@ -39,7 +39,7 @@ def test_an_option_with_several_values_runs_an_open_test_at_each(run):
 
 def test_the_header_says_host_engines_and_baselines(run):
     result = run(GRID, "--co", "--llmperf-tp=2")
-    assert "llmperf: 8x Simulated, 18 links each, all to all (simulated); 3 tests on 1 engines" in result.stdout
+    assert "llmperf: 8x Simulated, 18 links each, all to all (simulated); 3 tests on 1 engine" in result.stdout
     assert "; baselines: 0 found, 0 new; 2 deselected" in result.stdout
 
 

@@ -15,7 +15,7 @@ from tests.conftest import SERVING
         ("--llmperf-tp=1,,2", "--llmperf-tp=1,,2: an empty value between commas; write e.g. --llmperf-tp=1,2"),
         ("--llmperf-concurrency=-3", "--llmperf-concurrency=-3: the smallest value is 1"),
         ("--llmperf-tolerance=5", "--llmperf-tolerance='5': must be a share between 0 and 1, e.g. 0.05 or '5 %'"),
-        ("--llmperf-engine=docker", "--llmperf-engine=docker: must be one of server, offline, url, simulated"),
+        ("--llmperf-engine=docker", "--llmperf-engine=docker: must be one of server, offline, url, command, simulated"),
         ("--llmperf-missing-baseline=no", "--llmperf-missing-baseline=no: must be one of fail, skip, record"),
         ("--llmperf-startup-timeout=soon", "--llmperf-startup-timeout=soon: must be a number of seconds above 0"),
         ("--llmperf-engine-args=--tensor-parallel-size 2", "--tensor-parallel-size is set by the plugin; use --llmperf-tp"),

@@ -108,7 +108,7 @@ def test_a_gate_of_what_no_class_has_is_a_usage_error(run: Run) -> None:
 
 
 def test_files_are_looked_for_beside_the_test(run: Run) -> None:
-    source = "def test_it(llmperf):\n    assert llmperf(trace='trace.jsonl', speed=10)['requests_per_s'] > 0"
+    source = "def test_it(llmperf):\n    assert llmperf(trace='trace.jsonl', trace_unit='ms', speed=10)['requests_per_s'] > 0"
     row = {"timestamp": 0, "input_length": 8, "output_length": 3}
     trace = "\n".join(json.dumps(row | {"timestamp": 100 * n}) for n in range(6))
     files = {"sub/test_it.py": source, "sub/trace.jsonl": trace, "test_top.py": source}

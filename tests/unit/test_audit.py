@@ -19,7 +19,7 @@ from pytest_llmperf.plan.workload import Workload
 
 GOOD = RequestRecord(1.0, (1.1, 1.2), 1.2, prompt_tokens=4, output_tokens=2, delay_s=0.0001)
 SOUND = RoundLog((GOOD,) * 4, cpu_s=0.1, busy_s=1.0)
-TOLD = Telemetry(preemptions=0, prompt_tokens=16, output_tokens=8, prefix_hit_tokens=0)
+TOLD = Telemetry(preemptions=0, prompt_tokens=16, output_tokens=8, prefix_hit_tokens=0, answered=True)
 
 
 def problems(log: RoundLog = SOUND, telemetry: Telemetry = TOLD, workload: Workload | None = None) -> list[str]:
@@ -67,9 +67,9 @@ def test_failed_requests_are_a_problem_with_the_most_common_reasons_first() -> N
 @pytest.mark.parametrize(
     ("telemetry", "message"),
     [
-        (replace(TOLD, restarted=True), "restarted during the round"),
+        (Telemetry(answered=True, doubt="it was restarted during the round"), "restarted during the round"),
         (replace(TOLD, prefix_hit_tokens=160), "160 prompt tokens came from the prefix cache"),
-        (replace(TOLD, output_tokens=7), "the client counted 8 output tokens, the engine only 7"),
+        (replace(TOLD, external_hit_tokens=96), "96 prompt tokens came from an external KV cache"),
     ],
 )
 def test_what_the_engine_tells_is_held_against_what_was_seen(telemetry: Telemetry, message: str) -> None:

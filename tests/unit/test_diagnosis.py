@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_llmperf.judge.diagnosis import advice, likely_cause
+from pytest_llmperf.judge.causes import likely_cause
+from pytest_llmperf.judge.diagnosis import advice
 from pytest_llmperf.judge.provenance import Provenance, changes, engine_facts
 from pytest_llmperf.judge.verdict import MetricVerdict, Status, Verdict
-from pytest_llmperf.measure.engines.child import named_errors
+from pytest_llmperf.measure.engines.logs import named_errors
 from pytest_llmperf.measure.metrics import GATING
 from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.engine import EngineSpec, parse_engine_args

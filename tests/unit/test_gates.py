@@ -41,7 +41,7 @@ def gated(source: object, tolerance: float = 0.05) -> dict[str, Tolerance]:
     ],
 )  # fmt: skip
 def test_a_gate_setting_is_a_text_or_a_dict(source: object, expected: list[tuple[str, bool, float | None]]) -> None:
-    assert entries(source) == tuple(Gate(name, on, tolerance, ORIGIN) for name, on, tolerance in expected)
+    assert entries(source) == tuple(Gate(name, on, tolerance, origin=ORIGIN) for name, on, tolerance in expected)
 
 
 WORDS = st.text("abcpst_*09", min_size=1, max_size=8)
@@ -172,7 +172,9 @@ def test_the_last_entry_about_a_metric_decides_on_it_alone(found: list[Gate], to
             assert result[name].share == wanted
 
 
-@pytest.mark.parametrize("source", ["ttft_p95_s=8%", "tftt*=off", "TTFT_P50_S=on"])
+@pytest.mark.parametrize(
+    "source", ["ttft_p95=8%", "tftt*=off", "TTFT_P50_S=on", "ttft_p100_s=on", "ttft_p095_s=on", "preemptions_total=on"]
+)
 def test_an_entry_about_no_metric_is_refused_with_the_known_ones(source: str) -> None:
     with pytest.raises(PlanError, match="is not a metric; known are output_tokens_per_s, ") as refused:
         gated(source)

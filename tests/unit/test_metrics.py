@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.formulas import LaunchSample, RoundSample
+from pytest_llmperf.measure.kv_cache import Capacity
 from pytest_llmperf.measure.metric import MIN_EXCEEDANCES, Metric
 from pytest_llmperf.measure.metrics import (
     BY_NAME,
@@ -23,7 +24,7 @@ from pytest_llmperf.measure.metrics import (
     launch_metrics,
     round_metrics,
 )
-from pytest_llmperf.measure.telemetry import Capacity, Telemetry
+from pytest_llmperf.measure.telemetry import Telemetry
 from pytest_llmperf.plan.arguments import workload_from
 from pytest_llmperf.plan.axes import Axes
 from pytest_llmperf.plan.workload import Workload

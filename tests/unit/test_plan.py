@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from pytest_llmperf.plan.arguments import workload_from
 from pytest_llmperf.plan.axes import AXES, Axes, grid, is_selected
 from pytest_llmperf.plan.checks import PlanError, degree, parse_fraction
-from pytest_llmperf.plan.datasets import File
 from pytest_llmperf.plan.engine import (
     EngineArgs,
     EngineSpec,
@@ -25,7 +24,10 @@ from pytest_llmperf.plan.engine import (
     merge_engine_args,
     parse_engine_args,
 )
+from pytest_llmperf.plan.files import File
+from pytest_llmperf.plan.lengths import Pairs
 from pytest_llmperf.plan.marker import parse_marker
+from pytest_llmperf.plan.traffic import WarmUp
 from pytest_llmperf.plan.workload import RequestClass, Workload
 
 # ------------------------------------------------------------------------------------------------ degrees
@@ -219,7 +221,7 @@ def test_an_engine_occupies_tp_times_pp_times_dp_devices() -> None:
 
 
 def test_an_engine_is_of_a_known_kind() -> None:
-    with pytest.raises(PlanError, match=r"^engine='sever': must be one of server, offline, url, simulated$"):
+    with pytest.raises(PlanError, match=r"^engine='sever': must be one of server, offline, url, command, simulated$"):
         EngineSpec(kind="sever")
 
 
@@ -277,16 +279,31 @@ def test_fingerprints_are_equal_exactly_where_the_workloads_are(one: Workload, o
 FILE = File("a.jsonl", "0" * 64)
 OTHER: dict[str, Any] = {
     "rate": (2.0,), "arrivals": "constant", "trace": FILE, "speed": 2.0, "classes": (RequestClass("a", 1.0, 1, 1),),
-    "dataset": FILE, "api": "chat", "stream": False, "extra_body": '{"top_p": 1}', "lora": ("a",), "slo": (("e2e_s", 1.0),),
+    "pairs": Pairs(((1, 2),)), "max_prompt_tokens": 9, "block_tokens": 64, "trace_unit": "us", "max_concurrency": 3,
+    "duration_s": 9.0, "think_s": 2.5, "warm_up": WarmUp(9), "dataset": FILE,
+    "api": "chat", "stream": False, "extra_body": '{"top_p": 1}', "lora": ("a",), "slo": (("e2e_s", 1.0),),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Workload)])
-def test_every_field_of_a_workload_is_in_its_fingerprint(name: str) -> None:
-    needed = {"arrivals": {"rate": (2.0,)}, "speed": {"trace": FILE}, "dataset": {"api": "chat"}, "turns": {"concurrency": 2}}
+@pytest.mark.parametrize("name", [field.name for field in fields(Workload) if field.name != "tolerated_failures"])
+def test_every_field_of_what_is_sent_is_in_the_fingerprint(name: str) -> None:
+    needed: dict[str, dict[str, Any]] = {
+        **{part: {"rate": (2.0,)} for part in ("arrivals", "max_concurrency")},
+        **{part: {"trace": FILE} for part in ("speed", "block_tokens", "trace_unit")},
+        "dataset": {"api": "chat"},
+        "max_prompt_tokens": {"dataset": FILE},
+        "turns": {"concurrency": 2},
+        "think_s": {"turns": 2, "concurrency": 2},
+    }
     workload = Workload(**needed.get(name, {}))
     changed = replace(workload, **{name: OTHER[name] if name in OTHER else getattr(workload, name) + 1})
     assert changed.fingerprint != workload.fingerprint
+
+
+def test_how_many_failures_are_tolerated_changes_nothing_of_what_is_sent() -> None:
+    tolerant = Workload(tolerated_failures=0.01)
+    assert tolerant.fingerprint == Workload().fingerprint
+    assert tolerant.description["tolerated_failures"] == 0.01
 
 
 def test_a_fingerprint_is_sixteen_hex_digits() -> None:

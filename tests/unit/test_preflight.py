@@ -574,7 +574,9 @@ def test_an_unknown_model_has_no_smallest_degree() -> None:
 # ------------------------------------------------------------------------------------------------ models that ship
 
 
-MODELS = ("tiny", "qwen2.5-0.5b-shape", "qwen2.5-7b-shape")
+MODELS = (
+    "tiny", "qwen2.5-0.5b-shape", "qwen2.5-7b-shape", "qwen3-30b-a3b-shape", "llama-3.1-8b-shape", "llama-3.3-70b-shape",
+)  # fmt: skip
 
 
 def test_these_models_ship() -> None:

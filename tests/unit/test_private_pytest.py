@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmperf.plugin.private import overrides, parameter, renew, terminal
+from pytest_llmperf.plugin.private import calls, overrides, parameter, renew, terminal
 
 
 @pytest.fixture
@@ -39,6 +39,16 @@ def test_a_fixture_that_replaces_none_is_no_override(request: pytest.FixtureRequ
 def test_a_parameter_is_found_by_its_name(request: pytest.FixtureRequest, number: int) -> None:
     assert parameter(request.node, "number") == number
     assert parameter(request.node, "other") is None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "generated" in metafunc.fixturenames:
+        metafunc.parametrize("generated", [1, pytest.param(2, marks=pytest.mark.skipif(False, reason="")), 3])
+        calls(metafunc)[:] = [call for call in calls(metafunc) if call.marks and call.params["generated"] == 2]
+
+
+def test_generated_tests_can_be_taken_away_by_their_marks_and_parameters(generated: int) -> None:
+    assert generated == 2
 
 
 def test_the_terminal_can_be_written_to(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> None:

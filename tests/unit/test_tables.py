@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -13,7 +14,7 @@ from pytest_llmperf.judge.verdict import MetricVerdict, Status, Verdict
 from pytest_llmperf.report.outcome import Outcome
 from pytest_llmperf.report.scaling import Scaling
 from pytest_llmperf.report.tables import Column, Table, metrics_table, review_table, scaling_table, summary_table
-from pytest_llmperf.report.text import render
+from pytest_llmperf.report.text import blind_lines, render
 
 NOISE = Parts(rounds=0.61, launches=1.25, jobs=None, launch_count=5, job_count=1)
 ROWS = (
@@ -100,3 +101,11 @@ def test_a_column_says_how_its_cells_are_aligned(align: Literal["left", "right"]
 
 def test_a_table_without_rows_has_its_headers() -> None:
     assert render(Table((Column("a"), Column("b")), (), ("nothing",))).splitlines()[-1] == "nothing"
+
+
+def test_an_audit_that_is_off_is_said_once_for_all_cases() -> None:
+    line = "prefix-cache audit off: this engine tells no hits"
+    blind = replace(outcome(), notes=("no steady window: 8 requests are 2 waves of 4", line))
+    assert blind_lines([blind, outcome(), blind]) == [f"{line} (2 cases)"]
+    assert blind_lines([outcome(), blind]) == [f"{line} (1 case)"]
+    assert blind_lines([outcome()]) == []

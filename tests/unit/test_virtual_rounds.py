@@ -39,7 +39,8 @@ class Served:
 def play(engine: SimulatedEngine, workload: Workload, number: int = 0) -> RoundLog:
     drawn = prompts(workload, number, vocabulary=None, nonce="test")
     how: dict[str, Any] = {"concurrency": workload.concurrency, "request_timeout_s": 60.0, "stall_timeout_s": 60.0}
-    return play_virtually(Served(engine.url), drawn, None, stream=workload.stream, **how)  # type: ignore[arg-type]
+    how |= {"stream": workload.stream, "max_concurrency": workload.max_concurrency, "stop_s": workload.stops_s}
+    return play_virtually(Served(engine.url), drawn, None, **how)  # type: ignore[arg-type]
 
 
 def closed(**given: Any) -> Workload:
@@ -148,3 +149,38 @@ def test_classes_of_requests_are_played_too() -> None:
         log = play(engine, workload_from(Axes(), given))
     assert {record.error for record in log.records} == {None}
     assert {record.prompt_tokens for record in log.records} == {100, 200}
+
+
+def test_beside_a_rate_the_cap_holds_in_virtual_time_too() -> None:
+    workload = workload_from(Axes(), {"rate": "inf", "requests": 20, "max_concurrency": 4, "output_tokens": 8})
+    with SimulatedEngine(Options(clock=SLOW)) as engine:
+        log = play(engine, workload)
+    assert [record.error for record in log.records] == [None] * 20
+    spans = [(record.sent_s or 0, record.end_s or 0) for record in log.records]
+    assert max(sum(start <= at < end for start, end in spans) for at, _ in spans) == 4
+    assert len({record.due_s for record in log.records}) == 1
+    assert [record.delay_s for record in log.records] == pytest.approx([0.0] * 20)
+    assert log.records[-1].asked_s == log.records[0].sent_s
+
+
+@pytest.mark.parametrize("load", [{"concurrency": 2}, {"rate": 0.1}])
+def test_a_pause_is_as_long_as_its_user_thinks(load: dict[str, Any]) -> None:
+    workload = workload_from(Axes(), {"turns": 3, "requests": 12, "think_s": 7, **load})
+    with SimulatedEngine(Options(clock=SLOW)) as engine:
+        log = play(engine, workload)
+    for turn in range(0, 12, 3):
+        for before, after in pairwise(log.records[turn : turn + 3]):
+            assert after.sent_s == pytest.approx((before.end_s or 0) + 7)
+            assert after.asked_s == pytest.approx(after.sent_s)
+    if "concurrency" in load:
+        assert log.records[6].sent_s == pytest.approx(log.records[2].end_s), "a user who thinks keeps the place"
+
+
+def test_a_round_ends_with_its_time() -> None:
+    workload = workload_from(Axes(), {"duration_s": 100, "requests": 400, "turns": 2, "think_s": 5, "output_tokens": 4})
+    with SimulatedEngine(Options(clock=SLOW)) as engine:
+        sent, kept = play(engine, workload).sent()
+    starts = [record.sent_s or 0 for record in sent.records]
+    assert 8 < len(kept) < 400
+    assert max(starts) - min(starts) < 100
+    assert {record.error for record in sent.records} == {None}

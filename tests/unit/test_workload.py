@@ -218,12 +218,12 @@ def test_a_trace_is_replayed_at_its_times_with_its_shared_blocks(tmp_path: Path)
 
 
 def test_a_dataset_gives_messages_to_a_chat_or_its_question(tmp_path: Path) -> None:
-    said = [{"from": "gpt", "value": "Hello"}, {"from": "human", "value": "Why?"}]
+    said = [{"from": "system", "value": "Hello"}, {"from": "human", "value": "Why?"}]
     (tmp_path / "s.json").write_text(json.dumps([{"conversations": said}] * 3))
     chat, plain = (draw(made(tmp_path, dataset="s.json", api=api)) for api in ("chat", "completions"))
     for prompt in chat:
         (role, text), question = prompt.messages
-        assert (role, text.partition(": ")[2], question) == ("assistant", "Hello", ("user", "Why?"))
+        assert (role, text.partition(": ")[2], question) == ("system", "Hello", ("user", "Why?"))
     assert {prompt.text.partition(": ")[2] for prompt in plain} == {"Why?"}
     # A mark of its own in front of each: no round finds another one's prompts in a prefix cache.
     again = draw(made(tmp_path, dataset="s.json", api="completions"), 1)
@@ -255,3 +255,90 @@ def test_an_open_loop_warms_up_with_its_first_arrivals() -> None:
     warm, first = draw(workload, WARM_UP), draw(workload, 0)
     assert [prompt.due_s for prompt in warm] == [prompt.due_s for prompt in first[:32]]
     assert not {prompt.token_ids for prompt in warm} & {prompt.token_ids for prompt in first}
+
+
+# ------------------------------------------------------------------------------------------------ lengths, pauses, warm-up
+
+
+def test_a_normals_lengths_have_its_mean_and_spread() -> None:
+    drawn = [len(prompt.token_ids) for prompt in draw(made(prompt_tokens="normal(200, 20, 230)", requests=3000))]
+    assert statistics.fmean(drawn) == pytest.approx(200, rel=0.01)
+    assert statistics.stdev(drawn) == pytest.approx(20, rel=0.15)
+    assert max(drawn) == 230
+
+
+def test_no_length_of_a_wide_normal_is_below_one() -> None:
+    assert min(prompt.output_tokens for prompt in draw(made(output_tokens="normal(2, 50)", requests=200))) == 1
+
+
+def test_pairs_keep_their_correlation_and_come_equally_often(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("input,output\n10,100\n20,200\n30,300\n")
+    for pairs in ([(10, 100), (20, 200), (30, 300)], "file(p.csv)", "p.csv"):
+        drawn = draw(made(tmp_path, pairs=pairs, requests=30))
+        assert Counter((len(prompt.token_ids), prompt.output_tokens) for prompt in drawn) == {
+            (10, 100): 10, (20, 200): 10, (30, 300): 10,
+        }  # fmt: skip
+
+
+def test_pauses_are_drawn_once_for_every_round() -> None:
+    workload = made(turns=3, requests=30, concurrency=4, think_s="uniform(0.5, 2)")
+    first, second = ([prompt.think_s for prompt in draw(workload, number)] for number in (0, 1))
+    assert first == second
+    assert first[::3] == [0.0] * 10
+    assert all(0.5 <= pause <= 2 for pause in first[1::3] + first[2::3])
+    assert len(set(first)) > 15
+    assert min(prompt.think_s for prompt in draw(made(turns=2, think_s="normal(0, 1)"))) == 0
+
+
+def test_at_an_infinite_rate_all_begin_at_once() -> None:
+    assert {prompt.due_s for prompt in draw(made(rate="inf", arrivals="constant"))} == {0.0}
+
+
+def test_a_warm_up_may_have_its_own_requests_lengths_and_dataset(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"prompt": "Why?"}\n')
+    assert len(draw(made(warm_up={"requests": 3}), WARM_UP)) == 3
+    assert len(draw(made(warm_up={"requests": 40}, requests=32), WARM_UP)) == 40
+    lengths = {(len(prompt.token_ids), prompt.output_tokens) for prompt in draw(made(warm_up={"prompt_tokens": 7}), WARM_UP)}
+    assert lengths == {(7, 50)}
+    [prompt, *_] = draw(made(tmp_path, warm_up={"dataset": "d.jsonl", "output_tokens": 3}), WARM_UP)
+    assert (prompt.text.partition(": ")[2], prompt.output_tokens) == ("Why?", 3)
+    assert {len(prompt.token_ids) for prompt in draw(made(tmp_path, warm_up={"dataset": "d.jsonl"}))} == {100}
+
+
+SOURCES: tuple[dict[str, Any], ...] = (
+    {},
+    {"rate": 5},
+    {"rate": "inf", "max_concurrency": 2},
+    {"rate": "1..5", "duration_s": 3, "turns": 2},
+    {"trace": "t.jsonl"},
+    {"trace": "t.jsonl", "max_concurrency": 2, "speed": 3},
+    {"dataset": "d.jsonl", "max_prompt_tokens": 9},
+    {"dataset": "d.jsonl", "output_tokens": "dataset"},
+    {"pairs": [(5, 6), (7, 8)]},
+    {"turns": 4, "think_s": 1},
+    {"duration_s": 2},
+    {"classes": {"a": {}, "b": {"prompt_tokens": 9}}},
+    {"prefix_tokens": 8, "prefixes": 2},
+)
+WARM_UPS: tuple[dict[str, Any], ...] = (
+    {"requests": 1},
+    {"requests": 50},
+    {"prompt_tokens": 7},
+    {"output_tokens": 3},
+    {"dataset": "d.jsonl"},
+    {"requests": 2, "prompt_tokens": 4},
+)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+@pytest.mark.parametrize("warm_up", WARM_UPS, ids=str)
+def test_whatever_is_measured_can_have_any_warm_up(source: dict[str, Any], warm_up: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"prompt": "Why?", "completion": "So."}\n{"prompt": "And?", "completion": "So."}\n')
+    rows = [{"timestamp": at, "input_length": 600, "output_length": 4, "hash_ids": [1, at + 2]} for at in range(6)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    workload = made(tmp_path, **source, warm_up=warm_up)
+    drawn = draw(workload, WARM_UP)
+    assert 1 <= len(drawn) <= 50
+    assert not any(prompt.follows for prompt in drawn)
+    if "prompt_tokens" in warm_up:
+        assert {len(prompt.token_ids) - workload.prefix_tokens for prompt in drawn} == {warm_up["prompt_tokens"]}

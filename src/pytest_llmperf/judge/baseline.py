@@ -1,23 +1,22 @@
 """Baselines: one small sorted JSON file per case under `<folder>/<host>/`, with raw rounds and where they came from.
 
-The key is the host's kind and the case's id. Engine arguments, environment and versions are recorded and shown when a
-verdict is red, but are no part of the key: a changed setting is judged against what is stored. What was sent is different:
-another workload is not comparable.
+The key is the host's kind, the case's id, and the engine's kind where it is not the test's own. Engine arguments, environment
+and versions are recorded and shown when a verdict is red, but are no part of the key: a changed setting is judged against what is
+stored. What was sent, and to which model and kind of engine, is different: nothing else is comparable.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import msgspec
 
+from pytest_llmperf.files import write_text
 from pytest_llmperf.judge.provenance import Provenance
 from pytest_llmperf.measure import metrics
 from pytest_llmperf.measure.measurement import Launch
@@ -67,12 +66,13 @@ def extended(stored: Baseline, new: Baseline) -> Baseline:
     return replace(new, launches=(*stored.launches, *new.launches)[-MOST_LAUNCHES:], noise=stored.noise)
 
 
-def path_for(folder: Path, host: str, case_id: str) -> Path:
+def path_for(folder: Path, host: str, case_id: str, kind: str = "") -> Path:
     """Return the file of a case: `<folder>/<host>/<test file without .py>/<test name and parameters>.json`.
 
-    Characters that file systems or shells dislike become `-`; where that could make two ids alike, a short hash of the id
-    keeps them apart.
+    A kind of engine that is not the test's own, `kind`, stands behind the parameters. Characters that file systems or shells
+    dislike become `-`; where that could make two ids alike, a short hash of the id keeps them apart.
     """
+    case_id += f"#{kind}" if kind else ""
     file, _, rest = case_id.partition("::")
     name = rest.replace("::", ".").replace("[", "-", 1).removesuffix("]") or "case"
     safe = re.sub(r"[^\w.+=-]", "-", name, flags=re.ASCII)[:150]
@@ -126,27 +126,21 @@ def dump(baseline: Baseline) -> str:
 
 
 def _dump_launch(launch: dict[str, Any]) -> str:
+    for each in launch["rounds"]:
+        del each["counters"]  # those that gate are metrics
     rounds = ",\n".join(f"      {json.dumps(each, sort_keys=True, allow_nan=False)}" for each in launch.pop("rounds"))
     # Only sound launches are stored, warnings were told, and how long it took is of no use later.
-    del launch["invalid"], launch["warnings"], launch["played_s"]
-    if not launch["memory"]:
-        del launch["memory"]
+    del launch["invalid"], launch["warnings"], launch["played_s"], launch["samples"]
+    for name in ("memory", "model"):
+        if not launch[name]:
+            del launch[name]
     rest = ", ".join(f"{json.dumps(key)}: {json.dumps(launch[key], sort_keys=True, allow_nan=False)}" for key in sorted(launch))
     return "    {" + rest + ', "rounds": [\n' + rounds + "\n    ]}"
 
 
 def save(path: Path, baseline: Baseline) -> None:
     """Write the file as a whole or not at all; another case's file is never touched."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(dump(baseline))
-        Path(temporary).chmod(0o644)  # mkstemp's 0600 would follow the file into version control's eyes
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_text(path, dump(baseline))
 
 
 def unused(folder: Path, host: str, rootpath: Path, collected: Iterable[str]) -> list[Path]:

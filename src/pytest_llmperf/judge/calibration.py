@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge import noise
 from pytest_llmperf.judge.comparison import Comparison
-from pytest_llmperf.measure import metrics
+from pytest_llmperf.judge.gates import judged
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,7 +29,8 @@ def calibrated(
     believed = noise.beliefs([recorded], {recorded.case_id: tuple(gated)})
     rows = []
     for row in observed:
-        metric, gate = metrics.find(row.metric), gated.get(row.metric)
+        gate = gated.get(row.metric)
+        metric = judged(row.metric, gate)
         parts = noise.parts(metric, recorded.launches)
         if gate is not None and parts is not None:
             values = noise.values(metric, recorded.launches)

@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.judge import noise
+from pytest_llmperf.judge.gates import judged
 from pytest_llmperf.judge.maths import counts, power, stats
 from pytest_llmperf.judge.noise import Belief
-from pytest_llmperf.measure import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,7 +113,8 @@ def prospects(
     """Return the gating comparisons of a stored case, as far as their baselines are usable."""
     usable = []
     for name, gate in gated.items():
-        metric, values = metrics.find(name), noise.values(metrics.find(name), stored.launches)
+        metric = judged(name, gate)
+        values = noise.values(metric, stored.launches)
         comparison = Comparison(metric, values, gate, design, beliefs.get(name))
         if all(values) and comparison.unusable is None:
             usable.append(comparison)

@@ -1,8 +1,7 @@
-"""Why: what has changed since the baseline, what a dead engine's log says, and which setting to move."""
+"""Which setting to move when a verdict is red; what a dead engine's log says is in `causes.py`."""
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge.verdict import Status
@@ -10,58 +9,6 @@ from pytest_llmperf.judge.verdict import Status
 if TYPE_CHECKING:
     from pytest_llmperf.judge.scaling import Curve
     from pytest_llmperf.judge.verdict import Verdict
-
-# What the last lines of an engine's log tell, the most telling first.
-_CAUSES: tuple[tuple[str, str], ...] = (
-    (
-        r"out of memory|OutOfMemoryError|is less than desired [CG]PU memory utilization",
-        "the GPU has too little free memory: lower --gpu-memory-utilization, --max-model-len or --max-num-seqs, raise the"
-        " TP degree, or end the process that holds the memory",
-    ),
-    (
-        r"No available memory for the cache blocks|larger than the available KV cache memory",
-        "no room for the KV cache is left after the weights: lower --max-model-len, or raise --gpu-memory-utilization or the"
-        " TP degree",
-    ),
-    (
-        r"must be divisible by tensor parallel size|not divisible by",
-        "the TP degree must divide the model's attention heads: choose another --llmperf-tp, or use --llmperf-pp",
-    ),
-    (
-        r"quarantine:|is used by pid|is used by another process|GiB in use, and the driver names no process",
-        "the GPU is not free: end the process that uses it, or leave the GPU out with CUDA_VISIBLE_DEVICES",
-    ),
-    (
-        r"no kernel image is available|CUDA driver version is insufficient|unsupported toolchain",
-        "this build of vLLM or torch does not fit the GPU or its driver: update the driver, or install the build for its CUDA",
-    ),
-    (
-        r"CUDA error: (an illegal memory access|device-side assert|unspecified launch failure)|Xid",
-        "a kernel failed on the GPU: run once with CUDA_LAUNCH_BLOCKING=1 (marker argument env) for the place; a new kernel,"
-        " attention backend or quantization is the first suspect, then the GPU itself (nvidia-smi -q, XID)",
-    ),
-    (
-        r"No such file or directory: .*(gcc|cc1|nvcc)|Failed to find C compiler|InductorError|BackendCompilerFailed",
-        "torch.compile could not build a kernel: it needs a C compiler (see the environment variable CC), or --enforce-eager",
-    ),
-    (
-        r"NCCL (error|failure)|ncclSystemError|ncclUnhandledCudaError|DistNetworkError",
-        "the ranks could not talk to each other: NCCL_DEBUG=INFO says more; check NVLink and shared memory (/dev/shm), or try"
-        " --disable-custom-all-reduce",
-    ),
-    (
-        r"unrecognized arguments|invalid choice|expected one argument",
-        "an engine argument is wrong: see --llmperf-engine-args",
-    ),
-    (
-        r"Repo id must be in the form|is not a local folder|Repository Not Found|Can't load the configuration|HFValidationError"
-        r"|LocalEntryNotFoundError",
-        "the model cannot be found: --llmperf-model takes a folder, or a name that the hub has",
-    ),
-    (r"address already in use", "another process took the port first"),
-    (r"No module named '?vllm", "the interpreter has no vLLM: name one that has with --llmperf-python"),
-    (r"Killed|SIGKILL", "the process was killed, most often because the machine ran out of memory"),
-)
 
 # What to do about preemptions: setting, the value where the user gave none, direction.
 _KV_SETTINGS: tuple[tuple[str, str], ...] = (
@@ -86,11 +33,6 @@ _MEMORY: tuple[tuple[str, str], ...] = (
         " --max-num-seqs and the captured graph sizes make the first two; --gpu-memory-utilization bounds what vLLM itself takes",
     ),
 )
-
-
-def likely_cause(log_tail: str) -> str | None:
-    """Return the likely cause of an engine's death, with the setting to change, or None."""
-    return next((cause for pattern, cause in _CAUSES if re.search(pattern, log_tail, re.I)), None)
 
 
 def advice(verdict: Verdict, engine_args: dict[str, tuple[str, ...]], degrees: dict[str, int]) -> list[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from pytest_llmperf.measure.metrics import BY_NAME, CLASS_SEPARATOR, METRICS, find, names_of
+from pytest_llmperf.measure.metrics import BY_NAME, CLASS_SEPARATOR, METRICS, find, is_counter, is_metric, names_of
 from pytest_llmperf.plan.capacity import CAPACITIES, CAPACITY
 from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.gates import Gate
@@ -26,6 +26,8 @@ class Tolerance:
     """The change for the worse that must not pass, as a fraction."""
     asked: bool = False
     """The project named the metric: that it cannot be judged is then no small matter."""
+    better: Literal["", "higher"] = ""
+    """`higher` where the gate says so of a counter, of which nobody else knows what is good."""
 
 
 def gates(entries: Iterable[Gate] = (), *, tolerance: float) -> dict[str, Tolerance]:
@@ -38,8 +40,23 @@ def gates(entries: Iterable[Gate] = (), *, tolerance: float) -> dict[str, Tolera
         for name in names:
             gating.pop(name, None)
             if entry.on:
-                gating[name] = Tolerance(entry.tolerance or _default(find(name), tolerance), asked=True)
+                gating[name] = _tolerance(entry, name, tolerance)
     return gating
+
+
+def _tolerance(entry: Gate, name: str, tolerance: float) -> Tolerance:
+    metric = find(name)
+    if entry.better and entry.better != metric.better and not is_counter(name):
+        raise PlanError(f"{entry.origin}: {name}={entry.better}: {metric.better} is better, and only a counter's gate can say it")
+    better: Literal["", "higher"] = "higher" if entry.better == "higher" != metric.better else ""
+    plain = Tolerance(0.0, asked=True, better=better)
+    return replace(plain, share=entry.tolerance or _default(judged(name, plain), tolerance))
+
+
+def judged(name: str, gate: Tolerance | None) -> Metric:
+    """Return a metric as a gate has it judged: a counter of which more is better is a large number, hence a ratio."""
+    metric = find(name)
+    return replace(metric, better="higher", kind="ratio", tolerance=None) if gate and gate.better == "higher" else metric
 
 
 def gates_of(entries: Iterable[Gate], description: Mapping[str, Any], *, tolerance: float) -> dict[str, Tolerance]:
@@ -62,7 +79,9 @@ def _matching(pattern: str) -> list[str]:
     if set(group) & set("*?["):
         return []  # which classes there are is not known when tests are collected
     names = [name for name in names_of([group]) if name.startswith(f"{group}{CLASS_SEPARATOR}")] if separator else list(BY_NAME)
-    return [name for name in names if fnmatchcase(name, pattern) and _is_meant(find(name), pattern)]
+    matching = [name for name in names if fnmatchcase(name, pattern) and _is_meant(find(name), pattern)]
+    # Percentiles and counters are as many as there are names: such a gate names one.
+    return matching or ([pattern] if is_metric(pattern) else [])
 
 
 def _is_meant(metric: Metric, pattern: str) -> bool:

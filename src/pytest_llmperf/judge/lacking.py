@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge import noise
 from pytest_llmperf.judge.comparison import Comparison
-from pytest_llmperf.measure import metrics
+from pytest_llmperf.judge.gates import judged
 from pytest_llmperf.measure.measurement import Round
 from pytest_llmperf.measure.metric import end_name
 from pytest_llmperf.plan.capacity import CAPACITIES
@@ -46,7 +46,7 @@ def lacking(launches: Sequence[Launch], gated: Mapping[str, Tolerance], design: 
     rounds = min(len(launch.rounds) for launch in launches)
     lacks = {}
     for name, gate in gated.items():
-        metric = metrics.find(name)
+        metric = judged(name, gate)
         why = reason(metric, launches, gate, design) or metric.too_few(workload, rounds)
         if why and (gate.asked or applies(metric, launches)):
             lacks[name] = why

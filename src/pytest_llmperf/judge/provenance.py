@@ -1,4 +1,7 @@
-"""Where launches came from, and what has changed since. It is compared in messages and decides nothing."""
+"""Where launches came from, and what has changed since.
+
+Model and kind of engine must be alike for two to be compared; all else is compared in messages and decides nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,15 @@ import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.measure.host.model import config_hash
+from pytest_llmperf.plan.axes import short_model
 from pytest_llmperf.plan.engine import command_line, parse_engine_args
+from pytest_llmperf.plan.kinds import kind_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_llmperf.measure.measurement import Launch
     from pytest_llmperf.plan.case import Case
 
 
@@ -36,26 +45,81 @@ def engine_facts(case: Case) -> dict[str, Any]:
         "dp": spec.dp,
         "args": shlex.join(command_line(spec.args)),
         "env": dict(spec.env),
-    }
+    } | ({"command": spec.command} if spec.command else {})
+
+
+def model_facts(case: Case, launches: Sequence[Launch] = ()) -> dict[str, Any]:
+    """Return what a baseline records of a case's model beside its name: its config.json as a hash, or what an endpoint serves."""
+    if not kind_of(case.engine.kind).starts:
+        served = list(dict.fromkeys(launch.model for launch in launches if launch.model))
+        return {"served_model": ", ".join(served)} if served else {}
+    config = config_hash(case.engine.model)
+    return {"model_config": config} if config else {}
+
+
+def unlike(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, ...]:
+    """Return why two engines cannot be held against each other: another kind, or another model.
+
+    What a file does not say, because an older plugin wrote it, is not known to be different.
+    """
+    if "kind" in before and before["kind"] != now["kind"]:
+        return (f"engine kind: {before['kind']} -> {now['kind']}",)
+    if not kind_of(now["kind"]).starts:
+        old, new = before.get("served_model"), now.get("served_model")
+        return (f"model: {old} -> {new}",) if old and new and old != new else ()
+    old, new = before.get("model"), now["model"]
+    if old is None or _same_model(before, now):
+        return ()
+    return (f"model: {old} -> {new}" + (" (its config.json is another one)" if old == new else ""),)
+
+
+def _same_model(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Return whether two engines have the same model: by content where it is known of both, else by name."""
+    configs = before.get("model_config"), now.get("model_config")
+    if all(configs):
+        return configs[0] == configs[1]
+    old, new = str(before.get("model")).rstrip("/"), str(now["model"]).rstrip("/")
+    # Of a folder that is known on one side only, the path may be another one, as that of a checkout.
+    return short_model(old) == short_model(new) if any(configs) else old == new
 
 
 def changes(before: Provenance, now: Provenance) -> list[str]:
     """Return what differs between the baseline's making and now, one line each."""
+    named = ["kind", "model", "served_model", "tp", "pp", "dp"]
+    if before.engine.get("model_config") and before.engine.get("model_config") == now.engine.get("model_config"):
+        named.remove("model")  # the same one by another path
+    if not before.engine.get("served_model"):
+        named.remove("served_model")
     differing = [
         f"engine {name}: {before.engine.get(name)} -> {now.engine.get(name)}"
-        for name in ("kind", "model", "tp", "pp", "dp")
+        for name in (*named, "command")
         if before.engine.get(name) != now.engine.get(name)
     ]
     old_args, new_args = (
-        dict(parse_engine_args(str(provenance.engine.get("args", "")), origin="baseline")) for provenance in (before, now)
+        dict(parse_engine_args(str(provenance.engine.get("args", "")), origin="baseline", verbatim=True))
+        for provenance in (before, now)
     )
     differing += _differences("engine argument --", _shown(old_args), _shown(new_args))
     differing += _differences("environment ", before.engine.get("env", {}), now.engine.get("env", {}))
-    differing += _differences("version of ", before.versions, now.versions)
+    differing += _software(before.versions, now.versions)
     # What an older plugin did not record is not known to have changed.
     return differing + _differences(
         "host ", before.host, {name: value for name, value in now.host.items() if name in before.host}
     )
+
+
+_SHARED = frozenset({"torch", "cuda", "pytest-llmperf"})
+"""What versions are told of besides the software that serves."""
+
+
+def _software(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Return the versions that differ; where other software serves, that it does."""
+    old, new = ({name: version for name, version in versions.items() if name not in _SHARED} for versions in (before, now))
+    if not old or not new or old.keys() & new.keys():
+        return _differences("version of ", before, now)
+    names = (", ".join(f"{name} {version}" for name, version in sorted(versions.items())) for versions in (old, new))
+    others = ({name: version for name, version in versions.items() if name in _SHARED} for versions in (before, now))
+    return [f"software: {' -> '.join(names)}", *_differences("version of ", *others)]
 
 
 def _shown(args: dict[str, tuple[str, ...]]) -> dict[str, str]:

@@ -6,6 +6,7 @@ extrapolated.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.measure import metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from pytest_llmperf.measure.measurement import Measurement
 
@@ -143,18 +144,27 @@ def measured_points(measurements: Sequence[Measurement]) -> tuple[Point, ...]:
     if len({(engine.model, engine.pp, engine.dp, workload) for engine, workload in engines}) > 1:
         raise ValueError("the measurements differ in more than TP: give those of one model, workload, PP and DP")
     groups = engines[0][0].pp * engines[0][0].dp if engines else 1
-    return points_of({degree: _medians(each) for degree, each in by_degree.items()}, gpus_per_degree=groups)
+    return points_of({degree: _Medians(each) for degree, each in by_degree.items()}, gpus_per_degree=groups)
 
 
-def _medians(measurement: Measurement) -> dict[str, float]:
-    parts = chain.from_iterable((launch.metrics, *(each.metrics for each in launch.rounds)) for launch in measurement.launches)
-    medians = {}
-    for name in dict.fromkeys(chain.from_iterable(parts)):
-        try:
-            medians[name] = measurement[name]
-        except KeyError:  # not measured, at this degree or at all
-            continue
-    return medians
+class _Medians(Mapping[str, float]):
+    """The medians of one measurement: of every metric that it has, and of whatever else is asked for by its name."""
+
+    def __init__(self, measurement: Measurement) -> None:
+        launches = measurement.launches
+        parts = chain.from_iterable((launch.metrics, *(each.metrics for each in launch.rounds)) for launch in launches)
+        self._measurement = measurement
+        # Some were not measured, at this degree or at all.
+        self._names = [name for name in dict.fromkeys(chain.from_iterable(parts)) if name in self]
+
+    def __getitem__(self, name: str) -> float:
+        return self._measurement[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.judge.gates import judged
+from pytest_llmperf.judge.provenance import Provenance
 from pytest_llmperf.judge.verdict import Status, judge
 from pytest_llmperf.measure.measurement import Measurement, Round
-from pytest_llmperf.measure.metrics import find
 from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.engine import EngineSpec
-from pytest_llmperf.plan.lengths import Lengths, parse_lengths
+from pytest_llmperf.plan.lengths import OWN, Lengths, parse_lengths
 from pytest_llmperf.plan.workload import RequestClass, Workload
 
 if TYPE_CHECKING:
@@ -57,9 +58,10 @@ def self_test(stored: Baseline, gated: Mapping[str, Tolerance], design: Design, 
     """Return what each gate says of known changes of its metric; the baseline's own launches stand in for the run's."""
     checks = []
     case = _case(stored)
-    stored = replace(stored, workload_fingerprint=case.workload.fingerprint)
+    # Its engine and workload are not at hand, and are the stored ones by definition.
+    stored = replace(stored, workload_fingerprint=case.workload.fingerprint, provenance=Provenance({}))
     for name, gate in gated.items():
-        metric = find(name)
+        metric = judged(name, gate)
         values = [value for launch in stored.launches for value in launch.values(name) if value is not None]
         if not values:
             fault = "the baseline has no such metric: the gate can never fire" if gate.asked else None
@@ -85,8 +87,9 @@ def _case(stored: Baseline) -> Case:
 
 
 def _lengths(stored: Any) -> int | Lengths:
-    """Return lengths as they are stored; those of a file, which is not at hand, are the usual ones."""
-    return parse_lengths("output_tokens", Workload.output_tokens if "file(" in str(stored) else stored, Path())
+    """Return lengths as they are stored; those of a file or a dataset, which is not at hand, are the usual ones."""
+    not_at_hand = "file(" in str(stored) or stored == OWN
+    return parse_lengths("output_tokens", Workload.output_tokens if not_at_hand else stored, Path())
 
 
 def _changed(stored: Baseline, metric: Metric, apply: Callable[[float], float | None], count: int) -> tuple[Launch, ...]:

@@ -11,19 +11,21 @@ import statistics
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from pytest_llmperf.judge import noise
 from pytest_llmperf.judge.comparison import Comparison
-from pytest_llmperf.judge.gates import gates
+from pytest_llmperf.judge.gates import gates, judged
 from pytest_llmperf.judge.lacking import applies
 from pytest_llmperf.judge.maths import stats
 from pytest_llmperf.judge.noise import Parts
+from pytest_llmperf.judge.provenance import engine_facts, model_facts, unlike
 from pytest_llmperf.measure import metrics
 from pytest_llmperf.measure.metric import end_name
 from pytest_llmperf.plan.capacity import CAPACITIES
+from pytest_llmperf.plan.fingerprint import fingerprint_of, is_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -103,6 +105,8 @@ class MetricVerdict:
     """The noise of a baseline that was recorded just now."""
     levels: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """Levels of the launches of baseline and run in log-percent, + worse; None for counts and exact metrics."""
+    better: Literal["", "higher"] = ""
+    """`higher` for a counter whose gate says so; else the table knows."""
 
     @property
     def compared(self) -> tuple[float | None, float | None]:
@@ -112,7 +116,7 @@ class MetricVerdict:
         """
         if self.levels is None or self.worse is None:
             return self.baseline, self.measured
-        sign = 1 if metrics.find(self.metric).better == "lower" else -1
+        sign = 1 if (self.better or metrics.find(self.metric).better) == "lower" else -1
         before = math.exp(sign * statistics.fmean(self.levels[0]) / 100)
         return before, before * (1 + sign * self.worse)
 
@@ -150,28 +154,37 @@ def judge(
     if measurement.invalid:
         return Verdict(Status.INVALID, reasons=measurement.invalid, launches=launches)
     if stored is None:
-        return Verdict(Status.NO_BASELINE, observed(measurement.launches, None), launches=launches)
+        return Verdict(Status.NO_BASELINE, observed(measurement.launches, None, gated), launches=launches)
     if reasons := not_comparable(measurement, stored):
-        rows = observed(measurement.launches, stored.launches)
+        rows = observed(measurement.launches, stored.launches, gated)
         return Verdict(Status.NOT_COMPARABLE, rows, reasons, launches, len(stored.launches))
     asked = gates(tolerance=design.tolerance) if gated is None else gated
-    wanted = _metrics(measurement.launches, stored.launches, asked)
+    wanted = [judged(metric.name, asked.get(metric.name)) for metric in _metrics(measurement.launches, stored.launches, asked)]
     rows = tuple(_judge_metric(metric, measurement, stored, asked.get(metric.name), design, beliefs) for metric in wanted)
     jobs = tuple(launch.job for launch in stored.launches)
     return Verdict(_together(rows), rows, launches=launches, baseline_launches=len(stored.launches), baseline_jobs=jobs)
 
 
 def not_comparable(measurement: Measurement, stored: Baseline) -> tuple[str, ...]:
-    """Return why the two cannot be held against each other: another workload, or other formulas."""
-    reasons = []
-    if measurement.case.workload.fingerprint != stored.workload_fingerprint:
-        now = measurement.case.workload.description
+    """Return why the two cannot be held against each other: another model, kind of engine, or workload, or other formulas."""
+    case = measurement.case
+    reasons = [*unlike(stored.provenance.engine, engine_facts(case) | model_facts(case, measurement.launches))]
+    if not _alike(measurement, stored):
+        now = case.workload.description
         changed = sorted(name for name in now | stored.workload if now.get(name) != stored.workload.get(name))
         reasons += [f"the workload has changed: {name} {stored.workload.get(name)} -> {now.get(name)}" for name in changed]
         reasons += [] if changed else ["the workload has changed"]
     if stored.formulas != metrics.FORMULAS:
         reasons.append(f"the formulas of metrics have changed: version {stored.formulas} -> {metrics.FORMULAS}")
     return tuple(reasons)
+
+
+def _alike(measurement: Measurement, stored: Baseline) -> bool:
+    """Return whether both sent the same; fingerprints of older baselines hold the names of files, which say nothing."""
+    fingerprint = measurement.case.workload.fingerprint
+    if fingerprint == stored.workload_fingerprint:
+        return True
+    return is_of(stored.workload_fingerprint, stored.workload) and fingerprint == fingerprint_of(stored.workload)
 
 
 def _together(rows: Iterable[MetricVerdict]) -> Status:
@@ -183,9 +196,14 @@ def _together(rows: Iterable[MetricVerdict]) -> Status:
     )
 
 
-def observed(now: Sequence[Launch], before: Sequence[Launch] | None) -> tuple[MetricVerdict, ...]:
-    """Return every metric's medians without a verdict."""
-    return tuple(_observe(metric, before or (), now) for metric in _metrics(now, before or ()))
+def observed(
+    now: Sequence[Launch], before: Sequence[Launch] | None, gated: Mapping[str, Tolerance] | None = None
+) -> tuple[MetricVerdict, ...]:
+    """Return every metric's medians without a verdict; with `gated` also those that only a gate names."""
+    asked = gated or {}
+    return tuple(
+        _observe(judged(each.name, asked.get(each.name)), before or (), now) for each in _metrics(now, before or (), asked)
+    )
 
 
 def _metrics(now: Iterable[Launch], before: Iterable[Launch], asked: Iterable[str] = ()) -> list[Metric]:
@@ -193,8 +211,8 @@ def _metrics(now: Iterable[Launch], before: Iterable[Launch], asked: Iterable[st
     measured = chain.from_iterable(
         figures for launch in (*before, *now) for figures in (launch.metrics, *(each.metrics for each in launch.rounds))
     )
-    of_classes = (name for name in measured if metrics.CLASS_SEPARATOR in name)
-    return [metrics.find(name) for name in dict.fromkeys([*metrics.BY_NAME, *of_classes, *asked])]
+    by_name = (name for name in measured if name not in metrics.BY_NAME and metrics.is_metric(name))
+    return [metrics.find(name) for name in dict.fromkeys([*metrics.BY_NAME, *by_name, *asked])]
 
 
 def _median(values: list[list[float]]) -> float | None:
@@ -207,7 +225,8 @@ def _observe(metric: Metric, before: Iterable[Launch], now: Iterable[Launch]) ->
     worse = None
     if old and new:
         worse = new / old - 1 if metric.better == "lower" else 1 - new / old
-    return MetricVerdict(metric.name, None, old, new, worse)
+    better: Literal["", "higher"] = "higher" if metric.better == "higher" != metrics.find(metric.name).better else ""
+    return MetricVerdict(metric.name, None, old, new, worse, better=better)
 
 
 def _judge_metric(

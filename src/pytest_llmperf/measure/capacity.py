@@ -14,11 +14,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge.maths.search import Edge, Probe, Search, conclude, next_load, provable, requests_for
-from pytest_llmperf.measure import arrivals, audit, formulas, metrics, telemetry
+from pytest_llmperf.measure import arrivals, audit, formulas, metrics, samples
 from pytest_llmperf.measure.gpus.memory import rank_memory
+from pytest_llmperf.measure.kv_cache import read_capacity
 from pytest_llmperf.measure.launch import MOST_DISTURBED, Player
 from pytest_llmperf.measure.measurement import Launch
 from pytest_llmperf.measure.metric import end_name
+from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.units import quantity
 
 if TYPE_CHECKING:
@@ -78,22 +80,24 @@ def measure_capacity(
     if tried.invalid:
         engine.check()
     result = conclude(search, tried.probes) if tried.probes and not tried.invalid else None
-    capacity = telemetry.read_capacity(engine.metrics_text(), engine.log_text())
+    capacity = read_capacity(engine.metrics_text(), engine.log_text())
     held = tried.held
     memory = rank_memory(engine.watch, [held.gpus] if held and held.gpus else []) if engine.watch else ()
     complete, classes = (held.complete, held.classes) if held else ((), ())
-    of_launch = metrics.launch_metrics(formulas.LaunchSample(engine.startup_s, capacity, complete, classes, memory))
+    sample = formulas.LaunchSample(engine.startup_s, capacity, complete, classes, memory)
     return Launch(
         id=uuid.uuid4().hex[:12],
         started=started,
         rounds=(held.round,) if held else (),
-        metrics=of_launch | (_metrics(workload, result) if result else {}),
+        metrics=metrics.launch_metrics(sample) | (_metrics(workload, result) if result else {}),
         invalid=tuple(tried.invalid),
         warnings=tuple(_warnings(workload, tried, result)),
         versions=dict(engine.versions),
+        model="" if kind_of(engine.spec.kind).starts else engine.endpoint.model,
         job=settings.job,
         memory=memory,
         played_s=player.played_s,
+        samples=samples.kept_samples(sample),
     )
 
 

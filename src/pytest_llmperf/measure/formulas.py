@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.client.response import RequestRecord
     from pytest_llmperf.measure.gpus.memory import RankMemory
     from pytest_llmperf.measure.gpus.summary import GpuRound
-    from pytest_llmperf.measure.telemetry import Capacity, Telemetry
+    from pytest_llmperf.measure.kv_cache import Capacity
+    from pytest_llmperf.measure.telemetry import Telemetry
 
 _SHORTEST_WINDOW = 0.1
 """A window that is a smaller share of its round is not steady: that between two neighbouring reads gives any rate, 0 too."""
@@ -258,9 +259,14 @@ def mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-def percentile(percent: int) -> Callable[[Sequence[float]], float]:
+def percentile(percent: float) -> Callable[[Sequence[float]], float]:
     """Return what computes a percentile, interpolated linearly."""
     return lambda values: float(np.percentile(values, percent))
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation."""
+    return float(np.std(values))
 
 
 def spread(

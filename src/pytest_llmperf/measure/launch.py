@@ -14,13 +14,15 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure import arrivals, audit, formulas, idle, metrics, telemetry
+from pytest_llmperf.measure import arrivals, audit, formulas, idle, metrics, samples, telemetry
 from pytest_llmperf.measure.client.prompts import WARM_UP, prompts
 from pytest_llmperf.measure.gpus.memory import rank_memory
 from pytest_llmperf.measure.gpus.sampling import RoundWatch
 from pytest_llmperf.measure.host.model import model_config
 from pytest_llmperf.measure.host.preflight import link_warning, power_warning
+from pytest_llmperf.measure.kv_cache import read_capacity
 from pytest_llmperf.measure.measurement import Launch, Round
+from pytest_llmperf.measure.plausibility import caused_by
 from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.units import duration, quantity
 
@@ -77,22 +79,25 @@ def measure_launch(
     idled = _play_after_idling(player, rounds, progress) if settings.idle_s and not rounds.invalid else {}
     if rounds.invalid:
         engine.check()
-    capacity = telemetry.read_capacity(engine.metrics_text(), engine.log_text())
+    capacity = read_capacity(engine.metrics_text(), engine.log_text(), cores=engine.spec.dp)
     complete = tuple(chain.from_iterable(played.complete for played in rounds.kept))
     classes = tuple(chain.from_iterable(played.classes for played in rounds.kept))
     memory = rank_memory(engine.watch, [played.gpus for played in rounds.kept if played.gpus]) if engine.watch else ()
+    sample = formulas.LaunchSample(engine.startup_s, capacity, complete, classes, memory)
     return Launch(
         id=uuid.uuid4().hex[:12],
         started=started,
         rounds=tuple(played.round for played in rounds.kept),
-        metrics=metrics.launch_metrics(formulas.LaunchSample(engine.startup_s, capacity, complete, classes, memory)) | idled,
+        metrics=metrics.launch_metrics(sample) | idled,
         dropped_rounds=rounds.dropped,
         invalid=tuple(rounds.invalid),
         warnings=(*_warnings(player, rounds), *idle.warnings(idled, settings.idle_s or 0.0)),
         versions=dict(engine.versions),
+        model="" if kind_of(engine.spec.kind).starts else engine.endpoint.model,
         job=settings.job,
         memory=memory,
         played_s=player.played_s,
+        samples=samples.kept_samples(sample),
     )
 
 
@@ -151,8 +156,12 @@ def _warnings(player: Player, rounds: _Rounds) -> Iterator[str]:
     """Yield what a reader should know of how the rounds were measured."""
     yield from audit.warnings(player.workload, [played.round.metrics for played in rounds.kept])
     yield from arrivals.warnings([record for played in rounds.kept for record in played.complete])
-    if player.late:
-        yield player.late
+    yield from filter(None, (player.late, player.early))
+    if player.unstamped:
+        yield audit.UNSTAMPED
+    if not player.engine.endpoint.takes_ids and player.workload.api == "completions":
+        yield "prompts were words, whose tokens only the server can count: this endpoint takes no token ids"
+    yield from dict.fromkeys(text for played in rounds.kept for text in played.notes)
     if player.engine.watch:
         gpus = player.engine.watch.gpus
         yield from filter(None, (link_warning(player.engine.spec, gpus), power_warning(gpus)))
@@ -176,6 +185,8 @@ class Played:
     classes: tuple[str, ...]
     """The class of each complete request; empty where there are none."""
     problems: list[str]
+    notes: tuple[str, ...] = ()
+    """What a reader should know though it counts: failures that were tolerated, audits without a source."""
     gpus: GpuRound | None = None
 
     @property
@@ -200,6 +211,10 @@ class Player:
         self._number = 0
         self.late: str | None = None
         """That requests were sent late in some round, and how much."""
+        self.unstamped = False
+        """The kernel gave no receive stamps in some round."""
+        self.early: str | None = None
+        """That the requests of some round were used up before its time was over."""
         self.played_s = 0.0
 
     def warm_up(self) -> list[str]:
@@ -211,7 +226,7 @@ class Player:
         while audit.is_busy(log) and self.client.processes < audit.MOST_PROCESSES:
             self.client.grow()
             log = self._send(self._prompts(WARM_UP - self.client.processes))
-        return audit.failures(log.records)
+        return audit.failures(log.records, self.workload.tolerated_failures)
 
     def round(self) -> Played:
         """Play the next round."""
@@ -219,13 +234,13 @@ class Player:
         recorder, watch = telemetry.Recorder(self.engine), self.engine.watch
         gpu_watch = RoundWatch(watch) if watch else None
         with recorder, gpu_watch or contextlib.nullcontext():
-            log = self._send(drawn)
+            log, sent = self._send(drawn, stop_s=workload.stops_s).sent()
         gpus = gpu_watch.result() if gpu_watch else None
         self._number += 1
-        classes = tuple(prompt.request_class for prompt in drawn) if workload.classes else ()
+        classes = tuple(drawn[index].request_class for index in sent) if workload.classes else ()
         sample = formulas.RoundSample(
             log.records,
-            recorder.result(),
+            recorder.result(caused_by(sum(prompt.output_tokens for prompt in drawn), log.records)),
             classes=classes,
             concurrency=None if workload.is_open else workload.concurrency,
             slo=workload.slo,
@@ -236,8 +251,13 @@ class Player:
         of_complete = tuple(name for name, record in zip(classes, log.records, strict=False) if record.error is None)
         problems = audit.problems(log, sample.telemetry, workload, ranks=self.engine.spec.ranks)
         self.late = self.late or audit.lateness(log)
-        values = metrics.round_metrics(sample)
-        return Played(Round(values), log.records, tuple(sample.complete), of_complete, problems, gpus)
+        self.unstamped |= audit.is_unstamped(log)
+        self.early = self.early or audit.used_up(log, workload)
+        played = Round(metrics.round_metrics(sample), dict(sample.telemetry.counters))
+        failed = audit.failed_text(log.records)
+        tolerated = f"{failed} (tolerated)" if failed and not problems else ""
+        notes = tuple(filter(None, (tolerated, audit.without_source(sample.telemetry, workload))))
+        return Played(played, log.records, tuple(sample.complete), of_complete, problems, notes, gpus)
 
     def wait_until_undisturbed(self) -> bool:
         """Let the GPUs cool down and others leave them; return whether a minute did it."""
@@ -246,8 +266,8 @@ class Player:
     def _prompts(self, number: int) -> list[Prompt]:
         return prompts(self.workload, number, vocabulary=self._vocabulary, nonce=self.settings.nonce)
 
-    def _send(self, drawn: list[Prompt]) -> RoundLog:
-        """Send the requests of one round."""
+    def _send(self, drawn: list[Prompt], stop_s: float | None = None) -> RoundLog:
+        """Send the requests of one round, or of a warm-up, which no time bounds."""
         settings, workload = self.settings, self.workload
         began_s = time.perf_counter()
         log = self.engine.play(
@@ -257,6 +277,8 @@ class Player:
             request_timeout_s=settings.request_timeout_s,
             stall_timeout_s=settings.stall_timeout_s,
             stream=workload.stream,
+            max_concurrency=workload.max_concurrency,
+            stop_s=stop_s,
         )
         self.played_s += time.perf_counter() - began_s
         if log.stalled:

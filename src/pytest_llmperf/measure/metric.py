@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pytest_llmperf.measure import formulas
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pytest_llmperf.measure.formulas import LaunchSample, RoundSample
     from pytest_llmperf.plan.workload import Workload
 
+CLASS_SEPARATOR = "/"
+"""Stands between a class of requests and its metric: `short/ttft_p50_s`."""
 MIN_EXCEEDANCES = 10
 """A percentile gates only where at least this many values of a launch are expected beyond it. With fewer it is the largest
 value but a few, whose noise no tolerance covers: p99 of 200 requests has no finite 95 % bound."""
@@ -38,6 +41,8 @@ class Metric:
     """The least tolerance that gates by default, as a fraction; None: the run's."""
     beyond: Callable[[Workload], float] | None = None
     """How many values of a round lie beyond the percentile; None where that does not matter."""
+    sampled: tuple[str, Callable[[Sequence[float]], float]] | None = None
+    """A latency and its statistic, of what a launch keeps of all its requests; only for one that is no row of the table."""
     separate: bool = False
     """Measured in a way of its own (a search, an engine that has idled) and only where that is asked for, by no formula here."""
 
@@ -101,8 +106,47 @@ def latency_rows() -> list[Metric]:
     return rows
 
 
-def _beyond(number: Callable[[Workload], float], percent: int) -> Callable[[Workload], float]:
+def _beyond(number: Callable[[Workload], float], percent: float) -> Callable[[Workload], float]:
     return lambda workload: workload.requests * number(workload) * (100 - percent) / 100
+
+
+CLASS_LATENCIES = tuple(name for name, *_ in LATENCIES)
+"""Latencies that a class of requests has of its own."""
+# Latencies of which any percentile can be asked for, their values, and how many a request has.
+SAMPLED = {name: (times, number) for name, times, number, _ in LATENCIES} | {
+    "ttft_from_send": (formulas.sent_ttft, _once),
+    "e2e_from_send": (formulas.sent_e2e, _once),
+    "send_delay": (formulas.delay, _once),
+}
+_STATISTIC = re.compile(r"([a-z0-9_]+?)_(?:p(\d{1,2}(?:\.\d{1,6})?)|(min|max|std))_s", re.ASCII)
+_WHOLE: dict[str, Callable[[Sequence[float]], float]] = {"min": min, "max": max, "std": formulas.deviation}
+
+
+def statistic(name: str) -> Metric | None:
+    """Return the metric of a percentile by its name (`ttft_p95_s`, `itl_p99.9_s`, `e2e_max_s`), None where it is none.
+
+    It is that of all requests of a launch. Above 0, below 100, and written in one way only: two names would be two gates.
+    """
+    match = _STATISTIC.fullmatch(name)
+    if match is None or match[1] not in SAMPLED:
+        return None
+    latency, percent = match[1], float(match[2]) if match[2] else None
+    if percent is not None and (not 0 < percent < 100 or f"{percent:.8g}" != match[2]):
+        return None
+    number = SAMPLED[latency][1]
+    shown, reduce = (match[3], _WHOLE[match[3]]) if percent is None else (f"p{match[2]}", formulas.percentile(percent))
+    beyond = None if match[3] == "std" else _beyond(number, 100.0 if percent is None else max(percent, 100 - percent))
+    return Metric(
+        name, "s", "lower", "tail", False, f"{shown}, over all rounds of a launch, of {latency.upper()}",
+        of_launch=formulas.spread(SAMPLED[latency][0], reduce), tolerance=_tolerance(percent), beyond=beyond,
+        sampled=(latency, reduce),
+    )  # fmt: skip
+
+
+def _tolerance(percent: float | None) -> float:
+    if percent is None or percent > 95:
+        return _TAILS[99]
+    return 0.1 if percent > 90 else _TAILS[90]
 
 
 def sent_rows() -> list[Metric]:
@@ -116,6 +160,39 @@ def sent_rows() -> list[Metric]:
             value = formulas.spread(times, formulas.percentile(percent))
             rows.append(Metric(f"{name}_p{percent}_s", "s", "lower", "quantile", False, formula, value))
     return rows
+
+
+GPU_ROWS = (
+    Metric(
+        "gpu_power_w", "W", "lower", "ratio", False,
+        "energy of all GPUs of the engine in the round / its time", formulas.of_gpus("power_w"),
+    ),
+    Metric(
+        "energy_per_output_token_j", "J", "lower", "ratio", False,
+        "energy of all GPUs of the engine in the round / output tokens of complete requests", formulas.energy_per_token,
+    ),
+    Metric(
+        "gpu_utilization_ratio", "share", "higher", "ratio", False,
+        "mean over GPUs and samples (10 a second) of the share of time in which a kernel ran", formulas.of_gpus("utilization"),
+    ),
+    Metric(
+        "gpu_sm_clock_mhz", "MHz", "higher", "quantile", False,
+        "median SM clock of the samples in which a GPU was busy", formulas.of_gpus("sm_clock_mhz"),
+    ),
+    Metric(
+        "gpu_temperature_c", "degrees", "lower", "quantile", False,
+        "highest temperature of the engine's GPUs in the round", formulas.of_gpus("temperature_c"),
+    ),
+    Metric(
+        "gpu_power_capped_ratio", "share", "lower", "ratio", False,
+        "share of busy samples in which the power limit held a GPU's clock down: normal under full load",
+        formulas.of_gpus("power_capped"),
+    ),
+    Metric(
+        "gpu_watch_cpu_cores", "cores", "lower", "ratio", False,
+        "CPU time of what samples the GPUs in the round / its time", formulas.of_gpus("cpu_share"),
+    ),
+)  # fmt: skip
 
 
 _CAPACITY_TOLERANCE = 0.10

@@ -9,8 +9,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from pytest_llmperf.measure import formulas
-from pytest_llmperf.measure.metric import LATENCIES, MIN_EXCEEDANCES, capacity_rows, idle_rows, latency_rows, sent_rows
+from pytest_llmperf.measure import dialects, formulas
+from pytest_llmperf.measure.metric import (
+    CLASS_LATENCIES,
+    GPU_ROWS,
+    MIN_EXCEEDANCES,
+    SAMPLED,
+    capacity_rows,
+    idle_rows,
+    latency_rows,
+    sent_rows,
+    statistic,
+)
+from pytest_llmperf.measure.metric import CLASS_SEPARATOR as CLASS_SEPARATOR
 from pytest_llmperf.measure.metric import Metric as Metric
 
 if TYPE_CHECKING:
@@ -71,7 +82,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "send_delay_p99_s", "s", "lower", "quantile", False,
-        "p99 of request sent - instant it was due; in a closed loop: - end of the response that it waited for",
+        "p99 of request sent - instant it was due; in a closed loop: - end of the response that it waited for; where"
+        " `max_concurrency` held it back: - end of the response that made room",
         formulas.spread(formulas.delay, formulas.percentile(99)),
     ),
     Metric(
@@ -84,58 +96,42 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "failed_requests", "requests", "lower", "count", True,
-        "requests with an error: bad status, error in the stream, cut stream, wrong number of tokens, time-out",
+        "requests with an error: bad status, error in the stream, cut stream, wrong number of tokens, time-out; any makes the"
+        " launch INVALID, unless `tolerated_failures` allows for such a share",
         lambda sample: float(len(sample.records) - len(sample.complete)), tolerance=COUNT_TOLERANCE,
     ),
     Metric(
         "preemptions", "preemptions", "lower", "count", True,
-        "vllm:num_preemptions_total after the round - before it, summed over engine cores",
+        "the engine's count of preemptions (SGLang's: retracted requests) after the round - before it, summed over engine cores",
         lambda sample: sample.telemetry.preemptions, tolerance=COUNT_TOLERANCE,
     ),
     Metric(
         "kv_cache_peak_ratio", "share", "lower", "ratio", False,
-        "largest vllm:kv_cache_usage_perc seen in the round, sampled every 0.5 s: a lower bound of the true peak",
+        "largest use of the KV cache that the engine told in the round, sampled every 0.5 s: a lower bound of the true peak",
         lambda sample: sample.telemetry.kv_cache_peak or None,  # 0 is what samples between two steps see
     ),
     Metric(
         "prefix_cache_hit_tokens", "tokens", "higher", "ratio", False,
-        "vllm:prefix_cache_hits_total after the round - before it, summed over engine cores",
+        "prompt tokens that the engine counts as found in its prefix cache, after the round - before it, summed over engine"
+        " cores; blocks times their size where it counts blocks",
         lambda sample: sample.telemetry.prefix_hit_tokens,
     ),
     Metric(
+        "external_prefix_cache_hit_tokens", "tokens", "higher", "ratio", False,
+        "prompt tokens whose KV cache came from outside of the engine (LMCache, other connectors), after the round - before it",
+        lambda sample: sample.telemetry.external_hit_tokens,
+    ),
+    Metric(
+        "spec_decode_acceptance_length", "tokens/step", "higher", "ratio", False,
+        "speculative decoding: 1 + accepted tokens / drafts, both of the round (vLLM, llama.cpp): tokens per step of the model",
+        lambda sample: sample.telemetry.acceptance_length,
+    ),
+    Metric(
         "running_requests_mean", "requests", "higher", "ratio", False,
-        "mean of vllm:num_requests_running, sampled every 0.5 s, summed over engine cores: the size of the batch",
+        "mean number of requests that the engine says are running, sampled every 0.5 s, summed over engine cores: the batch",
         lambda sample: sample.telemetry.running_mean or None,
     ),
-    Metric(
-        "gpu_power_w", "W", "lower", "ratio", False,
-        "energy of all GPUs of the engine in the round / its time", formulas.of_gpus("power_w"),
-    ),
-    Metric(
-        "energy_per_output_token_j", "J", "lower", "ratio", False,
-        "energy of all GPUs of the engine in the round / output tokens of complete requests", formulas.energy_per_token,
-    ),
-    Metric(
-        "gpu_utilization_ratio", "share", "higher", "ratio", False,
-        "mean over GPUs and samples (10 a second) of the share of time in which a kernel ran", formulas.of_gpus("utilization"),
-    ),
-    Metric(
-        "gpu_sm_clock_mhz", "MHz", "higher", "quantile", False,
-        "median SM clock of the samples in which a GPU was busy", formulas.of_gpus("sm_clock_mhz"),
-    ),
-    Metric(
-        "gpu_temperature_c", "degrees", "lower", "quantile", False,
-        "highest temperature of the engine's GPUs in the round", formulas.of_gpus("temperature_c"),
-    ),
-    Metric(
-        "gpu_power_capped_ratio", "share", "lower", "ratio", False,
-        "share of busy samples in which the power limit held a GPU's clock down: normal under full load",
-        formulas.of_gpus("power_capped"),
-    ),
-    Metric(
-        "gpu_watch_cpu_cores", "cores", "lower", "ratio", False,
-        "CPU time of what samples the GPUs in the round / its time", formulas.of_gpus("cpu_share"),
-    ),
+    *GPU_ROWS,
     Metric(
         "gpu_memory_peak_bytes", "bytes", "lower", "exact", True,
         "most GPU memory that the fullest rank had in the rounds, of its own processes, sampled ten times a second",
@@ -153,12 +149,12 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "kv_cache_tokens", "tokens", "higher", "exact", True,
-        "size of the KV cache: kv_cache_size_tokens of vllm:cache_config_info, else the engine's log",
+        "size of the KV cache as the engine's metrics tell it, else its log: the smallest rank's, summed over engine cores",
         of_launch=lambda sample: sample.capacity.kv_cache_tokens or None, tolerance=EXACT_TOLERANCE,
     ),
     Metric(
         "max_concurrency", "requests", "higher", "exact", False,
-        "requests of full length that fit into the KV cache: kv_cache_max_concurrency, else the engine's log",
+        "requests of full length that fit into the KV cache: vLLM's metrics, else its log",
         of_launch=lambda sample: sample.capacity.max_concurrency or None, tolerance=EXACT_TOLERANCE,
     ),
     Metric(
@@ -174,7 +170,6 @@ BY_NAME = {metric.name: metric for metric in METRICS}
 GATING = tuple(metric.name for metric in METRICS if metric.gating)
 
 
-CLASS_SEPARATOR = "/"
 _OF_CLASS = (
     "output_tokens_per_s",
     "requests_per_s",
@@ -186,9 +181,16 @@ _OF_CLASS = (
 
 
 def find(name: str) -> Metric:
-    """Return a metric by its name; that of a class of requests is `CLASS/NAME`. Raises KeyError for any other name."""
+    """Return a metric by its name: of the table, any percentile of a latency, or a counter of the engine.
+
+    That of a class of requests is `CLASS/NAME`. Raises KeyError for any other name.
+    """
     group, separator, plain = name.rpartition(CLASS_SEPARATOR)
-    metric = BY_NAME[plain]
+    if is_counter(name):
+        return _counter(name)
+    metric = BY_NAME.get(plain) or statistic(plain)
+    if metric is None:
+        raise KeyError(name)
     if not separator:
         return metric
     if not group or not _has_class(metric):
@@ -197,8 +199,22 @@ def find(name: str) -> Metric:
     return replace(metric, name=name, gating=False, formula=f"{metric.formula}, of the class {group}", beyond=beyond)
 
 
+def _counter(name: str) -> Metric:
+    """Return the metric of a counter of the engine; whether the engine has it is known when it has been measured."""
+    return Metric(
+        name, "events", "lower", "count", False,
+        "a counter of the engine (or the sum or count of a histogram) after the round - before it, summed over engine cores",
+        tolerance=COUNT_TOLERANCE,
+    )  # fmt: skip
+
+
 def _of_share(beyond: Callable[[Workload], float], group: str) -> Callable[[Workload], float]:
     return lambda workload: beyond(workload) * workload.class_share(group)
+
+
+def is_counter(name: str) -> bool:
+    """Return whether a name can only be a counter of the engine."""
+    return name not in BY_NAME and dialects.is_engine_metric(name)
 
 
 def is_metric(name: str) -> bool:
@@ -212,7 +228,7 @@ def is_metric(name: str) -> bool:
 
 def _has_class(metric: Metric) -> bool:
     """Return whether a metric is taken of each class too: latencies and what is counted in requests."""
-    return metric.name in _OF_CLASS or metric.name.startswith(tuple(f"{name}_" for name, *_ in LATENCIES))
+    return metric.name in _OF_CLASS or metric.name.startswith(tuple(f"{name}_" for name in CLASS_LATENCIES))
 
 
 def names_of(classes: Iterable[str]) -> list[str]:
@@ -259,6 +275,18 @@ def documentation() -> str:
         "",
         "Each class of a workload has latencies, throughput, failures, goodput and fairness of its own, `CLASS/METRIC`",
         '(`short/ttft_p50_s`). They are observed; `gate={"short/ttft_p50_s": "8 %"}` makes one gate.',
+        "",
+        "Any other percentile of a latency has a name too: `ttft_p95_s`, `itl_p99.9_s`, `e2e_max_s`, `tpot_min_s`,",
+        f"`ttft_std_s`; of {', '.join(SAMPLED)}.",
+        "It is that of all requests of a launch, is computed when it is asked for (`measured['ttft_p95_s']`), and gates where a",
+        "gate names it: with 8 % up to p90, 10 % up to p95, 15 % beyond, or what the gate says. A minimum or maximum can never",
+        "gate: no value lies beyond it.",
+        "",
+        "Every counter of the engine has the name under which it is exported, with or without `_total`:",
+        "`measured['vllm:spec_decode_num_accepted_tokens_total']` is its growth in a round, summed over engine cores; so are the",
+        "`_sum` and `_count` of a histogram. A gauge has no growth, and is no such metric.",
+        "`gate={'vllm:num_preemptions_total': '50 %'}` judges a counter as a count: fewer is better. `'higher 10 %'` says that",
+        "more is better; such numbers are large, and are judged as ratios.",
         "",
         f"A percentile beyond the median can gate only where a launch has {MIN_EXCEEDANCES} values beyond it. The tolerance is",
         "that of `--llmperf-tolerance` (5 %), or the one named here if it is larger; counts and exact metrics have their own.",

@@ -1,111 +1,78 @@
-"""What the engine says of itself: its `/metrics` before and after a round, and the size of its KV cache.
+"""What the engine says of itself during a round: its `/metrics` before and after, and in between.
 
-Counters are cumulative and per engine: what counts is the difference, summed over engines, and a counter that went down
-means that the engine was restarted behind our back.
+Counters only grow, and a round's are the differences. They are believed only where one engine has told all of them, and where
+the client can have caused them: behind a balancer each answer may be another replica's, and others may send requests too.
 """
 
 from __future__ import annotations
 
-import contextlib
-import re
+import math
 import threading
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from prometheus_client.parser import text_string_to_metric_families
+from pytest_llmperf.measure.dialects import (
+    COUNTERS,
+    NIXL,
+    canonical,
+    find_row,
+    is_through_ray,
+    join,
+    software_in,
+    spellings,
+    tokens_per,
+    value_of,
+)
+from pytest_llmperf.measure.exposition import Scrape, Series, read_scrape, read_series
+from pytest_llmperf.measure.plausibility import implausible, moved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Self
 
+    from pytest_llmperf.measure.dialects import Feature
     from pytest_llmperf.measure.engines.engine import Engine
+    from pytest_llmperf.measure.plausibility import Caused
 
-_LOG_CAPACITY = re.compile(r"KV cache size: ([\d,]+) tokens")
-_LOG_CONCURRENCY = re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.,]+)x")
 SAMPLE_INTERVAL_S = 0.5
-_COUNTERS = {
-    "preemptions": "vllm:num_preemptions_total",
-    "prompt_tokens": "vllm:prompt_tokens_total",
-    "output_tokens": "vllm:generation_tokens_total",
-    "prefix_hit_tokens": "vllm:prefix_cache_hits_total",
-}
-_USE, _RUNNING, _CACHE = "vllm:kv_cache_usage_perc", "vllm:num_requests_running", "vllm:cache_config_info"
-_MALFORMED = (ValueError, IndexError, OverflowError)
-"""What the parser raises for a malformed line: IndexError for `{a="b", ="c"}`; the last is that of a count beyond all floats."""
-
-
-@dataclass(frozen=True)
-class Counters:
-    """The engine's cumulative counters, summed over its engine cores; None where it has none."""
-
-    preemptions: float | None = None
-    prompt_tokens: float | None = None
-    output_tokens: float | None = None
-    prefix_hit_tokens: float | None = None
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """The size of the KV cache, fixed at the engine's start; None where the engine doesn't tell."""
-
-    kv_cache_tokens: float | None = None
-    max_concurrency: float | None = None
+SETTLE_S = 2.0
+"""How long an engine's counters may be behind its answers: some count a request when it is over, or once a second."""
+RAY_SETTLE_S = 15.0
+"""Ray's metrics agents export every 10 s."""
+_ASK_AGAIN_S = 0.1
+_SAMPLED: tuple[Feature, ...] = ("kv_usage", "running", "prompt_tokens", "output_tokens")
 
 
 @dataclass(frozen=True)
 class Telemetry:
-    """What happened inside the engine during one round; None where it doesn't tell."""
+    """What happened inside the engine during one round; None where it doesn't tell, or cannot be believed."""
 
     preemptions: float | None = None
     prompt_tokens: float | None = None
     output_tokens: float | None = None
     prefix_hit_tokens: float | None = None
+    external_hit_tokens: float | None = None
+    """Prompt tokens whose KV cache came from outside of the engine (LMCache and other connectors)."""
+    acceptance_length: float | None = None
+    """Tokens per step of speculative decoding: 1 + accepted tokens / drafts."""
     kv_cache_peak: float | None = None
     """Largest share of the KV cache seen in use; sampled, hence a lower bound of the true peak."""
     running_mean: float | None = None
     """Mean number of requests in the batch; sampled."""
-    restarted: bool = False
-    """A counter went down: the engine was restarted during the round."""
+    counters: Mapping[str, float] = field(default_factory=dict)
+    """Every counter of the engine by its exported name, and the sums and counts of its histograms."""
+    answered: bool = False
+    """There is a `/metrics` with something in it."""
+    receives_kv: bool = False
+    """It is the decoding half of a pair: KV caches come from outside by design."""
+    doubt: str | None = None
+    """Why its counters are not believed; then they are all None."""
 
 
-def parse_metrics(text: str, *names: str) -> list[tuple[str, dict[str, str], float]]:
-    """Return (name, labels, value) of every series whose name begins like one of these; malformed lines are passed over."""
-    series = []
-    for line in text.splitlines():
-        # Only these lines are parsed: all 466 series of a vLLM take 9 ms, twice a second beside the load; two of them 0.1 ms.
-        if line.startswith(names):
-            with contextlib.suppress(*_MALFORMED):
-                [family] = text_string_to_metric_families(line)
-                series += [(sample.name, sample.labels, float(sample.value)) for sample in family.samples]
-    return series
-
-
-def _total(series: list[tuple[str, dict[str, str], float]], name: str) -> float | None:
-    values = [value for series_name, _, value in series if series_name == name]
-    return sum(values) if values else None
-
-
-def read_counters(text: str | None) -> Counters:
-    """Return the counters in a `/metrics` answer."""
-    series = parse_metrics(text or "", *_COUNTERS.values())
-    return Counters(**{field: _total(series, name) for field, name in _COUNTERS.items()})
-
-
-def read_capacity(metrics: str | None, log: str) -> Capacity:
-    """Return the KV cache's size from `/metrics` (vLLM since 0.3x), else from the engine's log."""
-    infos = [labels for name, labels, _ in parse_metrics(metrics or "", _CACHE) if name == _CACHE]
-    return Capacity(
-        kv_cache_tokens=_sum(info.get("kv_cache_size_tokens") for info in infos) or _sum(_LOG_CAPACITY.findall(log)),
-        max_concurrency=_sum(info.get("kv_cache_max_concurrency") for info in infos) or _sum(_LOG_CONCURRENCY.findall(log)),
-    )
-
-
-def _sum(texts: Iterable[str | None]) -> float | None:
-    """Return the sum over engine cores; None where a number is missing."""
-    plain = [(text or "").replace(",", "") for text in texts]
-    if not plain or not all(re.fullmatch(r"\d+(\.\d+)?", text) for text in plain):
-        return None
-    return sum(float(text) for text in plain)
+def software_of(text: str | None) -> str | None:
+    """Return which engine a `/metrics` answer is of (`vllm`, `sglang`, `tgi`, `llama.cpp`, `tensorrt-llm`), None if unknown."""
+    return software_in(read_scrape(text))
 
 
 class Recorder:
@@ -116,14 +83,15 @@ class Recorder:
         self._read: Callable[[], str | None] = engine.metrics_text
         self._ended = threading.Event()
         self._sampler = threading.Thread(target=self._sample, name="llmperf-telemetry", daemon=True)
-        self._peaks: list[float] = []
-        self._running: list[float] = []
-        self._before = Counters()
+        self._seen: list[Scrape] = []
+        """The answers before the round, in full: two, because a balancer may give the second to another replica."""
+        self._samples: list[Scrape] = []
 
     def __enter__(self) -> Self:
         """Read the counters and begin to sample."""
-        self._before = read_counters(self._read())
-        if self._before != Counters():
+        self._seen = [read_scrape(self._read())]
+        if self._seen[0].series:
+            self._seen.append(read_scrape(self._read()))
             self._sampler.start()
         return self
 
@@ -134,21 +102,89 @@ class Recorder:
             self._sampler.join()
 
     def _sample(self) -> None:
+        names = spellings(_SAMPLED)
         while not self._ended.wait(SAMPLE_INTERVAL_S):
-            series = parse_metrics(self._read() or "", _USE, _RUNNING)
-            use = [value for name, _, value in series if name == _USE]
-            self._peaks += [max(use)] if use else []
-            running = _total(series, _RUNNING)
-            self._running += [] if running is None else [running]
+            self._samples.append(read_series(self._read(), names))
 
-    def result(self) -> Telemetry:
-        """Return what the round brought; call it after the block."""
-        after = read_counters(self._read())
-        pairs = {name: (getattr(self._before, name), getattr(after, name)) for name in Counters.__dataclass_fields__}
-        deltas = {name: None if old is None or new is None else new - old for name, (old, new) in pairs.items()}
-        return Telemetry(
-            **deltas,
-            kv_cache_peak=max(self._peaks) if self._peaks else None,
-            running_mean=sum(self._running) / len(self._running) if self._running else None,
-            restarted=any(delta is not None and delta < 0 for delta in deltas.values()),
+    def result(self, caused: Caused | None = None) -> Telemetry:
+        """Return what the round brought; call it after the block. Without `caused` its size is not doubted."""
+        if not self._seen[0].series:
+            return Telemetry()
+        before, after = self._seen[-1], self._settled(caused)
+        gauges = Telemetry(
+            kv_cache_peak=max(_known(self._samples, "kv_usage"), default=None),
+            running_mean=_mean(_known(self._samples, "running")),
+            answered=True,
         )
+        answers = [*self._seen, *self._samples, after]
+        deltas = {feature: _delta(before, after, feature) for feature in COUNTERS}
+        if doubt := moved(answers, caused) or implausible(deltas, caused):
+            # Gauges of several engines in turn are of none of them.
+            return Telemetry(answered=True, doubt=doubt)
+        accepted, drafts = deltas["accepted_tokens"], deltas["drafts"]
+        return replace(
+            gauges,
+            preemptions=deltas["preemptions"],
+            prompt_tokens=deltas["prompt_tokens"],
+            output_tokens=deltas["output_tokens"],
+            prefix_hit_tokens=deltas["prefix_hits"],
+            external_hit_tokens=deltas["external_hits"],
+            acceptance_length=None if accepted is None or not drafts else 1 + accepted / drafts,
+            counters=_all_deltas(before, after),
+            receives_kv=any(canonical(each.name).startswith(NIXL) for each in after.series),
+        )
+
+    def _settled(self, caused: Caused | None) -> Scrape:
+        """Return the answer after the round, as soon as it has counted what the client has received."""
+        after, before = read_scrape(self._read()), self._seen[-1]
+        end_s = time.monotonic() + (RAY_SETTLE_S if is_through_ray(after) else SETTLE_S)
+        while caused and time.monotonic() < end_s:
+            counted = _delta(before, after, "output_tokens")
+            if counted is None or not 0 <= counted < caused.counted_tokens:
+                break
+            threading.Event().wait(_ASK_AGAIN_S)
+            after = read_scrape(self._read())
+        return after
+
+
+def _known(samples: Iterable[Scrape], feature: Feature) -> list[float]:
+    values = (value_of(sample, feature) for sample in samples)
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _by_labels(series: Iterable[Series]) -> dict[frozenset[tuple[str, str]], float]:
+    return {each.labels: each.value for each in series}
+
+
+def _grown(old: Iterable[Series], new: Iterable[Series]) -> list[Series]:
+    """Return by how much each series has grown; one that is new has grown from 0, where every counter begins."""
+    earlier = _by_labels(old)
+    return [replace(each, value=each.value - earlier.get(each.labels, 0.0)) for each in new]
+
+
+def _delta(before: Scrape, after: Scrape, feature: Feature) -> float | None:
+    """Return by how much a feature has grown, in tokens or events; None where an answer does not tell it."""
+    old, new = find_row(before, feature), find_row(after, feature)
+    if new is None or (old is None and not before.series):
+        return None
+    if old is None or old[0] != new[0]:
+        # A name that only the later answer has is a counter's that began with its first event.
+        old = new[0], ()
+    grown = join(_grown(old[1], new[1]), new[0].ranks) * tokens_per(after, *new)
+    return grown if math.isfinite(grown) else None
+
+
+def _all_deltas(before: Scrape, after: Scrape) -> dict[str, float]:
+    """Return by how much every counter has grown, by its exported name."""
+    names = dict.fromkeys(each.name for each in after.series if after.is_cumulative(each.name))
+    deltas = {}
+    for name in names:
+        old, new = ([each for each in scrape.series if each.name == name] for scrape in (before, after))
+        grown = join(_grown(old, new))
+        if math.isfinite(grown):
+            deltas[name] = grown
+    return deltas

@@ -12,8 +12,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Case:
-    """An engine with a workload. The id (node id, and `#n` from a test's second measurement on) names baseline files."""
+    """An engine with a workload. The id (node id, and `#n` from a test's second measurement on) names baseline files.
+
+    So does the kind of engine, where it is not the test's own.
+    """
 
     id: str
     engine: EngineSpec
     workload: Workload
+    file_kind: str = ""
+    """The kind of engine as a part of the file's name; empty for the test's own (`kinds.kind_in_file`)."""

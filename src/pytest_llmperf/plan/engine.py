@@ -6,12 +6,14 @@ import itertools
 import json
 import re
 import shlex
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pytest_llmperf.plan.axes import DEFAULT_MODEL, short_model
 from pytest_llmperf.plan.checks import PlanError, degree
+from pytest_llmperf.plan.command import check_command
 from pytest_llmperf.plan.kinds import kind_of
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 EngineArgs = tuple[tuple[str, tuple[str, ...]], ...]
 """Engine arguments as (name without dashes, values), sorted by name. A flag has no values."""
+_Spelling = Callable[[str], str]
 _RESERVED = {
     "model": "--llmperf-model",
     "tensor-parallel-size": "--llmperf-tp",
@@ -33,14 +36,16 @@ _RESERVED = {
     "port": "--llmperf-url",
     "served-model-name": "--llmperf-model",
 }
+_PLACES = ("host", "port")
+"""What is the plugin's to say even where the command line is the user's."""
 
 
-def parse_engine_args(source: str | dict[str, Any] | Sequence[str], *, origin: str) -> EngineArgs:
+def parse_engine_args(source: str | dict[str, Any] | Sequence[str], *, origin: str, verbatim: bool = False) -> EngineArgs:
     """Return engine arguments from a command-line string, a list of its words, or a mapping.
 
     In a mapping True is a flag, False its `--no-` form, None leaves the argument out, a list repeats values, and a dict is
     passed as JSON. `origin` names the option or fixture in the PlanError for anything that is not an argument, or that the
-    plugin sets itself.
+    plugin sets itself. `verbatim` keeps the spelling of names: vLLM takes `_` for `-`, others don't.
     """
     if not isinstance(source, (str, dict, list, tuple)):
         raise PlanError(f"{origin}={source!r}: must be a text, a list of words or a dict")
@@ -49,21 +54,23 @@ def parse_engine_args(source: str | dict[str, Any] | Sequence[str], *, origin: s
             source = shlex.split(source)
         except ValueError as error:
             raise PlanError(f"{origin}={source!r}: {error}; quote it as on a shell command line") from None
-    pairs = _from_mapping(source, origin) if isinstance(source, dict) else _from_words(list(source), origin)
+    spelled = _verbatim if verbatim else _spelled
+    pairs = _from_mapping(source, origin, spelled) if isinstance(source, dict) else _from_words(list(source), origin, spelled)
     arguments: dict[str, tuple[str, ...]] = {}
     for name, values in pairs:
-        if name in _RESERVED:
-            raise PlanError(f"{origin}: --{name} is set by the plugin; use {_RESERVED[name]} instead")
+        if name in (_PLACES if verbatim else _RESERVED):
+            instead = f"{{{name}}} in --llmperf-command" if verbatim else _RESERVED[name]
+            raise PlanError(f"{origin}: --{name} is set by the plugin; use {instead} instead")
         arguments.pop(name[3:] if name.startswith("no-") else f"no-{name}", None)
         arguments[name] = values
     return tuple(sorted(arguments.items()))
 
 
-def _from_mapping(source: dict[str, Any], origin: str) -> Iterable[tuple[str, tuple[str, ...]]]:
+def _from_mapping(source: dict[str, Any], origin: str, spelled: _Spelling) -> Iterable[tuple[str, tuple[str, ...]]]:
     for key, value in source.items():
         if not isinstance(key, str):
             raise PlanError(f"{origin}: {key!r} is not the name of an engine argument")
-        name = _spelled(key)
+        name = spelled(key)
         if value is None:
             continue
         if isinstance(value, bool):
@@ -84,7 +91,12 @@ def _spelled(name: str) -> str:
     return head.replace("_", "-") + dot + field_name
 
 
-def _from_words(words: Sequence[str], origin: str) -> Iterable[tuple[str, tuple[str, ...]]]:
+def _verbatim(name: str) -> str:
+    """Return a name as it was written, without the dashes that `command_line` puts back."""
+    return name if re.fullmatch(r"-[A-Za-z]\w.*", name) else name.lstrip("-")
+
+
+def _from_words(words: Sequence[str], origin: str, spelled: _Spelling) -> Iterable[tuple[str, tuple[str, ...]]]:
     name, values = "", list[str]()
     for word in words:
         if not isinstance(word, str):
@@ -93,7 +105,7 @@ def _from_words(words: Sequence[str], origin: str) -> Iterable[tuple[str, tuple[
             if name:
                 yield name, tuple(values)
             name, equals, first = word.partition("=")
-            name = _spelled(name)
+            name = spelled(name)
             values = [first] if equals else []
         elif not name:
             raise PlanError(f"{origin}: {word!r} is not an engine argument; arguments begin with --, e.g. --max-num-seqs 64")
@@ -136,8 +148,10 @@ class EngineSpec:
     env: tuple[tuple[str, str], ...] = ()
     python: str = ""
     """The interpreter that has vLLM; empty for engines that need none."""
-    url: str = ""
+    url: str = field(default="", repr=False)  # its query may hold a secret
     """The endpoint of an engine that is not started, else empty."""
+    command: str = ""
+    """The command line of an engine that is started by one, with placeholders (`command.PLACEHOLDERS`), else empty."""
 
     def __post_init__(self) -> None:
         """Raise PlanError where a field is unusable."""
@@ -145,6 +159,8 @@ class EngineSpec:
             object.__setattr__(self, name, degree(name, getattr(self, name)))
         if not kind_of(self.kind).starts:
             check_url(self.url, origin="url")
+        if kind_of(self.kind).commanded:
+            check_command(self.command, origin="command")
 
     @property
     def ranks(self) -> int:
@@ -158,7 +174,12 @@ class EngineSpec:
 
 
 def check_url(url: str, *, origin: str) -> str:
-    """Return an OpenAI-compatible endpoint's root without a trailing `/` or `/v1`, or raise PlanError."""
+    """Return an OpenAI-compatible endpoint's root: without a trailing `/`, without `/v1` and what may follow it, with its query.
+
+    Raises PlanError for what is no URL, and for one that holds a user or a password: it would stand in reports.
+    """
+    shown = re.sub(r"//[^/?#]*@", "//...@", url)
+    wrong = "not a URL of an OpenAI-compatible server"
     try:
         parts = urlsplit(url)
         usable = (
@@ -170,8 +191,21 @@ def check_url(url: str, *, origin: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise PlanError(f"{origin}={url!r}: not a URL of an OpenAI-compatible server; write http://HOST:PORT")
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+        raise PlanError(f"{origin}={shown!r}: {wrong}; write http://HOST:PORT")
+    if "@" in parts.netloc:
+        raise PlanError(
+            f"{origin}={shown!r}: {wrong} that can be stored, because it holds a user or a password; leave them out, and give"
+            " them as a header from the environment, e.g. --llmperf-header='Authorization: Basic $CREDENTIALS'"
+        )
+    path = parts.path.rstrip("/")
+    for end in ("/chat/completions", "/completions", "/v1"):
+        path = path.removesuffix(end).rstrip("/")
+    return parts._replace(path=path, fragment="").geturl()
+
+
+def url_name(url: str) -> str:
+    """Return what an endpoint is called that has no name: its host, port and path, fit for test ids and file names."""
+    return url.partition("?")[0].partition("//")[2].replace(":", "_").replace("/", "_")
 
 
 def engine_spec(base: EngineSpec, axes: Axes, *layers: EngineArgs) -> EngineSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from pytest_llmperf.plan.checks import PlanError, parse_fraction
@@ -16,6 +17,8 @@ class Gate:
     on: bool
     tolerance: float | None = None
     """The change for the worse that must not pass, as a fraction; None for the metric's default."""
+    better: str = ""
+    """`higher` or `lower` where the entry says it, which only a counter of the engine needs."""
     origin: str = "gate"
     """The option or marker argument it came from, for messages."""
 
@@ -24,6 +27,7 @@ def parse_gate(source: object, *, origin: str) -> tuple[Gate, ...]:
     """Return gate entries from `"ttft_p90_s=8%,preemptions=off"`, or from a dict of the same; a later entry wins.
 
     A value is a tolerance, `on` (True) for the metric's default tolerance, or `off` (False) for a metric that is only observed.
+    In front of a tolerance, or in its place, may stand which values are better: `higher 10 %`, `lower`.
     """
     pairs: list[tuple[object, object]]
     if isinstance(source, str):
@@ -39,6 +43,14 @@ def parse_gate(source: object, *, origin: str) -> tuple[Gate, ...]:
             raise PlanError(f"{origin}={source!r}: must be a dict of metrics and tolerances, e.g. {{'ttft_p90_s': '8 %'}}")
         if value is True or value is False or str(value).lower() in ("on", "off"):
             gates.append(Gate(name, on=value is True or str(value).lower() == "on", origin=origin))
-        else:
-            gates.append(Gate(name, True, parse_fraction(f"{origin}: {name}", value), origin))
+            continue
+        better, rest = _direction(value)
+        tolerance = None if better and not rest else parse_fraction(f"{origin}: {name}", rest if better else value)
+        gates.append(Gate(name, True, tolerance, better, origin))
     return tuple(gates)
+
+
+def _direction(value: object) -> tuple[str, str]:
+    """Return which values are better, where a gate's value says so, and what else it says."""
+    match = re.fullmatch(r"\s*(higher|lower)\b\s*(.*?)\s*", value, re.IGNORECASE) if isinstance(value, str) else None
+    return (match[1].lower(), match[2]) if match else ("", "")

@@ -23,17 +23,20 @@ class Kind:
     """It has an HTTP server, hence a chat API and LoRA adapters."""
     vllm: bool = False
     """It is started by an interpreter that has vLLM. Kinds that are can take each other's place in a test."""
+    commanded: bool = False
+    """The user's command line starts it. What its arguments mean, and what its log says, is its own affair."""
     simulated: bool = False
     """Its GPUs are simulated too, and their locks are nobody else's."""
 
 
-STARTED, ENDPOINT = "server", "url"
-"""The kinds that a run has where it names none: without and with an endpoint."""
+STARTED, ENDPOINT, COMMAND = "server", "url", "command"
+"""The kinds that a run has where it names none: usually, with an endpoint, and with a command."""
 _ENGINES = "pytest_llmperf.measure.engines"
 KINDS: dict[str, Kind] = {
     STARTED: Kind(f"{_ENGINES}.vllm:open_server", vllm=True),
     "offline": Kind(f"{_ENGINES}.offline:open_offline", serves=False, vllm=True),
     ENDPOINT: Kind(f"{_ENGINES}.url:UrlEngine", starts=False),
+    COMMAND: Kind(f"{_ENGINES}.command:open_command", commanded=True),
     "simulated": Kind(f"{_ENGINES}.simulated:open_simulated", simulated=True),
 }
 
@@ -43,6 +46,19 @@ def kind_of(name: str) -> Kind:
     if name not in KINDS:
         raise PlanError(f"engine={name!r}: must be one of {', '.join(KINDS)}")
     return KINDS[name]
+
+
+def kind_in_file(kind: str, own: str) -> str:
+    """Return a kind as a part of the name of a baseline's file, so that two kinds share none; empty for a test's `own` kind.
+
+    A simulated engine stands for every kind, and its host is no other's.
+    """
+    return "" if kind == own or kind_of(kind).simulated else kind
+
+
+def kinds_in_files() -> tuple[str, ...]:
+    """Return what `kind_in_file` can be, the test's own first."""
+    return ("", *(name for name, kind in KINDS.items() if not kind.simulated))
 
 
 def exchangeable() -> tuple[str, ...]:

@@ -10,7 +10,9 @@ from pytest_llmperf.plan.checks import PlanError, parse_fraction
 from pytest_llmperf.plan.engine import EngineArgs, parse_engine_args
 from pytest_llmperf.plan.gates import Gate, parse_gate
 from pytest_llmperf.plan.kinds import exchangeable
+from pytest_llmperf.plan.limits import Limits, parse_limits
 from pytest_llmperf.plan.needs import NEEDS, NO_NEEDS, Needs, parse_needs
+from pytest_llmperf.plan.points import Point, parse_points
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,15 +35,28 @@ class Marker:
     """Which metrics gate, over what the run says."""
     needs: Needs = NO_NEEDS
     """What the host must have."""
+    points: tuple[Point, ...] = ()
+    """Loads with what belongs to each, in the place of the axes concurrency and rate."""
+    limits: Limits = field(default_factory=Limits)
+    """What metrics must not pass, at every point."""
 
 
-def parse_marker(arguments: Mapping[str, object]) -> Marker:
-    """Return the marker's arguments, checked; unknown names and bad values raise PlanError."""
-    known = (*AXES, "engine", "engine_args", "env", "tolerance", "gate", *NEEDS)
+def parse_marker(arguments: Mapping[str, object], *, verbatim: bool = False) -> Marker:
+    """Return the marker's arguments, checked; unknown names and bad values raise PlanError.
+
+    `verbatim` keeps the spelling of engine arguments, as `parse_engine_args` does.
+    """
+    known = (*AXES, "engine", "engine_args", "env", "tolerance", "gate", "points", "limits", *NEEDS)
     unknown = sorted(set(arguments) - set(known))
     if unknown:
         raise PlanError(f"llmperf({unknown[0]}=...): unknown marker argument; known are {', '.join(known)}")
     axes = {name: _axis_values(name, arguments[name]) for name in AXES if arguments.get(name) is not None}
+    given = arguments.get("points")
+    points = () if given is None else parse_points(given)
+    if points and (twice := [name for name in ("concurrency", "rate") if name in axes]):
+        raise PlanError(
+            f"llmperf(points=..., {twice[0]}={arguments[twice[0]]!r}): points say the load themselves; leave {twice[0]} out"
+        )
     kind: Any = arguments.get("engine")
     if kind is not None and kind not in exchangeable():
         raise PlanError(f"llmperf(engine={kind!r}): must be one of {', '.join(exchangeable())}")
@@ -54,11 +69,13 @@ def parse_marker(arguments: Mapping[str, object]) -> Marker:
     return Marker(
         axes=axes,
         kind=kind,
-        engine_args=parse_engine_args(source, origin="llmperf(engine_args=...)"),
+        engine_args=parse_engine_args(source, origin="llmperf(engine_args=...)", verbatim=verbatim),
         env=_environment(arguments.get("env") or {}),
         tolerance=None if tolerance is None else parse_fraction("llmperf(tolerance=...)", tolerance),
         gate=parse_gate(arguments.get("gate") or {}, origin="llmperf(gate=...)"),
         needs=needs,
+        points=points,
+        limits=parse_limits(arguments.get("limits"), origin="llmperf(limits=...)"),
     )
 
 

@@ -23,6 +23,7 @@ from pytest_llmperf.plugin.fixtures import (
 )
 from pytest_llmperf.plugin.options import add_options, any_given
 from pytest_llmperf.plugin.state import AXES_FIXTURE, ITEM, SESSION, SessionState, settings_of
+from pytest_llmperf.plugin.workers import hear_worker, is_worker, refuse, tell_controller
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -55,45 +56,77 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check the options, so that a wrong one fails at once, and register the marker."""
     config.addinivalue_line(
         "markers",
-        "llmperf(model=..., tp=..., pp=..., dp=..., concurrency=..., rate=..., engine=..., engine_args=..., env=...,"
-        " tolerance=..., gate=..., min_gpus=..., min_gpu_memory=..., gpu=..., nvlink=...): the grid that a performance test"
-        " allows, its kind of engine and its arguments,"
-        " which metrics gate it and how much worse may pass, and what the host must have for it to run",
+        "llmperf(model=..., tp=..., pp=..., dp=..., concurrency=..., rate=..., points=..., engine=..., engine_args=..., env=...,"
+        " tolerance=..., gate=..., limits=..., min_gpus=..., min_gpu_memory=..., gpu=..., nvlink=...): the grid that a"
+        " performance test allows, or its loads one by one, its kind of engine and its arguments,"
+        " which metrics gate it, how much worse may pass and what must not, and what the host must have for it to run",
     )
     config.stash[SESSION] = SessionState()
     if any_given(config):
-        settings_of(config)
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_Collector(config.stash[SESSION]))
+        settings = settings_of(config)
+        if settings.json_path is not None and not is_worker(config):
+            from pytest_llmperf.plugin.settings import check_json
+
+            check_json(config, settings)
+    if not is_worker(config):
+        config.pluginmanager.register(_Collector(config))
 
 
 class _Collector:
     """Collects what reports bring, in the one process that sees all of them: the same with and without xdist."""
 
-    def __init__(self, state: SessionState) -> None:
-        self._state = state
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._state = config.stash[SESSION]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep the outcomes that ride on a report."""
-        self._state.outcomes += getattr(report, "llmperf", [])
+        """Keep the outcomes that ride on a report, and write them; show what a worker of xdist is doing."""
+        brought = getattr(report, "llmperf", [])
+        self._state.outcomes += brought
         self._state.selftests += getattr(report, "llmperf_selftest", [])
+        if brought:
+            from pytest_llmperf.plugin.session import write_results
+
+            write_results(self._config)
+        if text := getattr(report, "llmperf_progress", None):
+            from pytest_llmperf.plugin.progress import show
+
+            show(self._config, text)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Hear what a worker of xdist has to tell."""
+        self._state.used |= hear_worker(node)
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test once for every model, degree and concurrency that its marker allows."""
-    if AXES_FIXTURE in metafunc.fixturenames:
-        from pytest_llmperf.plugin.collection import parametrize
+@pytest.hookimpl(wrapper=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, object, object]:
+    """Run a test once for every model, degree and load that its marker allows, that of a `pytest.param` for its own."""
+    if AXES_FIXTURE not in metafunc.fixturenames:
+        return (yield)
+    from pytest_llmperf.plugin.collection import parametrize, restrict
 
-        parametrize(metafunc, settings_of(metafunc.config))
+    try:
+        grids = parametrize(metafunc, settings_of(metafunc.config))
+    except pytest.UsageError as error:  # raised here it would be one file's error, and pytest would go on
+        metafunc.config.stash[SESSION].refusal = str(error)
+        grids = []
+    result = yield
+    restrict(metafunc, grids)
+    return result
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Group the tests by engine, and deselect those that the options exclude."""
+    state = config.stash[SESSION]
+    if state.refusal:
+        refuse(config, state.refusal)
     if _used(items):
         from pytest_llmperf.plugin.collection import plan_items
 
-        deselected, state = plan_items(items, settings_of(config)), config.stash[SESSION]
+        state.used = True
+        deselected = plan_items(items, settings_of(config))
         state.deselected = len(deselected)
         state.collected = tuple(item.stash[ITEM].planned.case_id for item in (*items, *deselected) if ITEM in item.stash)
         if deselected:
@@ -120,12 +153,13 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """Judge the suite as a whole when its last test is over."""
+    """Judge the suite as a whole when its last test is over, and see whether what was asked for could be written."""
     result = yield
     if session.config.stash[SESSION].outcomes:
-        from pytest_llmperf.plugin.session import judge_suite
+        from pytest_llmperf.plugin.session import check_results, judge_suite
 
         judge_suite(session.config)
+        check_results(session.config)
     return result
 
 
@@ -146,9 +180,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     return True
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what this host cannot run."""
+    """Skip what this host cannot run, and fail what has no baseline: behind pytest's own marks, in front of fixtures."""
     if _used([item]):
         from pytest_llmperf.plugin.session import set_up
 
@@ -175,7 +208,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Stop what still runs, and write the files that were asked for."""
-    if session.config.stash[SESSION].settings is not None:
+    state = session.config.stash[SESSION]
+    tell_controller(session.config, used=state.used)
+    # Of a run whose settings are unusable nothing was begun. Under xdist this process may not have asked for them yet.
+    if state.refusal is None and (state.settings is not None or state.used or state.outcomes):
         from pytest_llmperf.plugin.session import end
 
         end(session.config)

@@ -2,30 +2,91 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llmperf.plan.axes import labelled
 from pytest_llmperf.plan.checks import PlanError
-from pytest_llmperf.plugin.private import parameter
+from pytest_llmperf.plan.kinds import kind_of
+from pytest_llmperf.plugin.private import calls, parameter
 from pytest_llmperf.plugin.state import AXES_FIXTURE, ITEM, ItemState
 from pytest_llmperf.run.selection import marker_of, planned, points, selected
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_llmperf.plan.axes import Axes
     from pytest_llmperf.plan.engine import EngineSpec
     from pytest_llmperf.run.settings import Settings
 
 SWEEP_FIXTURE = "llmperf_sweep"
 
 
-def parametrize(metafunc: pytest.Metafunc, settings: Settings) -> None:
-    """Run a test once for every point of its grid."""
-    try:
-        marker = marker_of(list(metafunc.definition.iter_markers("llmperf")))
-        grid = points(marker, settings, sweep=SWEEP_FIXTURE in metafunc.fixturenames)
+Marks = list[pytest.Mark]
+
+
+def parametrize(metafunc: pytest.Metafunc, settings: Settings) -> list[tuple[Marks, list[Axes]]]:
+    """Run a test once for every point of its grid; return the grid for each choice of its parameters' marks, none among them.
+
+    A parameter may have a marker of its own: `pytest.param(..., marks=pytest.mark.llmperf(tp=2))`. pytest knows products
+    only, so the test is run at the points of all its parameters, and `restrict` takes away what is none of the own.
+    """
+    own = list(metafunc.definition.iter_markers("llmperf"))
+    closest = sum(mark.name == "llmperf" for mark in metafunc.definition.own_markers)
+    is_sweep = SWEEP_FIXTURE in metafunc.fixturenames
+    try:  # in the order in which an item has them: the test's own, its parameters', those of class and module
+        grids = [
+            (
+                marks,
+                points(
+                    marker_of([*own[:closest], *marks, *own[closest:]], verbatim=kind_of(settings.kind).commanded),
+                    settings,
+                    sweep=is_sweep,
+                ),
+            )
+            for marks in _choices(metafunc)
+        ]
     except PlanError:
-        return  # `plan_items` says so, for all tests at once
+        return []  # `plan_items` says so, for all tests at once
+    every = [point for _, allowed in grids for point in allowed]
+    known = dict(zip(every, labelled(every), strict=True))  # parameters may name models of the same last path part
+    grid = list(dict.fromkeys(known.values()))
     metafunc.parametrize(AXES_FIXTURE, grid, ids=[point.id for point in grid], indirect=True)
+    return [(marks, [known[point] for point in allowed]) for marks, allowed in grids]
+
+
+def _choices(metafunc: pytest.Metafunc) -> list[Marks]:
+    """Return which llmperf marks the parameters of `@pytest.mark.parametrize` bring, in every combination."""
+    choices = []
+    for mark in metafunc.definition.iter_markers("parametrize"):  # in the order in which pytest takes them
+        values = mark.args[1] if len(mark.args) > 1 else mark.kwargs.get("argvalues")
+        # What can be read only once is pytest's to read.
+        brought = [_of_llmperf(getattr(value, "marks", ())) for value in values] if isinstance(values, (list, tuple)) else []
+        choices.append(_without_repetition(brought) or [[]])
+    return _without_repetition([list(itertools.chain(*chosen)) for chosen in itertools.product(*choices)])
+
+
+def _without_repetition(lists: list[Marks]) -> list[Marks]:
+    return [marks for place, marks in enumerate(lists) if marks not in lists[:place]]  # marks have no hash
+
+
+def _of_llmperf(marks: Iterable[pytest.Mark | pytest.MarkDecorator]) -> Marks:
+    plain = (mark.mark if isinstance(mark, pytest.MarkDecorator) else mark for mark in marks)
+    return [mark for mark in plain if mark.name == "llmperf"]
+
+
+def restrict(metafunc: pytest.Metafunc, grids: list[tuple[Marks, list[Axes]]]) -> None:
+    """Take away the points that the marks of a test's own parameters do not allow."""
+    generated = calls(metafunc)
+    kept = []
+    for call in generated:
+        marks = _of_llmperf(call.marks)
+        allowed = next((grid for choice, grid in grids if choice == marks), None)
+        if allowed is None or call.params.get(AXES_FIXTURE) in allowed:
+            kept.append(call)
+    generated[:] = kept
 
 
 def plan_items(items: list[pytest.Item], settings: Settings) -> list[pytest.Item]:

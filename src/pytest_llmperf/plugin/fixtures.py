@@ -78,8 +78,12 @@ def llm_engine(
     wanted = bench.plan.marker.kind
     with failing():
         spec = own_spec(bench.plan.spec, llm_engine_args, llm_engine_url)
-        if wanted and not kind_of(wanted).serves and not kind_of(spec.kind).starts:
-            pytest.skip(f"its marker says engine={wanted!r}, an engine without a server, and {spec.url} is a server")
+        kind = kind_of(spec.kind)
+        if wanted and not kind_of(wanted).serves and (kind.commanded or not kind.starts):
+            pytest.skip(
+                f"its marker says engine={wanted!r}, an engine without a server, and"
+                f" {spec.url.partition('?')[0] or 'this one'} is a server"
+            )
         skip_or_fail(request.node, spec)
         return bench.acquire(spec)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf.judge.diagnosis import likely_cause
+from pytest_llmperf.judge.causes import likely_cause
 from pytest_llmperf.measure.client.messages import ClientError
 from pytest_llmperf.measure.engines.engine import EngineError
 from pytest_llmperf.measure.measurement import Measurement
@@ -19,12 +19,12 @@ from pytest_llmperf.plan.arguments import workload_from
 from pytest_llmperf.plan.capacity import capacity_from
 from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.checks import PlanError
-from pytest_llmperf.plan.kinds import kind_of
+from pytest_llmperf.plan.kinds import kind_in_file, kind_of
 from pytest_llmperf.report.scaling import Scaling, scaling_assertion, scaling_of
 from pytest_llmperf.report.text import assertion
 from pytest_llmperf.run.cases import RunError
 from pytest_llmperf.run.judging import compare
-from pytest_llmperf.run.launches import other_kind
+from pytest_llmperf.run.launches import other_engine
 from pytest_llmperf.run.outcomes import outcome_of
 from pytest_llmperf.run.sweep import order, suffix
 
@@ -54,7 +54,7 @@ def failing() -> Iterator[None]:
     try:
         yield
     except (PlanError, RunError, EngineError, ClientError) as error:
-        cause = likely_cause("\n".join((*error.causes, error.tail))) if isinstance(error, EngineError) else None
+        cause = likely_cause("\n".join((error.what, *error.causes, error.tail))) if isinstance(error, EngineError) else None
         text = f"Likely cause: {cause}.\n{error}" if cause else str(error)
         pytrace = isinstance(error, RunError) and error.line_matters
         raise pytest.fail.Exception(text, pytrace=pytrace) from None  # pytest would show the error twice
@@ -72,16 +72,18 @@ class LLMPerf:
         self._folder = folder
         self._calls = 0
 
-    def __call__(self, *, engine: str | None = None, **workload: Any) -> Measurement:
+    def __call__(self, *, engine: str | None = None, engine_args: Any = None, **workload: Any) -> Measurement:
         """Measure a workload, the arguments being the fields of `Workload`, and return the launches.
 
         `engine="offline"` measures it on `vllm.LLM`, with the same arguments and without a server, and `engine="server"` on a
-        server: such an engine is started in the place of the test's own.
+        server. `engine_args` are engine arguments over those of the test's own engine, in the marker's forms. Such an engine is
+        started in the place of the test's own, which starts again when a call asks for neither.
         Fails the test when a request failed, when the engine died, or when anything else makes the numbers worthless.
         """
         with failing():
-            wanted = workload_from(self._bench.plan.axes, self._defaults, workload, folder=self._folder)
-            return self._measured(wanted, other_kind(self._own, engine or self._own.kind))
+            plan = self._bench.plan
+            wanted = workload_from(plan.axes, self._defaults, plan.arguments, workload, folder=self._folder)
+            return self._measured(wanted, other_engine(self._own, engine, engine_args), engine)
 
     def capacity(self, **search: Any) -> Measurement:
         """Find the largest load at which a share of the requests keeps every limit, and return the launches.
@@ -91,21 +93,27 @@ class LLMPerf:
         `capacity_concurrency`, which gates; see docs/capacity.md. Fails the test as a measurement does.
         """
         with failing():
-            wanted = capacity_from(self._bench.plan.axes, self._defaults, search, folder=self._folder)
+            plan = self._bench.plan
+            wanted = capacity_from(plan.axes, self._defaults | plan.arguments, search, folder=self._folder)
             if not kind_of(self._own.kind).serves:
                 raise PlanError(
                     f"llmperf.capacity(...): an engine of the kind {self._own.kind!r} has no server to send a load to"
                 )
             return self._measured(wanted, self._own)
 
-    def _measured(self, wanted: Workload, spec: EngineSpec) -> Measurement:
-        """Return the measurement of the test's next case, one launch longer where it is undecided."""
+    def _measured(self, wanted: Workload, spec: EngineSpec, engine: str | None = None) -> Measurement:
+        """Return the measurement of the test's next case, one launch longer where it is undecided.
+
+        `engine` is the kind of engine that the call names.
+        """
         self._calls += 1
         number = "" if self._calls == 1 else f"#{self._calls}"
-        if spec.kind != self._engine.spec.kind:
-            self._engine = self._bench.acquire(spec)
-        state = self._bench.state(Case(self._bench.plan.case_id + number, self._engine.spec, wanted))
+        case_id = self._bench.plan.case_id + number
+        file_kind = kind_in_file(spec.kind, engine or self._bench.plan.own_kind)  # one that the test itself names is its own
+        state = self._bench.state(Case(case_id, spec, wanted, file_kind))
         if not state.decided:
+            if spec != self._engine.spec:
+                self._engine = self._bench.acquire(spec)
             self._bench.launch(self._engine, state)
         return state.measurement
 
@@ -134,9 +142,10 @@ class Sweep:
         plan = bench.plan
         self._calls += 1
         with failing():
-            wanted = workload_from(plan.axes, self._defaults, workload, folder=self._folder)
+            wanted = workload_from(plan.axes, self._defaults, plan.arguments, workload, folder=self._folder)
+            file_kind = kind_in_file(self._spec.kind, plan.own_kind)
             cases = {
-                degree: Case(plan.case_id + suffix(degree, self._calls), replace(self._spec, tp=degree), wanted)
+                degree: Case(plan.case_id + suffix(degree, self._calls), replace(self._spec, tp=degree), wanted, file_kind)
                 for degree in self.degrees
             }
             try:

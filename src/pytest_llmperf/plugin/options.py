@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.plan.kinds import KINDS
+
 if TYPE_CHECKING:
     import pytest
 
@@ -25,12 +27,32 @@ OPTIONS: tuple[tuple[str, str | bool | None, str], ...] = (
     ("--llmperf-pp", None, "pipeline-parallel degree(s), by comma (default: 1 where unmarked)"),
     ("--llmperf-dp", None, "data-parallel degree(s), by comma (default: 1 where unmarked)"),
     ("--llmperf-concurrency", None, "requests in flight, by comma (default: 8 where unmarked)"),
-    ("--llmperf-rate", None, "requests sent per second, by comma, whatever the engine has answered (an open loop)"),
-    ("--llmperf-engine", None, "server (vLLM's OpenAI server as a child), offline (vllm.LLM), url, or simulated (no model)"),
+    (
+        "--llmperf-rate",
+        None,
+        "requests sent per second, by comma, whatever the engine has answered (open loop); inf: all at once",
+    ),
+    (
+        "--llmperf-engine",
+        None,
+        "server (vLLM's OpenAI server as a child), offline (vllm.LLM), url, command (any server), or simulated (no model)",
+    ),
     (
         "--llmperf-url",
         None,
         "existing OpenAI-compatible endpoint(s): URL or name=URL, by comma; key in LLMPERF_API_KEY",
+    ),
+    (
+        "--llmperf-header",
+        None,
+        "header of every request to an endpoint: NAME=VARIABLE of the environment, or 'NAME: text with $VARIABLE'; may be"
+        " repeated (in the ini file: one a line)",
+    ),
+    (
+        "--llmperf-command",
+        None,
+        "command line of an OpenAI-compatible server, e.g. 'llama-server -m {model} --port {port}'; {host}, {tp}, {pp}, {dp},"
+        " {python}, {gpus} too, {{ for a brace",
     ),
     ("--llmperf-python", None, "interpreter that has vLLM (default: the one that runs pytest)"),
     ("--llmperf-engine-args", None, "engine arguments as on vLLM's command line, e.g. '--max-num-seqs 64'"),
@@ -67,14 +89,28 @@ OPTIONS: tuple[tuple[str, str | bool | None, str], ...] = (
     ),
     ("--llmperf-json", None, "write every raw sample to this file"),
 )
+CHOICES: dict[str, tuple[str, ...]] = {
+    "--llmperf-engine": tuple(KINDS),
+    "--llmperf-missing-baseline": ("fail", "skip", "record"),
+    "--llmperf-update": ("extend", "replace"),
+    "--llmperf-inconclusive": ("warn", "fail"),
+    "--llmperf-exclusive": ("on", "off"),
+}
+"""The values of the options that have only some; `settings.py` refuses others, so that ini files are checked too."""
+
+REPEATED = frozenset({"--llmperf-header"})
+"""Options that may be given several times: their values may hold commas."""
 
 
 def add_options(parser: pytest.Parser) -> None:
     """Declare every option and its ini twin."""
     group = parser.getgroup("llmperf", "LLM inference performance")
     for flag, default, text in OPTIONS:
-        shown = f" (default: {default})" if isinstance(default, str) else ""
+        facts = [f"choices: {', '.join(CHOICES[flag])}"] if flag in CHOICES else []
+        facts += [f"default: {default}"] if isinstance(default, str) else []
+        shown = f" ({'; '.join(facts)})" if facts else ""
         action: dict[str, Any] = {"action": "store_true"} if default is False else {"metavar": _metavar(flag)}
+        action |= {"action": "append"} if flag in REPEATED else {}
         group.addoption(flag, dest=ini_name(flag), default=None, help=(text + shown).replace("%", "%%"), **action)
         if default is False:
             parser.addini(ini_name(flag), text, type="bool", default=default)

@@ -5,13 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pytest
 
 
-def renew(item: pytest.Item) -> None:
-    """Give a test that has run before a fresh request, as `pytest-rerunfailures` does."""
+def renew(item: pytest.Item, properties: Sequence[tuple[str, Any]] = ()) -> None:
+    """Give a test that has run before a fresh request, as `pytest-rerunfailures` does, and nothing of what its runs have left.
+
+    That is captured output, which each report shows, and all properties but these.
+    """
     if hasattr(item, "_initrequest"):
         item._initrequest()
+    if hasattr(item, "_report_sections"):
+        item._report_sections.clear()
+    item.user_properties[:] = properties
 
 
 def overrides(item: pytest.Item, fixture: str) -> bool:
@@ -27,6 +35,12 @@ def parameter(item: pytest.Item, name: str) -> Any:
     """Return the value that a test was parametrized with, None where it was not."""
     callspec = getattr(item, "callspec", None)
     return callspec.params.get(name) if callspec else None
+
+
+def calls(metafunc: pytest.Metafunc) -> list[Any]:
+    """Return the parameters of each test that is generated, with `params` and `marks`; the list may be changed."""
+    generated: list[Any] = metafunc._calls
+    return generated
 
 
 def terminal(config: pytest.Config) -> Any:

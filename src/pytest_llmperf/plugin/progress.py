@@ -7,25 +7,39 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.plugin.private import terminal
+from pytest_llmperf.plugin.state import SESSION
+from pytest_llmperf.plugin.workers import is_worker, send_progress
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import pytest
 
 
 def show(config: pytest.Config, text: str) -> None:
-    """Show what is going on; nothing with -q or -p no:terminal."""
+    """Show what is going on; nothing with -q or -p no:terminal. What a worker of xdist does, its controller shows."""
+    if is_worker(config):
+        if item := config.stash[SESSION].current:
+            send_progress(config, item, text)
+        return
     reporter = terminal(config)
     if reporter is None or config.get_verbosity() < 0:
         return
-    capture: Any = config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+    with _uncaptured(config):
         reporter.ensure_newline()
-        if reporter.isatty:
+        # Of several workers each has a line of its own: a changing one would show only who spoke last.
+        if reporter.isatty and not config.pluginmanager.hasplugin("dsession"):
             width = shutil.get_terminal_size().columns - 1  # a longer line would wrap, and could not be rewritten
             reporter.rewrite(f"llmperf: {text}"[:width], erase=True)
         else:
             reporter.write_line(f"llmperf: {text}")
         reporter.flush()
+
+
+def _uncaptured(config: pytest.Config) -> AbstractContextManager[None]:
+    capture: Any = config.pluginmanager.getplugin("capturemanager")
+    disabled: AbstractContextManager[None] = capture.global_and_fixture_disabled() if capture else contextlib.nullcontext()
+    return disabled
 
 
 def clear(config: pytest.Config) -> None:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf.plugin.measuring import Undecided
+from pytest_llmperf.plugin.measuring import Undecided, failing
 from pytest_llmperf.plugin.private import renew
 from pytest_llmperf.plugin.progress import clear
-from pytest_llmperf.plugin.state import ITEM, run_of
+from pytest_llmperf.plugin.state import ITEM, SESSION, run_of
 from pytest_llmperf.report.outcome import to_data
 from pytest_llmperf.report.text import section
 from pytest_llmperf.run.outcomes import outcome_of, unmeasured
@@ -40,10 +40,16 @@ def _attempt(item: pytest.Item, turns: Turns[pytest.Item]) -> None:
     The engine is stopped in the teardown of the last item that needs it, where trouble has a test to be reported on.
     """
     kept, pool = item.stash[ITEM], run_of(item.config).pool
+    item.config.stash[SESSION].current = item
     if kept.states:
-        renew(item)
+        renew(item, kept.properties)
+    else:
+        kept.properties = list(item.user_properties)
     calls = [_call(item, "setup")]
-    if calls[0].excinfo is None and not item.config.getoption("setuponly", False):
+    if kept.unmeasured and calls[0].excinfo is not None:
+        calls[0].when = "call"  # it fails or is skipped as if it had been measured, which is no error of its set-up
+        calls.insert(0, pytest.CallInfo.from_call(lambda: None, when="setup"))
+    elif calls[0].excinfo is None and not item.config.getoption("setuponly", False):
         calls.append(_call(item, "call"))
     result = _result(calls[-1])
     again = runs_again(result, kept.states)
@@ -78,7 +84,12 @@ def _settle(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
     """Write what a test that passed has recorded; a file that cannot be written makes it fail."""
     states = item.stash[ITEM].states
     passed = calls[-1].when == "call" and calls[-1].excinfo is None
-    settled = _timed(item, "call", lambda: settle(states, passed=passed))
+
+    def write() -> None:
+        with failing():
+            settle(states, passed=passed)
+
+    settled = _timed(item, "call", write)
     if settled.excinfo is not None:
         calls[-1] = settled
     for number, state in enumerate(states, 1):  # every metric's median becomes a JUnit property
@@ -93,6 +104,7 @@ def _publish(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
     kept, reports = item.stash[ITEM], [_report(item, call) for call in calls]
     # Ids as collected: xdist may have added a group to the item's own.
     outcomes = [outcome_of(state, kept.planned.case_id) for state in kept.states]
+    outcomes = outcomes or list(kept.unmeasured)
     if not outcomes and (excinfo := calls[-1].excinfo) is not None:
         outcomes = [unmeasured(kept.planned, skipped=reports[-1].skipped, why=str(excinfo.value))]
     outcomes += kept.left_out

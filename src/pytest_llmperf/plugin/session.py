@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
+from pytest_llmperf.files import is_stream, unwritable_folder, write_text
+from pytest_llmperf.measure.engines.command import find_program
 from pytest_llmperf.measure.engines.engine import EngineError, StartSettings
 from pytest_llmperf.measure.engines.vllm import find_vllm
 from pytest_llmperf.measure.host.machine import describe_host
@@ -20,14 +22,18 @@ from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.plugin.private import overrides
 from pytest_llmperf.plugin.progress import show
 from pytest_llmperf.plugin.protocol import spec_of
+from pytest_llmperf.plugin.settings import check_json
 from pytest_llmperf.plugin.state import ITEM, SESSION, run_of, settings_of
+from pytest_llmperf.plugin.workers import is_first, is_worker, refuse
 from pytest_llmperf.report.outcome import from_data, json_document
-from pytest_llmperf.report.text import suite_line
+from pytest_llmperf.report.text import assertion, suite_line
+from pytest_llmperf.run.judging import known_failure
 from pytest_llmperf.run.launches import Run
-from pytest_llmperf.run.outcomes import SUITE_ADVICE, is_red_alone, left_out, outcome_of, suite_verdict
+from pytest_llmperf.run.outcomes import SUITE_ADVICE, is_red_alone, left_out, outcome_of, suite_verdict, without_baseline
 from pytest_llmperf.run.pool import EnginePool
+from pytest_llmperf.run.recording import to_be_recorded
 from pytest_llmperf.run.rules import Rules
-from pytest_llmperf.run.sweep import degrees_of, refusal
+from pytest_llmperf.run.sweep import LEAST_DEGREES, degrees_of, refusal
 from pytest_llmperf.run.turns import Turns
 
 if TYPE_CHECKING:
@@ -36,36 +42,47 @@ if TYPE_CHECKING:
     from pytest_llmperf.run.settings import Settings
     from pytest_llmperf.run.sweep import Degrees
 
-SUITE_ID = "llmperf::suite"
-"""The node id that the suite as a whole is reported under."""
+SUITE_ID, JSON_ID = "llmperf::suite", "llmperf::json"
+"""The node ids that the suite as a whole, and the JSON file, are reported under."""
 
 
 def prepare(session: pytest.Session) -> None:
     """Set up the run where there are llmperf tests; raises UsageError where it cannot work at all."""
     config, settings = session.config, settings_of(session.config)
-    state, is_worker = config.stash[SESSION], hasattr(config, "workerinput")
+    state = config.stash[SESSION]
     measuring = [item for item in session.items if ITEM in item.stash]
     plans = [item.stash[ITEM].planned for item in measuring]
-    errors = [plan.error for plan in plans if plan.error]
-    if errors and not is_worker:
-        raise pytest.UsageError("\n".join(errors))
-    if not plans or errors:
+    if errors := [plan.error for plan in plans if plan.error]:
+        refuse(config, "\n".join(errors))
+    if not plans:
         return
     try:
         host = describe_host(simulated=kind_of(settings.kind).simulated)
     except PlanError as error:
-        raise pytest.UsageError(str(error)) from None
+        refuse(config, str(error))
     compared = {plan.case_id: plan for plan in plans if plan.compares}
     job = getattr(config, "workerinput", {}).get("testrunuid")  # one run, whatever the number of xdist workers
     rules = Rules(settings, host, config.rootpath, compared, state.collected, job or uuid.uuid4().hex[:12])
     state.run = Run(rules, _pool(config, settings, host), lambda text: show(config, text))
     # Under xdist a worker may report only the item that it was told to run, so an item cannot wait for others there.
-    state.turns = Turns(spec_of, alone=is_worker)
-    if config.option.collectonly or is_worker:
+    state.turns = Turns(spec_of, alone=is_worker(config))
+    if config.option.collectonly or settings.selftest or not is_first(config):
         return
+    _check_targets(config, state.run)
     started = [item for item in measuring if not overrides(item, "llm_engine_url") and not _known_shortage(item, host)]
-    if kind_of(settings.kind).vllm and started and not settings.selftest:
-        _require_vllm(settings.python)
+    if kind_of(settings.kind).vllm and started:
+        _require_vllm(config, settings.python)
+    if kind_of(settings.kind).commanded and started:
+        _require_program(config, settings)
+
+
+def _check_targets(config: pytest.Config, run: Run) -> None:
+    """Raise UsageError where something that is to be written can't be: hours of measuring would be lost."""
+    settings = run.rules.settings
+    check_json(config, settings)
+    folders = sorted({path.parent for path in to_be_recorded(run.rules)})
+    if problem := next(filter(None, map(unwritable_folder, folders)), None):
+        refuse(config, f"--llmperf-baselines={settings.baselines}: cannot be written ({problem}); name another folder")
 
 
 def _pool(config: pytest.Config, settings: Settings, host: Host) -> EnginePool:
@@ -74,20 +91,29 @@ def _pool(config: pytest.Config, settings: Settings, host: Host) -> EnginePool:
         startup_timeout_s=settings.startup_timeout_s,
         stop_grace_s=settings.stop_grace_s,
         api_key=os.environ.get("LLMPERF_API_KEY"),
+        headers=settings.headers,
         served_model=settings.served_model,
     )
     return EnginePool(host, start, lambda text: show(config, text), alone=settings.exclusive)
 
 
-def _require_vllm(python: str) -> None:
+def _require_program(config: pytest.Config, settings: Settings) -> None:
+    try:
+        find_program(settings.command, settings.python)
+    except EngineError as error:
+        refuse(config, f"--llmperf-command={settings.command!r}: {error.what}")
+
+
+def _require_vllm(config: pytest.Config, python: str) -> None:
     try:
         find_vllm(python)
     except EngineError as error:
         into = "" if python == sys.executable else f" --into {Path(python).parents[1]}"
-        raise pytest.UsageError(
+        refuse(
+            config,
             f"--llmperf-python={python}: {error.what} Install vLLM there (python -m pytest_llmperf engine install{into}),"
-            " name another interpreter, or use --llmperf-url"
-        ) from None
+            " name another interpreter, or use --llmperf-url",
+        )
 
 
 def set_up(item: pytest.Item) -> None:
@@ -97,6 +123,25 @@ def set_up(item: pytest.Item) -> None:
         pytest.fail(plan.error or "another test of this run has an unusable llmperf marker", pytrace=False)
     if not overrides(item, "llm_engine_url") and not plan.axes.sweep:  # a sweep itself leaves out the degrees that do not fit
         _refuse(item, _known_shortage(item, run.rules.host))
+    if not item.config.getoption("setuponly", False):
+        _refuse_without_baseline(item, run.rules)
+
+
+def _refuse_without_baseline(item: pytest.Item, rules: Rules) -> None:
+    """Fail or skip a test that would meet no usable baseline; a launch that is measured first would be for nothing."""
+    kept = item.stash[ITEM]
+    if (
+        kept.planned.axes.sweep
+        and len(degrees_of(kept.planned, kept.planned.spec, rules.settings.selected, rules.host).able) < LEAST_DEGREES
+    ):
+        return  # it has reasons of its own not to run
+    answer = known_failure(rules, kept.planned)
+    if answer is None:
+        return
+    kept.unmeasured = without_baseline(rules, kept.planned, answer)
+    if answer.skip:
+        pytest.skip(answer.skip)
+    pytest.fail(answer.failure or "\n".join(assertion(kept.unmeasured[0])), pytrace=False)
 
 
 def skip_or_fail(item: pytest.Item, spec: EngineSpec) -> None:
@@ -154,33 +199,55 @@ def judge_suite(config: pytest.Config) -> None:
     cache = getattr(config, "cache", None)  # absent with -p no:cacheprovider
     was_red = cache is not None and SUITE_ID in cache.get("cache/lastfailed", {})
     if red or was_red:
-        _report_suite(config, suite_line(state.suite) + SUITE_ADVICE if red else "")
+        _report(config, SUITE_ID, suite_line(state.suite) + SUITE_ADVICE if red else "")
 
 
-def _report_suite(config: pytest.Config, failure: str) -> None:
-    """Report the suite as a test: failed with this text, or passed, which takes it off the list of `--lf`."""
-    location = (SUITE_ID.partition("::")[0], None, SUITE_ID)
+def _report(config: pytest.Config, name: str, failure: str) -> None:
+    """Report something that is no test as one: failed with this text, or passed, which takes it off the list of `--lf`."""
+    location = (name.partition("::")[0], None, name)
     phases: tuple[Literal["setup", "call", "teardown"], ...] = ("setup", "call", "teardown")
-    config.hook.pytest_runtest_logstart(nodeid=SUITE_ID, location=location)
+    config.hook.pytest_runtest_logstart(nodeid=name, location=location)
     for when in phases[bool(failure) :]:
         is_red = when == "call" and bool(failure)
         made: Any = {"outcome": "failed" if is_red else "passed", "longrepr": failure if is_red else None}
-        report = pytest.TestReport(nodeid=SUITE_ID, location=location, keywords={}, when=when, **made)
+        report = pytest.TestReport(nodeid=name, location=location, keywords={}, when=when, **made)
         config.hook.pytest_runtest_logreport(report=report)
-    config.hook.pytest_runtest_logfinish(nodeid=SUITE_ID, location=location)
+    config.hook.pytest_runtest_logfinish(nodeid=name, location=location)
 
 
 def end(config: pytest.Config) -> None:
     """Stop what still runs, and write the JSON file; the cases that were never finished are in it too."""
-    state, settings = config.stash[SESSION], settings_of(config)
+    state = config.stash[SESSION]
     if state.run is not None:
         try:
             state.run.pool.shutdown()
         except EngineError as error:
             show(config, str(error))
-    if settings.json_path is None or hasattr(config, "workerinput") or config.option.collectonly:
-        return
+    if problem := write_results(config, final=True):
+        show(config, problem)
+
+
+def write_results(config: pytest.Config, *, final: bool = False) -> str | None:
+    """Write the JSON file with all outcomes so far; return why it could not be.
+
+    What is measured later may crash this process, and must not take along what there is. `final`: the cases that were never
+    finished are in it too.
+    """
+    state, settings = config.stash[SESSION], settings_of(config)
+    path = settings.json_path
+    if path is None or is_worker(config) or config.option.collectonly or (is_stream(path) and not final):
+        return None
     outcomes = [from_data(data) for data in state.outcomes]
-    unfinished = state.run.states.values() if state.run else ()
+    unfinished = state.run.states.values() if state.run and final else ()
     outcomes += [outcome_of(case) for case in unfinished if case.launches]
-    settings.json_path.write_text(json_document(outcomes))
+    try:
+        write_text(path, json_document(outcomes))
+    except OSError as error:
+        return f"--llmperf-json={path}: could not be written ({error.strerror or error}); its figures are lost"
+    return None
+
+
+def check_results(config: pytest.Config) -> None:
+    """Report a test that failed where the JSON file cannot be written any more, so that the run is not green."""
+    if problem := write_results(config):
+        _report(config, JSON_ID, problem)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmperf.files import as_shell, unwritable_file
 from pytest_llmperf.plan.axes import AXES, axis_value
 from pytest_llmperf.plan.checks import PlanError, degree, parse_fraction
-from pytest_llmperf.plan.engine import check_url, parse_engine_args
+from pytest_llmperf.plan.command import check_command
+from pytest_llmperf.plan.engine import check_url, parse_engine_args, url_name
 from pytest_llmperf.plan.gates import parse_gate
-from pytest_llmperf.plan.kinds import ENDPOINT, KINDS, STARTED
-from pytest_llmperf.plugin.options import OPTIONS, ini_name
+from pytest_llmperf.plan.headers import parse_headers
+from pytest_llmperf.plan.kinds import COMMAND, ENDPOINT, KINDS, STARTED
+from pytest_llmperf.plugin.options import CHOICES, OPTIONS, ini_name
+from pytest_llmperf.plugin.workers import refuse
 from pytest_llmperf.run.settings import Settings
 from pytest_llmperf.units import parse_duration
 
@@ -36,16 +42,20 @@ def _resolve(config: pytest.Config, flag: str, default: object) -> Any:
     given = config.getoption(ini_name(flag), None)
     if given is not None:
         return given
+    hint = "write true or false" if default is False else f'write the value in quotes, e.g. {ini_name(flag)} = "1,2"'
     try:
         value = config.getini(ini_name(flag))
-    except TypeError as error:
-        raise pytest.UsageError(f'{ini_name(flag)}: {error}; write the value in quotes, e.g. {ini_name(flag)} = "1,2"') from None
+    except (TypeError, ValueError, pytest.UsageError) as error:  # the last since pytest 9.2
+        raise pytest.UsageError(f"{ini_name(flag)}: {error}; {hint}") from None
+    if not isinstance(value, (str, bool, NoneType)):
+        raise pytest.UsageError(f"{ini_name(flag)}={value!r}: not a value of this option; {hint}")
     return default if value in (None, "") else value
 
 
 def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tuple[Any, ...]]) -> Settings:
     urls = _urls(raw["--llmperf-url"])
     kind = _kind(raw, urls)
+    commanded = KINDS[kind].commanded
     if degree("--llmperf-max-launches", raw["--llmperf-max-launches"]) < 2:
         raise pytest.UsageError(
             f"--llmperf-max-launches={raw['--llmperf-max-launches']}: one launch can never fail a test; give 2 or more"
@@ -62,15 +72,17 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         urls=urls,
         served_model=models[0] if models else None,
         python=_interpreter(raw["--llmperf-python"]),
-        engine_args=parse_engine_args(raw["--llmperf-engine-args"] or "", origin="--llmperf-engine-args"),
+        headers=parse_headers(_lines(raw["--llmperf-header"]), os.environ, origin="--llmperf-header"),
+        command=check_command(raw["--llmperf-command"], origin="--llmperf-command") if commanded else "",
+        engine_args=parse_engine_args(raw["--llmperf-engine-args"] or "", origin="--llmperf-engine-args", verbatim=commanded),
         startup_timeout_s=_seconds(raw, "--llmperf-startup-timeout"),
         stop_grace_s=_seconds(raw, "--llmperf-stop-grace"),
         stall_timeout_s=_seconds(raw, "--llmperf-stall-timeout"),
         idle_s=_duration("--llmperf-idle", raw["--llmperf-idle"]),
-        baselines=config.rootpath / raw["--llmperf-baselines"],
-        missing=_choice(raw, "--llmperf-missing-baseline", ("fail", "skip", "record")),
+        baselines=config.rootpath / as_shell(raw["--llmperf-baselines"]),
+        missing=_choice(raw, "--llmperf-missing-baseline"),
         update="all" if raw["--update-baselines"] else "new" if raw["--update-baselines-new-only"] else "no",
-        extend=_choice(raw, "--llmperf-update", ("extend", "replace")) == "extend",
+        extend=_choice(raw, "--llmperf-update") == "extend",
         calibrate=bool(raw["--llmperf-calibrate"]),
         selftest=bool(raw["--llmperf-selftest"]),
         gate=gate,
@@ -78,22 +90,34 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         rounds=degree("--llmperf-rounds", raw["--llmperf-rounds"]),
         max_launches=degree("--llmperf-max-launches", raw["--llmperf-max-launches"]),
         tolerance=parse_fraction("--llmperf-tolerance", raw["--llmperf-tolerance"]),
-        fail_inconclusive=_choice(raw, "--llmperf-inconclusive", ("warn", "fail")) == "fail",
+        fail_inconclusive=_choice(raw, "--llmperf-inconclusive") == "fail",
         require_gpus=bool(raw["--llmperf-require-gpus"]),
-        exclusive=_choice(raw, "--llmperf-exclusive", ("on", "off")) == "on",
-        json_path=_writable(config, raw["--llmperf-json"]),
+        exclusive=_choice(raw, "--llmperf-exclusive") == "on",
+        json_path=None if raw["--llmperf-json"] is None else config.invocation_params.dir / as_shell(raw["--llmperf-json"]),
     )
 
 
+def _lines(value: str | list[str] | None) -> list[str]:
+    """Return the values of an option that may be repeated: the command line's as they are, the ini file's one a line."""
+    return value.splitlines() if isinstance(value, str) else value or []
+
+
 def _kind(raw: dict[str, Any], urls: dict[str, str]) -> str:
-    """Return the kind of engine, which must be one for an endpoint where there is one, and only there."""
-    by_default = ENDPOINT if urls else STARTED
-    kind = _choice(raw, "--llmperf-engine", tuple(KINDS)) if raw["--llmperf-engine"] else by_default
+    """Return the kind of engine, which must be one for an endpoint or a command where there is one, and only there."""
+    command = bool(raw["--llmperf-command"])
+    by_default = ENDPOINT if urls else COMMAND if command else STARTED
+    kind = _choice(raw, "--llmperf-engine") if raw["--llmperf-engine"] else by_default
     if KINDS[kind].starts == bool(urls):
         raise pytest.UsageError(
             f"--llmperf-engine={kind}: contradicts --llmperf-url; leave --llmperf-engine out"
             if urls
             else f"--llmperf-engine={kind}: needs an endpoint; add --llmperf-url=http://HOST:PORT"
+        )
+    if KINDS[kind].commanded != command:
+        raise pytest.UsageError(
+            f"--llmperf-command: contradicts --llmperf-{'url' if urls else f'engine={kind}'}; leave one of them out"
+            if command
+            else f"--llmperf-engine={kind}: needs a command; add --llmperf-command='llama-server -m {{model}} --port {{port}}'"
         )
     return kind
 
@@ -121,8 +145,8 @@ def _axis(axis: str, text: str) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(axis_value(axis, word, origin=flag) for word in words))
 
 
-def _choice(raw: dict[str, Any], flag: str, choices: tuple[str, ...]) -> str:
-    value = str(raw[flag])
+def _choice(raw: dict[str, Any], flag: str) -> str:
+    value, choices = str(raw[flag]), CHOICES[flag]
     if value not in choices:
         raise pytest.UsageError(f"{flag}={value}: must be one of {', '.join(choices)}")
     return value
@@ -155,9 +179,9 @@ def _urls(text: str | None) -> dict[str, str]:
         if not equals or "/" in name:
             name, url = "", word
         url = check_url(url, origin="--llmperf-url")
-        name = name or url.partition("//")[2].replace(":", "_").replace("/", "_")
+        name = name or url_name(url)
         if name in urls:
-            raise pytest.UsageError(f"--llmperf-url={text}: two endpoints are named {name!r}; write name=URL for each")
+            raise pytest.UsageError(f"--llmperf-url: two endpoints are named {name!r}; write name=URL for each")
         urls[name] = url
     return urls
 
@@ -166,7 +190,7 @@ def _interpreter(path: str | None) -> str:
     if path is None:
         return sys.executable
     # The path is kept as given: a virtual environment's python is a link, and following it would leave the environment.
-    python = shutil.which(str(Path(path).expanduser()))
+    python = shutil.which(as_shell(path))
     if not python:
         raise pytest.UsageError(
             f"--llmperf-python={path}: no such interpreter; name the python of an environment that has vLLM,"
@@ -175,16 +199,8 @@ def _interpreter(path: str | None) -> str:
     return str(Path(python).absolute())
 
 
-def _writable(config: pytest.Config, path: str | None) -> Path | None:
-    """Return the target, created now: a path that cannot be written must fail before hours of measuring, not after."""
-    if path is None:
-        return None
-    target = config.invocation_params.dir / path
-    if hasattr(config, "workerinput"):
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.touch()
-    except OSError as error:
-        raise pytest.UsageError(f"--llmperf-json={path}: cannot be written ({error}); name another file") from None
-    return target
+def check_json(config: pytest.Config, settings: Settings) -> None:
+    """Raise UsageError where the JSON file of a run that measures can't be written."""
+    path = settings.json_path
+    if path is not None and not config.option.collectonly and (problem := unwritable_file(path)):
+        refuse(config, f"--llmperf-json={path}: cannot be written ({problem}); name another file")

@@ -26,6 +26,12 @@ class SessionState:
     """What the self-test of each gate came to, as plain data."""
     settings: Settings | None = None
     """The options, once they were asked for."""
+    refusal: str | None = None
+    """Why the settings are unusable, where that was seen in the middle of collection."""
+    used: bool = False
+    """A test measures, be it in a worker of xdist."""
+    current: pytest.Item | None = None
+    """The test that runs now."""
     deselected: int = 0
     """How many tests the options excluded; other plugins deselect for reasons of their own."""
     collected: tuple[str, ...] = ()
@@ -46,6 +52,10 @@ class ItemState:
     """The cases that it has measured, in the order of its calls."""
     left_out: list[Outcome] = field(default_factory=list)
     """The degrees that a sweep left out, because this host cannot run them."""
+    unmeasured: list[Outcome] = field(default_factory=list)
+    """What came of its cases, where that is known before an engine is started."""
+    properties: list[tuple[str, Any]] = field(default_factory=list)
+    """The JUnit properties that it had before it ran for the first time."""
 
 
 AXES_FIXTURE = "llmperf_axes"

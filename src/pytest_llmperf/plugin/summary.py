@@ -11,15 +11,19 @@ from pytest_llmperf.report.outcome import from_data
 from pytest_llmperf.report.scaling import scaling_lines
 from pytest_llmperf.report.tables import review_table, summary_table
 from pytest_llmperf.report.text import (
+    blind_lines,
     counts_line,
     headline,
+    limit_gaps,
     metric_line,
     prospects,
     render,
     self_test_line,
     suite_line,
 )
+from pytest_llmperf.run.launches import local_limits
 from pytest_llmperf.run.rules import prospects_of, stored_and_new, unused_baselines
+from pytest_llmperf.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,13 +44,16 @@ def header(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     stored, new = stored_and_new(rules)
     engines = len({plan.spec for plan in planned})
     links = f", {rules.host.links}" if rules.host.links else ""
-    line = f"llmperf: {rules.host.summary}{links} ({rules.host.key}); {len(planned)} tests on {engines} engines"
-    line += f"; baselines: {stored} found, {new} new"
+    line = f"llmperf: {rules.host.summary}{links} ({rules.host.key})"
+    line += f"; {counted(len(planned), 'test')} on {counted(engines, 'engine')}; baselines: {stored} found, {new} new"
     if state.deselected:
         line += f"; {state.deselected} deselected, which their markers allow only at other values"
+    verbose = config.get_verbosity() > 0
+    gaps = ((plan.case_id, local_limits(plan, rules.host, plan.spec).notes) for plan in planned)
+    lines = [line, *limit_gaps(gaps, verbose=verbose)]
     if rules.settings.selftest or rules.settings.calibrate or rules.settings.update == "all":
-        return [line]
-    return [line, *prospects(prospects_of(rules), verbose=config.get_verbosity() > 0)]
+        return lines
+    return [*lines, *prospects(prospects_of(rules), verbose=verbose)]
 
 
 def summarize(reporter: Any, config: pytest.Config) -> None:
@@ -77,8 +84,11 @@ def _lines(outcomes: Sequence[Outcome], state: SessionState, config: pytest.Conf
             yield headline(outcome)
             rows = [row for row in outcome.verdict.metrics if row.status is Status.INCONCLUSIVE]
             yield from (f"  {metric_line(row)}, {row.rule}" for row in rows)
+        elif outcome.status is Status.INVALID and outcome.verdict.reasons:
+            yield f"{headline(outcome)}: {outcome.verdict.reasons[0]}"
         elif outcome.status is Status.RECORDED:
             yield from (*outcome.notes, *render(review_table(outcome)).splitlines())
+    yield from blind_lines(outcomes)
     yield from scaling_lines(outcomes, direct_links=_direct_links(state))
     for path in _unused(state, config):
         yield f"unused baseline: {path} (its test is gone; delete the file)"

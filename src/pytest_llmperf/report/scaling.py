@@ -50,6 +50,14 @@ class Scaling(Curve):
         """Return what a reader of the figures must know: a reference that is not TP 1, and degrees that were not measured."""
         return scaling_table(self).footnotes
 
+    def broken_limits(self, limits: Mapping[str, object] | None = None) -> tuple[str, ...]:
+        """Return a sentence for each limit that a degree does not keep, as `Measurement.broken_limits` does for one."""
+        return tuple(
+            f"TP {measurement.case.engine.tp}: {sentence}"
+            for measurement in self.measurements
+            for sentence in measurement.broken_limits(limits)
+        )
+
 
 def scaling_of(measurements: Iterable[Measurement], *, unfit: Mapping[int, str] | None = None) -> Scaling:
     """Return how one workload scales, from its measurements at several degrees, in any order.

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from pytest_llmperf.judge.verdict import MetricVerdict, Status
+from pytest_llmperf.measure.audit import is_blind
 from pytest_llmperf.measure.metrics import find
 from pytest_llmperf.report.tables import Table, change, metrics_table
-from pytest_llmperf.units import percent, quantity
+from pytest_llmperf.units import counted, percent, quantity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,7 +35,7 @@ def render(table: Table) -> str:
 def headline(outcome: Outcome) -> str:
     """Return the verdict on a case in one line."""
     verdict = outcome.verdict
-    launches = f"{verdict.launches} launch{'es' if verdict.launches != 1 else ''}"
+    launches = counted(verdict.launches, "launch")
     against = f" against {verdict.baseline_launches} of the baseline" if verdict.baseline_launches else ""
     return f"{outcome.status} {outcome.id} ({launches}{against})"
 
@@ -73,14 +74,26 @@ def prospects(cases: Iterable[tuple[str, list[Comparison]]], *, verbose: bool) -
         rated = [(comparison, comparison.detectable) for comparison in comparisons]
         able = [f"{comparison.metric.name} {percent(detectable)}" for comparison, detectable in rated if detectable is not None]
         if verbose and able:
-            budget = comparisons[0].design.launches
-            lines.append(f"llmperf: {case_id}: slow-down found 19 times in 20 within {budget} launches: {', '.join(able)}")
+            budget = counted(comparisons[0].design.launches, "launch")
+            lines.append(f"llmperf: {case_id}: slow-down found 19 times in 20 within {budget}: {', '.join(able)}")
         for comparison, detectable in rated:
             if detectable is not None and detectable > comparison.gate.share:
                 short.append(_shortfall(case_id, comparison, detectable))
-    shown = short if verbose else short[:_SHORTFALLS]
-    more = [f"llmperf: and {len(short) - len(shown)} more such tolerances; -v shows all"] if len(short) > len(shown) else []
-    return [*lines, *shown, *more]
+    return [*lines, *_first(short, "tolerance", verbose=verbose)]
+
+
+def limit_gaps(notes: Iterable[tuple[str, Iterable[str]]], *, verbose: bool) -> list[str]:
+    """Return which cases have limits that are none for these accelerators: what is not asked must not look as if it were kept."""
+    lines = [f"llmperf: {case_id}: {note}" for case_id, case_notes in notes for note in case_notes]
+    return _first(lines, "limit", verbose=verbose)
+
+
+def _first(lines: Sequence[str], what: str, *, verbose: bool) -> list[str]:
+    shown = list(lines) if verbose else list(lines[:_SHORTFALLS])
+    more = (
+        [f"llmperf: and {counted(len(lines) - len(shown), f'more such {what}')}; -v shows all"] if len(lines) > len(shown) else []
+    )
+    return [*shown, *more]
 
 
 _SHORTFALLS = 4
@@ -88,14 +101,16 @@ _SHORTFALLS = 4
 
 def _shortfall(case_id: str, comparison: Comparison, detectable: float) -> str:
     needed, of_baseline = comparison.launches_needed, len(comparison.rounds)
+    budget = comparison.design.launches
+    find = f"{counted(budget, 'launch')} find{'s' if budget == 1 else ''}"
     if needed is not None:
-        cure = f"it takes {needed} launches (--llmperf-max-launches={needed})"
+        cure = f"it takes {counted(needed, 'launch')} (--llmperf-max-launches={needed})"
     else:
         cure = f"no number of launches will do against {of_baseline} of the baseline: extend it with --update-baselines"
     return (
         f"llmperf: {case_id}: {comparison.metric.name} may not be decided: its tolerance of {percent(comparison.gate.share)} is"
-        f" below the {percent(detectable)} that {comparison.design.launches} launches find 19 times in 20; {cure}, or a tolerance"
-        f" of {percent(detectable, up=True)}"
+        f" below the {percent(detectable)} that {find} 19 times in 20; {cure},"
+        f" or a tolerance of {percent(detectable, up=True)}"
     )
 
 
@@ -107,10 +122,16 @@ def suite_line(decision: Decision) -> str:
     return f"suite as a whole: {abs(mid):.1%} {way} [{low:+.1%}, {high:+.1%}] on the {decision.rule}: {verdict}"
 
 
+def blind_lines(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return which audits were off, each once, with how many cases it is about."""
+    texts = Counter(note for outcome in outcomes for note in outcome.notes if is_blind(note))
+    return [f"{text} ({count} case{'s' if count > 1 else ''})" for text, count in texts.items()]
+
+
 def self_test_line(checks: Sequence[dict[str, Any]]) -> str:
     """Return how many gates and injected changes there were, and how many were judged wrongly."""
     faults = sum(check["fault"] is not None for check in checks)
-    return f"{len(checks)} changes injected into stored samples; {faults or 'none'} judged wrongly"
+    return f"{counted(len(checks), 'change')} injected into stored samples; {faults or 'none'} judged wrongly"
 
 
 def counts_line(outcomes: Sequence[Outcome]) -> str:

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge.verdict import Status
 from pytest_llmperf.measure.measurement import Measurement
+from pytest_llmperf.plan.kinds import ENDPOINT, STARTED, kind_in_file
+from pytest_llmperf.plan.limits import NO_LIMITS
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
     from pytest_llmperf.judge.baseline import Baseline
     from pytest_llmperf.judge.verdict import Verdict
@@ -17,7 +20,9 @@ if TYPE_CHECKING:
     from pytest_llmperf.plan.axes import Axes
     from pytest_llmperf.plan.case import Case
     from pytest_llmperf.plan.engine import EngineSpec
+    from pytest_llmperf.plan.limits import Limits, LocalLimits
     from pytest_llmperf.plan.marker import Marker
+    from pytest_llmperf.plan.points import Point
 
 
 class RunError(Exception):
@@ -44,6 +49,30 @@ class Planned:
     error: str | None = None
     """Why the marker is unusable."""
 
+    @property
+    def _point(self) -> Point | None:
+        return next((point for point in self.marker.points if point.load == self.axes.load), None)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Return the workload arguments of the test's point, its load among them; empty where axes make the grid."""
+        return self._point.arguments if self._point else {}
+
+    @property
+    def limits(self) -> tuple[Limits, ...]:
+        """Return the limits of the test, its point's behind those of its marker."""
+        return (self.marker.limits, self._point.limits) if self._point else (self.marker.limits,)
+
+    @property
+    def own_kind(self) -> str:
+        """Return the kind of engine that the test has where no option names one."""
+        return ENDPOINT if self.axes.endpoint else self.marker.kind or STARTED
+
+    @property
+    def file_kind(self) -> str:
+        """Return the planned engine's kind as a part of the names of baseline files."""
+        return kind_in_file(self.spec.kind, self.own_kind)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -56,6 +85,8 @@ class Answer:
     """The case is as good as its baseline, or becomes it."""
     record: tuple[Path, Baseline] | None = None
     """The baseline to be written if the test passes."""
+    kept: tuple[Path, Baseline] | None = None
+    """A baseline of another kind of engine that has stood in its place, and where it will be."""
     skip: str | None = None
     """Why the test is to be skipped."""
     failure: str | None = None
@@ -81,15 +112,19 @@ class CaseState:
     notes: tuple[str, ...] = ()
     record: tuple[Path, Baseline] | None = None
     """The baseline to be written if the test passes."""
+    limits: LocalLimits = NO_LIMITS
+    """What its metrics must not pass on the accelerators of its engine."""
+    kept: tuple[Path, Baseline] | None = None
+    """A baseline that has stood in its place, and where it will be."""
 
     @property
     def measurement(self) -> Measurement:
         """Return the launches so far, as the test sees them."""
-        return Measurement(self.case, self.launches)
+        return Measurement(self.case, self.launches, self.limits)
 
     def take(self, answer: Answer) -> None:
         """Note the answer to a comparison of this case."""
         self.verdict = answer.verdict or self.verdict
         self.decided = not answer.undecided
         if not answer.undecided:
-            self.notes, self.record = answer.notes, answer.record
+            self.notes, self.record, self.kept = answer.notes, answer.record, answer.kept

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.diagnosis import advice
 from pytest_llmperf.judge.provenance import changes
-from pytest_llmperf.judge.verdict import Status
+from pytest_llmperf.judge.verdict import Status, Verdict
+from pytest_llmperf.plan.kinds import ENDPOINT
 from pytest_llmperf.run.cases import Answer
 from pytest_llmperf.run.recording import is_recorded, record
+from pytest_llmperf.run.rules import possible_cases, possible_files
 
 if TYPE_CHECKING:
-    from pytest_llmperf.judge.verdict import Verdict
     from pytest_llmperf.plan.marker import Marker
-    from pytest_llmperf.run.cases import CaseState
+    from pytest_llmperf.run.cases import CaseState, Planned
     from pytest_llmperf.run.rules import Rules
 
 
@@ -23,11 +24,39 @@ def compare(rules: Rules, state: CaseState, marker: Marker) -> Answer:
 
     The state takes the answer too. Raises BaselineError for an unusable file.
     """
-    stored = store.load(rules.path(state.case.id))
+    stored = rules.stored(state.case)
     recorded = is_recorded(rules, stored=stored is not None)
     answer = record(rules, state, stored, marker) if recorded else _judged(rules, state, stored, marker)
     state.take(answer)
     return answer
+
+
+def known_failure(rules: Rules, plan: Planned) -> Answer | None:
+    """Return the answer to a test that will meet no usable baseline, before an engine is started for it; None for others.
+
+    A test may compare only some of its cases: it is let run where any file exists that it could ask for.
+    """
+    if not plan.compares:
+        return None
+    try:
+        for path in rules.files_of(plan):
+            store.load(path)
+    except store.BaselineError as error:
+        return Answer(Verdict(Status.INVALID, reasons=(str(error),)), failure=str(error))
+    # The fixture `llm_engine_url` may have an endpoint measured in the place of the planned engine.
+    kinds = dict.fromkeys(("", plan.file_kind, ENDPOINT))
+    possible = possible_files(rules, plan, rules.host.key, kinds)
+    if is_recorded(rules, stored=False) or any(path.is_file() for path in possible):
+        return None
+    return _missing(rules, next(possible_cases(rules, plan)), plan.file_kind, Verdict(Status.NO_BASELINE))
+
+
+def _missing(rules: Rules, case_id: str, file_kind: str, verdict: Verdict) -> Answer:
+    notes = (
+        f"no baseline is stored for {rules.host.key}: {rules.shown(rules.path(case_id, file_kind))} does not exist",
+        f"record it with: pytest --update-baselines '{case_id.partition('#')[0]}'",
+    )
+    return Answer(verdict, notes, skip=notes[0] if rules.settings.missing == "skip" else None)
 
 
 def _judged(rules: Rules, state: CaseState, stored: store.Baseline | None, marker: Marker) -> Answer:
@@ -35,11 +64,7 @@ def _judged(rules: Rules, state: CaseState, stored: store.Baseline | None, marke
     if verdict.status is Status.UNDECIDED:
         return Answer(verdict)
     if stored is None:
-        notes = (
-            f"no baseline is stored for {rules.host.key}: {rules.shown(rules.path(state.case.id))} does not exist",
-            f"record it with: pytest --update-baselines '{state.case.id.partition('#')[0]}'",
-        )
-        return Answer(verdict, notes, skip=notes[0] if rules.settings.missing == "skip" else None)
+        return _missing(rules, state.case.id, state.case.file_kind, verdict)
     accepted = verdict.status.green or (verdict.status is Status.INCONCLUSIVE and not rules.settings.fail_inconclusive)
     return Answer(verdict, _explained(rules, verdict, state, stored), accepted)
 

@@ -15,6 +15,7 @@ from pytest_llmperf.plan.capacity import CapacityWorkload
 from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.engine import check_url, merge_engine_args, parse_engine_args
 from pytest_llmperf.plan.kinds import ENDPOINT, exchangeable, kind_of
+from pytest_llmperf.plan.limits import LocalLimits, named_accelerators
 from pytest_llmperf.run.cases import CaseState, RunError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.measure.client.processes import LoadClient
     from pytest_llmperf.measure.engines.engine import Engine
+    from pytest_llmperf.measure.host.machine import Host
     from pytest_llmperf.measure.measurement import Launch
     from pytest_llmperf.plan.case import Case
     from pytest_llmperf.plan.engine import EngineSpec
@@ -87,6 +89,8 @@ class Bench:
         Raises EngineError or ClientError where it cannot be measured, and RunError where it proves nothing.
         """
         run, settings = self.run, self.run.rules.settings
+        gpus = [gpu.name for gpu in run.rules.host.devices if gpu.index in engine.gpus]
+        state.limits = local_limits(self.plan, run.rules.host, engine.spec, gpus)
         rounds = RoundSettings(
             # An endpoint that outlives the run has seen a fixed seed before.
             nonce=state.case.id if kind_of(engine.spec.kind).starts else uuid.uuid4().hex,
@@ -119,6 +123,11 @@ class Bench:
             self.states[place] = state
 
 
+def local_limits(plan: Planned, host: Host, spec: EngineSpec, gpus: Sequence[str] = ()) -> LocalLimits:
+    """Return the limits of a test on this host; `gpus` are the names of its engine's, by default those of the host."""
+    return LocalLimits(plan.limits, named_accelerators(gpus or host.gpus, started_here=kind_of(spec.kind).starts))
+
+
 def _measured(
     engine: Engine, client: LoadClient, state: CaseState, settings: RoundSettings, progress: Callable[[str], None]
 ) -> Launch:
@@ -138,16 +147,29 @@ def own_spec(spec: EngineSpec, arguments: dict[str, Any], url: str | None) -> En
     """
     if url is not None:
         return replace(spec, kind=ENDPOINT, url=check_url(url, origin="llm_engine_url"), args=())
-    layer = parse_engine_args(arguments, origin="llm_engine_args")
+    layer = parse_engine_args(arguments, origin="llm_engine_args", verbatim=kind_of(spec.kind).commanded)
     return replace(spec, args=merge_engine_args(layer, spec.args))  # marker and command line win over the fixture
 
 
-def other_kind(own: EngineSpec, kind: str) -> EngineSpec:
-    """Return a test's engine as one of another kind; raises PlanError where the two cannot take each other's place."""
+def other_engine(own: EngineSpec, kind: str | None, arguments: Any) -> EngineSpec:
+    """Return a test's engine as a call wants it: of another kind, with other arguments, or as it is where it wants neither.
+
+    Raises PlanError where the two kinds cannot take each other's place, or nothing can be passed to an endpoint.
+    """
+    kind = kind or own.kind
     vllm = kind in exchangeable() and own.kind in exchangeable()
     if kind != own.kind and not vllm:
         raise PlanError(
             f"llmperf(engine={kind!r}): this test's engine is of the kind {own.kind!r}; only"
             f" {' and '.join(exchangeable())} can take each other's place"
         )
-    return replace(own, kind=kind)
+    if arguments is None:
+        return replace(own, kind=kind)
+    origin = "llmperf(engine_args=...)"
+    if not kind_of(kind).starts:
+        raise PlanError(
+            f"{origin}: this test's engine is the endpoint {own.url}, whose arguments are what it was started with;"
+            " leave engine_args out, or the endpoint"
+        )
+    layer = parse_engine_args(arguments, origin=origin, verbatim=kind_of(kind).commanded)
+    return replace(own, kind=kind, args=merge_engine_args(own.args, layer))

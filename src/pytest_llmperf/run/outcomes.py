@@ -8,19 +8,21 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge import suite
-from pytest_llmperf.judge.provenance import engine_facts
+from pytest_llmperf.judge.provenance import engine_facts, model_facts
 from pytest_llmperf.judge.verdict import Status, Verdict, observed
 from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.workload import Workload
 from pytest_llmperf.report.outcome import Outcome
-from pytest_llmperf.run.sweep import suffix
+from pytest_llmperf.run.sweep import degrees_of, suffix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_llmperf.judge.maths.stats import Decision
+    from pytest_llmperf.measure.measurement import Launch
     from pytest_llmperf.plan.engine import EngineSpec
-    from pytest_llmperf.run.cases import CaseState, Planned
+    from pytest_llmperf.run.cases import Answer, CaseState, Planned
+    from pytest_llmperf.run.rules import Rules
 
 SUITE_ADVICE = """
 No single comparison proves it, but all of them together do. Look at the host first: one that is slow today looks just like it.
@@ -42,11 +44,16 @@ def outcome_of(state: CaseState, nodeid: str = "") -> Outcome:
         nodeid=nodeid or state.case.id,
         status=verdict.status,
         verdict=verdict,
-        launches=state.launches,
-        engine=engine_facts(state.case),
+        launches=tuple(_without_samples(launch, verdict) for launch in state.launches),
+        engine=engine_facts(state.case) | model_facts(state.case, state.launches),
         workload=state.case.workload.description,
-        notes=(*state.notes, *warnings),
+        notes=(*state.notes, *state.limits.notes, *warnings),
     )
+
+
+def _without_samples(launch: Launch, verdict: Verdict) -> Launch:
+    """Return the launch as it is reported: of all percentiles by name only those that the verdict shows."""
+    return replace(launch.keeping(row.metric for row in verdict.metrics), rounds=launch.rounds)
 
 
 def unmeasured(plan: Planned, *, skipped: bool, why: str) -> Outcome:
@@ -55,13 +62,24 @@ def unmeasured(plan: Planned, *, skipped: bool, why: str) -> Outcome:
     return _without_figures(plan, plan.spec, plan.case_id, status, why.partition("\n")[0])
 
 
+def without_baseline(rules: Rules, plan: Planned, answer: Answer) -> list[Outcome]:
+    """Return the outcomes of a test that is not measured, because it would meet no usable baseline: one for each degree."""
+    verdict = answer.verdict
+    assert verdict is not None
+    degrees = degrees_of(plan, plan.spec, rules.settings.selected, rules.host).able if plan.axes.sweep else ()
+    cases = [(plan.case_id + suffix(degree), replace(plan.spec, tp=degree)) for degree in degrees] or [(plan.case_id, plan.spec)]
+    made = (_without_figures(plan, spec, case_id, verdict.status, "") for case_id, spec in cases)
+    return [replace(outcome, verdict=verdict, notes=answer.notes) for outcome in made]
+
+
 def left_out(plan: Planned, spec: EngineSpec, why: str) -> Outcome:
     """Return the outcome of a degree that a sweep left out, because this host cannot run it."""
     return _without_figures(plan, spec, plan.case_id + suffix(spec.tp), Status.SKIPPED, why)
 
 
 def _without_figures(plan: Planned, spec: EngineSpec, case_id: str, status: Status, why: str) -> Outcome:
-    engine = engine_facts(Case(case_id, spec, Workload()))
+    case = Case(case_id, spec, Workload())
+    engine = engine_facts(case) | model_facts(case)
     return Outcome(case_id, plan.case_id, status, Verdict(status, reasons=(why,)), (), engine, {})
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.measure.client.processes import LoadClient
 from pytest_llmperf.measure.engines.engine import Engine, EngineError, StartSettings
 from pytest_llmperf.measure.engines.opening import open_engine
+from pytest_llmperf.measure.engines.vllm import find_vllm
 from pytest_llmperf.measure.gpus.tenancy import Tenancy
 from pytest_llmperf.measure.host.preflight import suited
 from pytest_llmperf.plan.kinds import kind_of
@@ -40,6 +41,8 @@ class EnginePool:
         self._engine: Engine | None = None
         self._stack = contextlib.ExitStack()
         self._client: LoadClient | None = None
+        self._with_vllm = set[str]()
+        """The interpreters that were seen to have vLLM."""
         self._tenancy = Tenancy(host, alone=alone, patience_s=min(PATIENCE_S, settings.startup_timeout_s), waiting=progress)
 
     @property
@@ -69,8 +72,11 @@ class EnginePool:
             began_s = time.perf_counter()
             self.close()
             self._tell(f"gone after {time.perf_counter() - began_s:.1f} s")
-        _ = self.client  # started first: the engine is not kept waiting for its first request
         kind = kind_of(spec.kind)
+        if kind.vllm and spec.python not in self._with_vllm:
+            find_vllm(spec.python)  # before this host is waited for: without it there is nothing to wait for
+            self._with_vllm.add(spec.python)
+        _ = self.client  # started first: the engine is not kept waiting for its first request
         with contextlib.ExitStack() as stack:
             turn = self._tenancy.turn(spec.ranks, gpus, together=spec.tp, simulated=kind.simulated)
             watch = stack.enter_context(turn) if kind.starts else None

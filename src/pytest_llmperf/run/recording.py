@@ -10,13 +10,17 @@ from pytest_llmperf.judge.calibration import calibrated, noise_of
 from pytest_llmperf.judge.lacking import lacking, sentence, without
 from pytest_llmperf.judge.provenance import changes
 from pytest_llmperf.judge.verdict import Status, Verdict, not_comparable, observed
+from pytest_llmperf.plan.kinds import exchangeable
 from pytest_llmperf.report.text import metric_line
-from pytest_llmperf.run.cases import Answer
+from pytest_llmperf.run.cases import Answer, RunError
+from pytest_llmperf.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from pytest_llmperf.judge.gates import Tolerance
+    from pytest_llmperf.plan.case import Case
     from pytest_llmperf.plan.marker import Marker
     from pytest_llmperf.run.cases import CaseState
     from pytest_llmperf.run.rules import Rules
@@ -29,13 +33,24 @@ def is_recorded(rules: Rules, *, stored: bool) -> bool:
     return settings.update == "all" or settings.calibrate or (new_too and not stored)
 
 
+def to_be_recorded(rules: Rules) -> list[Path]:
+    """Return the files that this run will write, as far as is known before anything is measured: of each test the first."""
+    plans = rules.compared.values()
+    files = ((rules.path(plan.case_id, plan.file_kind), rules.files.get(plan.case_id)) for plan in plans)
+    return [path for path, stored_at in files if is_recorded(rules, stored=bool(stored_at and stored_at.is_file()))]
+
+
 def record(rules: Rules, state: CaseState, stored: store.Baseline | None, marker: Marker) -> Answer:
     """Return the baseline that a case's launches come to, to be written when its test has passed."""
     case, settings = state.case, rules.settings
+    served = list(dict.fromkeys(launch.model for launch in state.launches))
+    if len(served) > 1:
+        why = f"the endpoint has changed its model meanwhile: {' -> '.join(served)}"
+        return Answer(Verdict(Status.NOT_COMPARABLE, observed(state.launches, None), (why,)), failure=f"not recorded: {why}")
     gated, design = rules.gates(marker, case.workload.description), rules.design(marker)
-    if why := _without_a_gate(state, gated, lacking(state.launches, gated, design, case.workload)):
+    if fault := _without_a_gate(state, gated, lacking(state.launches, gated, design, case.workload)):
         rows = observed(state.launches, stored.launches if stored else None)
-        return Answer(Verdict(Status.NOT_COMPARABLE, rows, (why,), len(state.launches)), failure=f"{case.id}: {why}")
+        return Answer(Verdict(Status.NOT_COMPARABLE, rows, (fault,), len(state.launches)), failure=f"{case.id}: {fault}")
     if len(state.launches) < settings.launches:
         return Answer(None)
     new = store.Baseline(
@@ -44,24 +59,24 @@ def record(rules: Rules, state: CaseState, stored: store.Baseline | None, marker
         workload=case.workload.description,
         workload_fingerprint=case.workload.fingerprint,
         provenance=rules.provenance(state),
-        launches=state.launches,
+        launches=tuple(launch.keeping(gated) for launch in state.launches),
     )
     other = _other_version(rules, state, stored, new, marker) if stored and settings.extend else []
     if other and stored and settings.calibrate:
         verdict = Verdict(Status.NOT_COMPARABLE, observed(state.launches, stored.launches), tuple(other))
         return Answer(verdict, failure=_REFUSED.format("\n  ".join(other)))
     merged, how = _merged(stored, new, other, extend=settings.extend)
-    rows = observed(state.launches, stored.launches if stored else None)
+    rows = observed(state.launches, stored.launches if stored else None, gated)
     if settings.calibrate:
         rows = calibrated(rows, merged, gated, design)
         merged = replace(merged, noise=noise_of(rows))
-    path = rules.path(case.id)
+    path = rules.path(case.id, case.file_kind)
     verdict = Verdict(Status.RECORDED, rows, launches=len(state.launches), baseline_launches=len(merged.launches))
     notes = [f"recorded {rules.shown(path)}: {how}"]
     if lacks := lacking(merged.launches, gated, design, case.workload):
         notes.append(sentence(lacks))
         merged = replace(merged, launches=without(merged.launches, lacks))
-    return Answer(verdict, tuple(notes), accepted=True, record=(path, merged))
+    return Answer(verdict, tuple(notes), accepted=True, record=(path, merged), kept=_kept(rules, case, stored))
 
 
 def _without_a_gate(state: CaseState, gated: Mapping[str, Tolerance], lacks: Mapping[str, str]) -> str | None:
@@ -76,6 +91,18 @@ def _without_a_gate(state: CaseState, gated: Mapping[str, Tolerance], lacks: Map
     ])  # fmt: skip
 
 
+def _kept(rules: Rules, case: Case, stored: store.Baseline | None) -> tuple[Path, store.Baseline] | None:
+    """Return a baseline of another kind of engine that the new one would replace, and its own file.
+
+    Before kinds had files of their own, they shared the test's; only two that can take each other's place did.
+    """
+    kind = stored.provenance.engine.get("kind") if stored else None
+    if stored is None or case.file_kind or kind == case.engine.kind or not {kind, case.engine.kind}.issubset(exchangeable()):
+        return None
+    path = rules.path(case.id, str(kind))
+    return None if path.exists() else (path, stored)
+
+
 _REFUSED = """--llmperf-calibrate: this is not what the stored baseline was recorded of:
   {}
 Accept it first with --update-baselines, or add --llmperf-update=replace."""
@@ -83,7 +110,7 @@ Accept it first with --update-baselines, or add --llmperf-update=replace."""
 
 def _merged(stored: store.Baseline | None, new: store.Baseline, other: list[str], *, extend: bool) -> tuple[store.Baseline, str]:
     """Return what is to be stored, and how it came about; `other` says why the stored launches are of another version."""
-    count = f"{len(new.launches)} launches"
+    count = counted(len(new.launches), "launch")
     if stored is None:
         return new, f"new, {count}"
     if not extend:
@@ -91,15 +118,15 @@ def _merged(stored: store.Baseline | None, new: store.Baseline, other: list[str]
     if other:
         return new, f"{count} in place of {len(stored.launches)}, which were of another version: {'; '.join(other)}"
     merged = store.extended(stored, new)
-    return merged, f"extended by {count} of the same version to {len(merged.launches)}, from {merged.jobs} runs"
+    return merged, f"extended by {count} of the same version to {len(merged.launches)}, from {counted(merged.jobs, 'run')}"
 
 
 def _other_version(rules: Rules, state: CaseState, stored: store.Baseline, new: store.Baseline, marker: Marker) -> list[str]:
     """Return why the launches must not join the stored ones; empty when they are of the same version, and agree."""
-    reasons = [*not_comparable(state.measurement, stored), *changes(stored.provenance, new.provenance)]
+    reasons = [*dict.fromkeys((*not_comparable(state.measurement, stored), *changes(stored.provenance, new.provenance)))]
     rounds = {len(launch.rounds) for launch in (*stored.launches, *new.launches)}
     if len(rounds) > 1:
-        reasons.append(f"launches of {min(rounds)} and of {max(rounds)} rounds are not alike")
+        reasons.append(f"launches of {min(rounds)} and of {counted(max(rounds), 'round')} are not alike")
     if not reasons:
         # Versions say nothing of an engine that is built from a work tree: the numbers do.
         verdict = rules.verdict(state, stored, marker, launches=len(state.launches))
@@ -112,11 +139,27 @@ def _other_version(rules: Rules, state: CaseState, stored: store.Baseline, new: 
 
 
 def settle(states: Iterable[CaseState], *, passed: bool) -> None:
-    """Write the baselines that a test has recorded; a test that failed moves none. Raises OSError."""
+    """Write the baselines that a test has recorded; a test that failed moves none. Raises RunError where one can't be written."""
+    failure = ""
     for state in states:
-        if state.record and passed:
-            store.save(*state.record)
-        elif state.record:
+        if not state.record:
+            continue
+        why = failure if passed else "because the test failed"
+        if not why:
+            why = failure = _written(state)
+        if why:
             state.verdict = Verdict(Status.MEASURED, observed(state.launches, None), launches=len(state.launches))
-            state.notes = ("not recorded, because the test failed",)
+            state.notes = (f"not recorded, {why}",)
         state.record = None
+    if failure:
+        raise RunError(f"The baseline is not recorded, {failure}.")
+
+
+def _written(state: CaseState) -> str:
+    """Write what a case has recorded; return why that failed, empty where it did not."""
+    for path, baseline in filter(None, (state.kept, state.record)):
+        try:
+            store.save(path, baseline)
+        except OSError as error:
+            return f"because {path} cannot be written ({error.strerror or error}); see --llmperf-baselines"
+    return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, product
 from typing import TYPE_CHECKING, Any
 
 import pytest_llmperf
@@ -14,8 +14,9 @@ from pytest_llmperf.judge.comparison import prospects
 from pytest_llmperf.judge.gates import comparisons, gates, gates_of
 from pytest_llmperf.judge.maths.stats import Design
 from pytest_llmperf.judge.noise import beliefs
-from pytest_llmperf.judge.provenance import Provenance, engine_facts
+from pytest_llmperf.judge.provenance import Provenance, engine_facts, model_facts
 from pytest_llmperf.judge.verdict import judge
+from pytest_llmperf.plan.kinds import kinds_in_files
 from pytest_llmperf.run.sweep import MOST_DEGREES, degrees_of, named_degrees, numbered
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.judge.noise import Belief
     from pytest_llmperf.judge.verdict import Verdict
     from pytest_llmperf.measure.host.machine import Host
+    from pytest_llmperf.plan.case import Case
     from pytest_llmperf.plan.marker import Marker
     from pytest_llmperf.run.cases import CaseState, Planned
     from pytest_llmperf.run.settings import Settings
@@ -48,7 +50,7 @@ class Rules:
 
     def __post_init__(self) -> None:
         """Count the comparisons now: a baseline that is recorded later in the run must not change their error rates."""
-        _ = self.gated
+        _ = self.gated, self.files
 
     def gates(self, marker: Marker, workload: Mapping[str, Any] | None = None) -> dict[str, Tolerance]:
         """Return what gates a test: its marker over the run's settings.
@@ -71,18 +73,31 @@ class Rules:
     @cached_property
     def markers(self) -> dict[str, Marker]:
         """The marker of each case that will be compared, as far as is known before anything is measured."""
-        return {case_id: plan.marker for plan in self.compared.values() for case_id in self._cases_of(plan)}
+        return {case_id: plan.marker for case_id, plan in self._plans.items()}
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """The baseline file of each of these cases, whether there is one or not."""
+        return {case_id: self._file(plan, case_id) for case_id, plan in self._plans.items()}
+
+    def files_of(self, plan: Planned) -> list[Path]:
+        """Return those of them that are a test's."""
+        return [self.files[case_id] for case_id, of in self._plans.items() if of is plan]
+
+    @cached_property
+    def _plans(self) -> dict[str, Planned]:
+        return {case_id: plan for plan in self.compared.values() for case_id in self._cases_of(plan)}
 
     @cached_property
     def gated(self) -> dict[str, dict[str, Tolerance]]:
         """What gates each of these cases."""
-        workloads = {baseline.case_id: baseline.workload for baseline in self.stored}
+        workloads = {baseline.case_id: baseline.workload for baseline in self.baselines}
         return {case_id: self.gates(marker, workloads.get(case_id)) for case_id, marker in self.markers.items()}
 
     @cached_property
-    def stored(self) -> tuple[store.Baseline, ...]:
+    def baselines(self) -> tuple[store.Baseline, ...]:
         """The usable baselines of these cases, as they are before anything is measured."""
-        return tuple(self.load(case_id for case_id in self.markers if self.path(case_id).is_file()))
+        return tuple(self.load())
 
     @cached_property
     def _commit(self) -> str | None:
@@ -90,17 +105,29 @@ class Rules:
 
     @cached_property
     def _beliefs(self) -> dict[tuple[str, str], Belief]:
-        return beliefs(self.stored, self.gated)
+        return beliefs(self.baselines, self.gated)
 
     def _cases_of(self, plan: Planned) -> list[str]:
         """Return the cases of a test: its first measurement, and the further ones that have a baseline."""
         degrees = degrees_of(plan, plan.spec, self.settings.selected, self.host).able if plan.axes.sweep else None
         first, *further = numbered(plan.case_id, degrees)
-        return first + [case_id for case_id in chain.from_iterable(further) if self.path(case_id).is_file()]
+        return first + [case_id for case_id in chain.from_iterable(further) if self._file(plan, case_id).is_file()]
 
-    def path(self, case_id: str) -> Path:
-        """Return the baseline file of a case."""
-        return store.path_for(self.settings.baselines, self.host.key, case_id)
+    def path(self, case_id: str, kind: str = "") -> Path:
+        """Return the baseline file of a case; `kind` is that of its engine where it is not the test's own."""
+        return store.path_for(self.settings.baselines, self.host.key, case_id, kind)
+
+    def _file(self, plan: Planned, case_id: str) -> Path:
+        return self.stored_at(case_id, plan.file_kind, plan.spec.kind)
+
+    def stored_at(self, case_id: str, file_kind: str, kind: str) -> Path:
+        """Return where the baseline of a case is, or would be; before kinds had files of their own they shared one."""
+        own, shared = self.path(case_id, file_kind), self.path(case_id)
+        return shared if not own.is_file() and _kind_stored(shared) == kind else own
+
+    def stored(self, case: Case) -> store.Baseline | None:
+        """Return the baseline of a case, None where there is none; raises BaselineError for an unusable file."""
+        return store.load(self.stored_at(case.id, case.file_kind, case.engine.kind))
 
     def shown(self, path: Path) -> str:
         """Return a path as messages name it: relative to the rootdir where it is inside."""
@@ -117,13 +144,14 @@ class Rules:
             known = {value for gpu in self.host.devices if (value := getattr(gpu, name)) is not None}
             facts |= {name: sorted(known)} if known else {}
         versions = {**state.launches[-1].versions, "pytest-llmperf": pytest_llmperf.__version__}
-        return Provenance(engine_facts(state.case), versions, facts, self._commit)
+        engine = engine_facts(state.case) | model_facts(state.case, state.launches)
+        return Provenance(engine, versions, facts, self._commit)
 
-    def load(self, case_ids: Iterable[str]) -> Iterator[store.Baseline]:
-        """Yield the usable baselines of these cases; a case whose file is unusable fails with that error itself."""
-        for case_id in case_ids:
+    def load(self) -> Iterator[store.Baseline]:
+        """Yield the usable baselines of the cases that will be compared; one that is unusable fails its case itself."""
+        for path in self.files.values():
             try:
-                stored = store.load(self.path(case_id))
+                stored = store.load(path)
             except store.BaselineError:
                 continue
             if stored is not None:
@@ -141,6 +169,15 @@ class Rules:
         return judge(state.measurement, stored, design=design, gated=gated, beliefs=believed)
 
 
+def _kind_stored(path: Path) -> str | None:
+    """Return the kind of engine that a file's launches were measured on; None where it is not known, or there is no file."""
+    try:
+        stored = store.load(path)
+    except store.BaselineError:
+        return None
+    return stored.provenance.engine.get("kind") if stored else None
+
+
 def _commit_of(folder: Path) -> str | None:
     """Return the commit of a work tree, with `+` where it has changes; None outside a repository."""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
@@ -153,7 +190,7 @@ def _commit_of(folder: Path) -> str | None:
 
 def stored_and_new(rules: Rules) -> tuple[int, int]:
     """Return how many of the run's cases have a baseline, and how many have none."""
-    stored = sum(rules.path(case_id).is_file() for case_id in rules.gated)
+    stored = sum(path.is_file() for path in rules.files.values())
     return stored, len(rules.gated) - stored
 
 
@@ -165,7 +202,7 @@ def unused_baselines(rules: Rules) -> list[str]:
 
 def prospects_of(rules: Rules) -> Iterator[tuple[str, list[Comparison]]]:
     """Yield for each case that has a baseline what could be found, before anything is measured."""
-    for stored in rules.stored:
+    for stored in rules.baselines:
         design = rules.design(rules.markers[stored.case_id])
         yield stored.case_id, prospects(stored, rules.gated[stored.case_id], design, rules.believed(stored.case_id))
 
@@ -174,3 +211,10 @@ def possible_cases(rules: Rules, plan: Planned) -> Iterator[str]:
     """Yield the ids that baselines of a test could have, on whatever host."""
     degrees = named_degrees(plan.marker, rules.settings.selected) or MOST_DEGREES
     return chain.from_iterable(numbered(plan.case_id, degrees if plan.axes.sweep else None))
+
+
+def possible_files(rules: Rules, plan: Planned, host: str, kinds: Iterable[str] = kinds_in_files()) -> Iterator[Path]:
+    """Yield the files that baselines of a test could have on a host, of whatever kinds of engines; not all of them exist."""
+    folder = rules.settings.baselines
+    for case_id, kind in product(possible_cases(rules, plan), kinds):
+        yield store.path_for(folder, host, case_id, kind)

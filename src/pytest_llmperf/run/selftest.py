@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.noise import beliefs
 from pytest_llmperf.judge.selftest import self_test
-from pytest_llmperf.run.rules import possible_cases
+from pytest_llmperf.plan.kinds import kinds_in_files
+from pytest_llmperf.run.rules import possible_files
+from pytest_llmperf.units import counted
 
 if TYPE_CHECKING:
     from pytest_llmperf.judge.gates import Tolerance
@@ -39,7 +42,8 @@ def self_tested(rules: Rules, plan: Planned) -> SelfTest:
     if not checks:
         return SelfTest("skipped", "no baseline is stored for any host; record one with --update-baselines")
     faults = [f"  {host}: {check.metric}, {check.change}: {check.fault}" for host, check in checks if check.fault]
-    text = "\n".join([f"{len(faults)} of {len(checks)} injected changes were not judged as they must be:", *faults])
+    were = "was" if len(faults) == 1 else "were"
+    text = "\n".join([f"{len(faults)} of {counted(len(checks), 'injected change')} {were} not judged as they must be:", *faults])
     return SelfTest("failed" if faults else "passed", text, tuple(check for _, check in checks))
 
 
@@ -47,15 +51,17 @@ def _checks(rules: Rules, tested: Planned) -> list[tuple[str, Check]]:
     """Return the checks of a test's baselines with the hosts that have them; raises BaselineError for an unusable file."""
     checks: list[tuple[str, Check]] = []
     folder, design = rules.settings.baselines, rules.design(tested.marker)
-    for host in sorted(path.name for path in folder.glob("*/")):
+    hosts = sorted(path.name for path in folder.glob("*/"))
+    for host, kind in product(hosts, kinds_in_files()):  # a run has one of each
         stored: dict[str, list[store.Baseline]] = {}
         gated: dict[str, dict[str, Tolerance]] = {}
         for plan in rules.compared.values():
-            paths = (store.path_for(folder, host, case_id) for case_id in possible_cases(rules, plan))
+            paths = possible_files(rules, plan, host, [kind])
             stored[plan.case_id] = [baseline for path in paths if path.is_file() and (baseline := store.load(path))]
             gated |= {baseline.case_id: rules.gates(plan.marker, baseline.workload) for baseline in stored[plan.case_id]}
         believed = beliefs([baseline for of_plan in stored.values() for baseline in of_plan], gated)
         for baseline in stored[tested.case_id]:
             own = {metric: belief for (of, metric), belief in believed.items() if of == baseline.case_id}
-            checks += [(host, check) for check in self_test(baseline, gated[baseline.case_id], design, own)]
+            where = f"{host}, {kind}" if kind else host
+            checks += [(where, check) for check in self_test(baseline, gated[baseline.case_id], design, own)]
     return checks

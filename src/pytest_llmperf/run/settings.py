@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.plan.engine import EngineArgs
     from pytest_llmperf.plan.gates import Gate
+    from pytest_llmperf.plan.headers import Headers
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,7 @@ class Settings:
     json_path: Path | None
     idle_s: float | None = None
     """How long each engine idles before its rounds are played again; None: not at all."""
+    command: str = ""
+    """The command line that starts engines of the kind `command`; empty for other kinds."""
+    headers: Headers = field(default=(), repr=False)
+    """Of every request to an endpoint."""

@@ -38,11 +38,12 @@ PACE = "LLMPERF_SIMULATED_PACE"
 _UNUSED = (
     "--attention-backend", "--compilation-config", "--cpu-offload-gb", "--distributed-executor-backend", "--dtype",
     "--generation-config", "--gpu-memory-utilization", "--kv-cache-dtype", "--kv-cache-memory-bytes", "--load-format",
-    "--quantization", "--shutdown-timeout", "--stream-interval", "--tokenizer", "--uvicorn-log-level",
+    "--moe-backend", "--quantization", "--shutdown-timeout", "--speculative-config", "--stream-interval", "--tokenizer",
+    "--uvicorn-log-level",
 )  # fmt: skip
 _UNUSED_SWITCHES = (
     "--async-scheduling", "--disable-log-stats", "--disable-uvicorn-access-log", "--enable-chunked-prefill",
-    "--enable-log-requests", "--enforce-eager", "--trust-remote-code",
+    "--enable-expert-parallel", "--enable-log-requests", "--enforce-eager", "--trust-remote-code",
 )  # fmt: skip
 
 
@@ -190,16 +191,24 @@ def _die() -> None:
 async def _run(options: Options, stop_s: float) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    running: list[Server] = []
 
-    def on_signal() -> None:
+    def shut_down() -> None:
         _log("APIServer", "[launcher.py:254] [shutdown] API server: shutdown triggered")
         if math.isfinite(stop_s):
             loop.call_later(stop_s, stop.set)
 
+    def on_signal(*_: object) -> None:
+        # While a round is computed the loop does not come to hear of a signal.
+        if stop_s == 0 and any(server.plays for server in running):
+            raise SystemExit(0)
+        loop.call_soon_threadsafe(shut_down)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+        signal.signal(number, on_signal)
 
     def started(server: Server) -> None:
+        running.append(server)
         _log("APIServer", f"[entry.py:140] Starting vLLM server on http://{options.host}:{server.port}")
         print("INFO:     Application startup complete.", file=sys.stderr, flush=True)
 

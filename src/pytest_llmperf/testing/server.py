@@ -66,6 +66,8 @@ class Server:
         self.connections: set[Connection] = set()
         self.steps = Steps(options.clock, round_gap_s=options.round_gap_s)
         self.port = options.port
+        self.plays = False
+        """A round is computed in virtual time, during which the loop does nothing else."""
         self._crash = crash
         self._generations = 0
         self._virtual_ns = VIRTUAL_START_NS
@@ -194,8 +196,12 @@ class Server:
             return wire.json_response({"error": {"message": f"not a round: {type(error).__name__}: {error}"}}, 400)
         played = VirtualRound(self.steps, self._accept, plan)
         start_ns = self._virtual_ns
-        self._virtual_ns = played.play(start_ns)
-        return wire.json_response(to_data(played, start_ns))
+        self.plays = True
+        try:
+            self._virtual_ns = played.play(start_ns)
+            return wire.json_response(to_data(played, start_ns))
+        finally:
+            self.plays = False
 
 
 async def serve(

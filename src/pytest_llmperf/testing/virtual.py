@@ -6,6 +6,7 @@ same times on every machine, however busy it is.
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -34,13 +35,27 @@ class VirtualPlan:
     """Conversations that are under way at once in a closed loop."""
     due_ns: tuple[int, ...] = ()
     """When each request is sent, from the round's beginning; empty in a closed loop."""
+    max_concurrency: int | None = None
+    """The most requests under way where they are sent when due; None: as many as are due."""
+    think_ns: tuple[int, ...] = ()
+    """The pause before each request that follows another; empty: none."""
+    stop_ns: int | None = None
+    """From when on, since the round's beginning, a closed loop sends nothing more; None: all is sent."""
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> VirtualPlan:
         """Return the plan in a decoded JSON body; raises KeyError for a missing field."""
         requests = tuple(text.encode("latin-1") for text in data["requests"])
         conversations = tuple(map(tuple, data["conversations"]))
-        return cls(requests, conversations, int(data["concurrency"]), tuple(data["due_ns"]))
+        return cls(
+            requests,
+            conversations,
+            int(data["concurrency"]),
+            tuple(data["due_ns"]),
+            data.get("max_concurrency"),
+            tuple(data.get("think_ns", ())),
+            data.get("stop_ns"),
+        )
 
 
 @dataclass
@@ -55,6 +70,10 @@ class VirtualExchange:
     """The bytes as latin-1, so that JSON can carry them."""
     error: str | None = None
     """Why the connection was closed before the answer was complete."""
+    due_ns: int = 0
+    """When it was due behind a pause; 0 without one."""
+    over: bool = False
+    """It was not sent, because the round's time was over."""
 
 
 @dataclass
@@ -82,15 +101,17 @@ class VirtualRound:
         self._accept = accept
         self._plan = plan
         self._conversations = deque(map(deque, plan.conversations))
+        self._paused: list[tuple[int, int, deque[int]]] = []
+        self._freed_ns = self._start_ns = 0
         self._open: dict[int, tuple[int, Generation, deque[int]]] = {}
         self._added = False
 
     def play(self, start_ns: int) -> int:
         """Play it from this instant, and return the instant of its end."""
-        now_ns = start_ns
+        now_ns = self._start_ns = start_ns
         while True:
-            now_ns = self._send_due(start_ns, now_ns)
-            if self.stalled or (not self._open and not self._conversations):
+            now_ns = self._send_due(now_ns)
+            if self.stalled or (not self._open and not self._conversations and not self._paused):
                 return now_ns
             step = self._scheduler.step()
             now_ns += round(step.duration_s * 1e9)
@@ -98,23 +119,65 @@ class VirtualRound:
                 if request_id in self._open:
                     self._emit(request_id, now_ns)
 
-    def _send_due(self, start_ns: int, now_ns: int) -> int:
+    def _send_due(self, now_ns: int) -> int:
         """Send what is due and return the instant: while no request is under way, that at which the next one is due."""
-        plan = self._plan
-        while self._conversations and not self.stalled:
-            if not plan.due_ns:
-                if len(self._open) >= plan.concurrency:
-                    break
-                # The first requests of a closed loop wait for no other.
-                self._send(self._conversations.popleft(), now_ns, now_ns if now_ns > start_ns else 0)
-                continue
-            due_ns = start_ns + plan.due_ns[self._conversations[0][0]]
+        while not self.stalled:
+            if not self._plan.due_ns:
+                self._fill(now_ns)
+            due_ns = self._next_due_ns()
+            if due_ns is None or self.stalled or len(self._open) >= (self._plan.max_concurrency or len(self._plan.requests)):
+                return now_ns
             if due_ns > now_ns:
                 if self._open:
-                    break
+                    return now_ns
                 now_ns = due_ns
-            self._send(self._conversations.popleft(), due_ns, due_ns)
+            # One that the cap held back is sent when there is room, all others when they are due.
+            sent_ns = max(due_ns, self._freed_ns)
+            if self._paused and self._paused[0][0] == due_ns:
+                self._send(heapq.heappop(self._paused)[2], sent_ns, sent_ns)
+            else:
+                self._send(self._conversations.popleft(), sent_ns, sent_ns)
         return now_ns
+
+    def _fill(self, now_ns: int) -> None:
+        """Begin conversations up to the concurrency of a closed loop, or lose them when its time is over."""
+        while self._conversations and not self.stalled:
+            if self._is_over(now_ns):
+                for conversation in self._conversations:
+                    self._leave_out(conversation)
+                self._conversations.clear()
+            elif len(self._open) + len(self._paused) >= self._plan.concurrency:
+                return
+            else:
+                # The first requests of a closed loop wait for no other.
+                self._send(self._conversations.popleft(), now_ns, now_ns if now_ns > self._start_ns else 0)
+
+    def _next_due_ns(self) -> int | None:
+        due = [self._paused[0][0]] if self._paused else []
+        if self._conversations and self._plan.due_ns:
+            due.append(self._start_ns + self._plan.due_ns[self._conversations[0][0]])
+        return min(due, default=None)
+
+    def _is_over(self, now_ns: int) -> bool:
+        return self._plan.stop_ns is not None and now_ns >= self._start_ns + self._plan.stop_ns
+
+    def _leave_out(self, conversation: deque[int]) -> None:
+        for index in conversation:
+            self.exchanges[index].over = True
+
+    def _follow(self, conversation: deque[int], now_ns: int) -> None:
+        """Go on with a conversation: at once, when its user has thought, or not at all where the round's time is over."""
+        if not conversation:
+            return
+        index = conversation[0]
+        due_ns = now_ns + (self._plan.think_ns[index] if self._plan.think_ns else 0)
+        if self._is_over(due_ns):
+            self._leave_out(conversation)
+        elif due_ns > now_ns:
+            self.exchanges[index].due_ns = due_ns
+            heapq.heappush(self._paused, (due_ns, index, conversation))
+        else:
+            self._send(conversation, now_ns, now_ns)
 
     def _send(self, conversation: deque[int], sent_ns: int, from_ns: int) -> None:
         """Send a conversation's next request, and those behind it while the engine refuses them."""
@@ -131,6 +194,9 @@ class VirtualRound:
                     self._scheduler.add(generation.request, same_round=self._added)
             except wire.RefusedError as refused:
                 exchange.reads.append((sent_ns, refused.response.decode("latin-1")))
+                if conversation and self._plan.think_ns and self._plan.think_ns[conversation[0]]:
+                    self._follow(conversation, sent_ns)
+                    return
                 from_ns = sent_ns
                 continue
             if generation is None or self._steps.hung:
@@ -157,8 +223,10 @@ class VirtualRound:
         elif last:
             exchange.reads.append((now_ns, generation.reply.response().decode("latin-1")))
         if last:
+            if self._plan.max_concurrency and len(self._open) >= self._plan.max_concurrency:
+                self._freed_ns = now_ns
             del self._open[request_id]
-            self._send(conversation, now_ns, now_ns)
+            self._follow(conversation, now_ns)
 
 
 def to_data(played: VirtualRound, start_ns: int) -> dict[str, Any]:

@@ -279,7 +279,7 @@ def undecided(look: int, design: Design) -> tuple[Outcome, str]:
     """Return "more", or "inconclusive" once the budget is spent, and why."""
     if look < design.launches:
         return "more", "neither bound decides yet"
-    return "inconclusive", f"neither bound decides after {look} launches"
+    return "inconclusive", f"neither bound decides after {look} launch{'es' if look != 1 else ''}"
 
 
 def t_critical(tail: float, df: float) -> float:

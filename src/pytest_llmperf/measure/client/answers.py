@@ -33,6 +33,8 @@ class Answers:
         self.unparsed_bytes = 0
         self._records: dict[int, bytes] = {}
         """Encoded at once: as objects the times of a million tokens would take four times the memory."""
+        self.due_ns: dict[int, int] = {}
+        """When requests behind a pause were due."""
 
     def add(self, exchange: Exchange, error: str | None) -> None:
         """Note a response that has ended, well or not."""
@@ -54,7 +56,14 @@ class Answers:
             self._records[index] = encode(RequestRecord(None, error=error))
             return
         record = to_record(
-            plan, index, exchange.reads, sent_ns=exchange.sent_ns, from_ns=exchange.from_ns, start_ns=self.start_ns, error=error
+            plan,
+            index,
+            exchange.reads,
+            sent_ns=exchange.sent_ns,
+            from_ns=exchange.from_ns,
+            start_ns=self.start_ns,
+            error=error,
+            due_ns=self.due_ns.get(index),
         )
         try:
             self._records[index] = encode(record)
@@ -78,10 +87,12 @@ def to_record(
     from_ns: int,
     start_ns: int,
     error: str | None,
+    due_ns: int | None = None,
 ) -> RequestRecord:
     """Return the record of a plan's request from the reads of its response.
 
-    `from_ns` is when it could be sent, 0 at a closed loop's beginning; `start_ns` is when the round began.
+    `from_ns` is when it could be sent, 0 at a closed loop's beginning; `start_ns` is when the round began, and `due_ns` when a
+    request behind a pause was due.
     """
     record = parse_response(
         reads,
@@ -92,5 +103,7 @@ def to_record(
         stream=plan.stream,
     )
     is_first = not (plan.follows and plan.follows[index])
-    due_s = (start_ns + plan.due_ns[index]) / 1e9 if plan.due_ns and is_first else None
+    due_s = None
+    if plan.due_ns and (is_first or due_ns is not None):
+        due_s = (start_ns + plan.due_ns[index] if due_ns is None else due_ns) / 1e9
     return replace(record, due_s=due_s, delay_s=(sent_ns - from_ns) / 1e9 if from_ns else None)

@@ -10,7 +10,7 @@ import ssl
 from collections import deque
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure.client.response import is_chunked, skip_chunks
+from pytest_llmperf.measure.client.framing import is_chunked, skip_chunks
 
 if TYPE_CHECKING:
     import socket

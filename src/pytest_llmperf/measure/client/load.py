@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _SPARE = 32
 """Connections that an open loop has before it begins; more are made when they are needed."""
+_MOST_AT_ONCE = 512
+"""Connections that it has at most, where requests are due at its beginning: a process may have a thousand open files."""
 _CLOCK_SET_NS = 1_000_000
 
 
@@ -37,9 +39,8 @@ def play(plan: RoundPlan, started: Callable[[], int]) -> bytes:
     `started` is called when the connections are open, and returns the instant to begin at, in monotonic nanoseconds.
     """
     links, answers = Connections(plan), Answers(plan)
-    wanted = _SPARE if plan.due_ns else plan.concurrency
     try:
-        for _ in range(min(wanted, len(plan.conversations()))):
+        for _ in range(_first_connections(plan)):
             links.connect()
     except OSError as error:
         started()
@@ -70,6 +71,15 @@ def play(plan: RoundPlan, started: Callable[[], int]) -> bytes:
         clock_set=abs(time.time_ns() - time.monotonic_ns() - state.offset_ns) > _CLOCK_SET_NS,
     )
     return encode(msgspec.to_builtins(log) | {"records": records})
+
+
+def _first_connections(plan: RoundPlan) -> int:
+    """Return how many connections are made before a round begins."""
+    talks = plan.conversations()
+    if not plan.due_ns:
+        return min(plan.concurrency, len(talks))
+    at_once = min(_MOST_AT_ONCE, sum(not plan.due_ns[talk[0]] for talk in talks))
+    return min(max(_SPARE, at_once), plan.max_concurrency or len(talks), len(talks))
 
 
 def _go_first() -> None:

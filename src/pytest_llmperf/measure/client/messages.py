@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+OVER = "not sent: the round's time was over"
+"""The error of a request whose turn did not come in a round that is bound by time: it is none of its requests."""
+
+
 @dataclass(frozen=True)
 class RoundPlan:
     """What the load processes are told to do: complete HTTP requests, kept at `concurrency` in flight, or sent when due."""
@@ -32,6 +36,12 @@ class RoundPlan:
     exact: tuple[bool, ...] = ()
     """Which requests must have just as many tokens as asked for, not at most; empty: all."""
     stream: bool = True
+    max_concurrency: int | None = None
+    """The most requests in flight where they are sent when due; None: as many as are due."""
+    think_ns: tuple[int, ...] = ()
+    """The pause before each request that follows another, from that one's answer; empty: none."""
+    stop_ns: int | None = None
+    """From when on, since the round's beginning, a closed loop sends nothing more; None: all is sent."""
 
     def conversations(self) -> list[range]:
         """Return the requests of each conversation, most often a single one."""
@@ -42,17 +52,22 @@ class RoundPlan:
         """Return plans for so many processes, each with the indices of its requests; conversations stay whole."""
         talks = self.conversations()
         # In a closed loop each process has at least one request in flight.
-        parts = max(1, min(parts, len(talks), len(talks) if self.due_ns else self.concurrency))
+        most = self.max_concurrency or len(talks) if self.due_ns else self.concurrency
+        parts = max(1, min(parts, len(talks), most))
         plans = []
         for part in range(parts):
             indices = list(chain.from_iterable(talks[part::parts]))
-            plans.append((self._only(indices, max(1, len(range(part, self.concurrency, parts)))), indices))
+            # Each has its share of the cap too: it may wait while another one has room.
+            cap = self.max_concurrency and len(range(part, self.max_concurrency, parts))
+            share = replace(self, concurrency=max(1, len(range(part, self.concurrency, parts))), max_concurrency=cap)
+            plans.append((share._only(indices), indices))
         return plans
 
-    def _only(self, indices: Sequence[int], concurrency: int) -> RoundPlan:
-        columns = {name: getattr(self, name) for name in ("requests", "output_tokens", "due_ns", "follows", "exact")}
+    def _only(self, indices: Sequence[int]) -> RoundPlan:
+        names = ("requests", "output_tokens", "due_ns", "follows", "exact", "think_ns")
+        columns = {name: getattr(self, name) for name in names}
         picked: dict[str, Any] = {name: tuple(values[index] for index in indices) for name, values in columns.items() if values}
-        return replace(self, concurrency=concurrency, **picked)
+        return replace(self, **picked)
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,11 @@ class RoundLog:
     clock_set: bool = False
     """The wall clock, which kernel stamps are on, was set during the round."""
     processes: int = 1
+
+    def sent(self) -> tuple[RoundLog, tuple[int, ...]]:
+        """Return the log of what was sent before the round's time was over, and which requests that are."""
+        kept = tuple(index for index, record in enumerate(self.records) if record.error != OVER)
+        return replace(self, records=tuple(self.records[index] for index in kept)), kept
 
     @property
     def cpu_share(self) -> float | None:

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from pytest_llmperf.measure.client.events import DECODER, Counter, Stream, decoded, failure_of_text, whole
+from pytest_llmperf.measure.client.framing import headers_of, is_chunked, payload
+from pytest_llmperf.measure.client.reasons import ending_error, ending_name, http_error, reason_of_body
+from pytest_llmperf.measure.client.sse import blocks
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class RequestRecord:
     due_s: float | None = None
     """When it was to be sent in an open loop; None in a closed one. Latencies count from here: a client or a connection that
     is late must not make the engine look faster (coordinated omission)."""
+    finish_reason: str | None = None
+    """Why the answer ended, in the server's word; None where it told none."""
     delay_s: float | None = None
     """How long after that instant, or in a closed loop after the response that it waited for, it was sent."""
 
@@ -48,35 +54,6 @@ class RequestRecord:
     def asked_s(self) -> float | None:
         """Return the instant that latencies count from: when it was due, else when it was sent."""
         return self.sent_s if self.due_s is None or self.sent_s is None else self.due_s
-
-
-class _Message(msgspec.Struct):
-    role: str | None = None
-    content: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: Any = None
-
-
-class _Choice(msgspec.Struct):
-    text: str | None = None
-    delta: _Message | None = None
-    token_ids: list[int] | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Event(msgspec.Struct):
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: Any = None
-
-
-_EVENT_END = re.compile(rb"\r?\n\r?\n")
-_DECODER = msgspec.json.Decoder(_Event)
 
 
 def parse_response(
@@ -99,39 +76,39 @@ def parse_response(
     head, separator, _ = wire.partition(b"\r\n\r\n")
     if not separator:
         return RequestRecord(sent_s, error=error or "the connection closed before any response")
-    status = head.split(b" ", 2)[1:2]
     start, chunked = len(head) + 4, is_chunked(head)
-    if status != [b"200"]:
-        body = b"".join(piece for _, piece in _payload(wire, start, chunked=chunked))
-        text = body[:300].decode(errors="replace").strip()
-        return RequestRecord(sent_s, end_s=end_s, error=error or f"HTTP {b''.join(status).decode(errors='replace')}: {text}")
-    try:
-        if stream:
-            quick = counted(reads, wire) if error is None else None
-            times, prompt_tokens, output_tokens, failure = quick or _tokens(_events(wire, start, chunked=chunked), reads)
-        else:
-            body = b"".join(piece for _, piece in _payload(wire, start, chunked=chunked))
-            events = [(0, _DECODER.decode(body))] if error is None else []
-            times, prompt_tokens, output_tokens, failure = [], *_tokens(events, reads)[1:]
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as broken:
-        return RequestRecord(sent_s, error=error or f"an event is not the JSON of a completion: {broken}")
-    error = error or failure or _count_error(output_tokens, wanted, exact=exact)
-    return RequestRecord(sent_s, tuple(times), end_s, prompt_tokens, output_tokens, error)
+    status = (head.split(b" ", 2)[1:2] or [b""])[0].decode(errors="replace")
+    if status not in _SUCCESS:
+        body = b"".join(piece for _, piece in payload(wire, start, chunked=chunked))
+        return RequestRecord(sent_s, end_s=end_s, error=error or http_error(status, headers_of(head), body))
+    read = counted(reads, wire) if stream and error is None else None
+    if read is None:
+        try:
+            pieces = list(payload(wire, start, chunked=chunked))
+            read = _streamed(reads, pieces, is_complete=error is None) if stream else _document(reads, pieces)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as broken:
+            return RequestRecord(sent_s, error=error or f"an event is not the JSON of a completion: {broken}")
+    # What the server says of itself comes first: a connection that then breaks is only a consequence.
+    error = read.failure or error or _incomplete(read, wanted, exact=exact, stream=stream)
+    times_s, counts, ending = tuple(read.times_s), (read.prompt_tokens, read.output_tokens), ending_name(read.ending)
+    return RequestRecord(sent_s, times_s, end_s, *counts, error, finish_reason=ending)
 
 
-def _count_error(output_tokens: int | None, wanted: int, *, exact: bool) -> str | None:
-    if output_tokens is None:
+def _incomplete(read: Stream, wanted: int, *, exact: bool, stream: bool) -> str | None:
+    """Return why an answer is not whole, None for one that is."""
+    tokens = read.output_tokens
+    if stream or read.ending:
+        wrong = ending_error(read.ending, tokens, wanted, exact=exact)
+        if wrong:
+            return wrong
+    if tokens is None:
         return "the server reports neither usage nor token ids, so its tokens cannot be counted"
-    if output_tokens == wanted or (not exact and 0 < output_tokens < wanted):
-        return None
-    return f"{output_tokens} of {wanted} tokens"
+    if tokens != wanted and (exact or not 0 < tokens < wanted):
+        return f"{tokens} of {wanted} tokens"
+    return None if read.done else "the stream ended without [DONE] and without usage"
 
 
-_Counts = tuple[list[float], "int | None", "int | None", "str | None"]
-"""Token arrival times, the server's count of prompt and output tokens, and an error."""
-
-
-def counted(reads: Sequence[tuple[int, bytes]], wire: bytes) -> _Counts | None:
+def counted(reads: Sequence[tuple[int, bytes]], wire: bytes) -> Stream | None:
     """Return what the events of a sound stream come to without decoding them; None where that could be wrong.
 
     A mark that stands once in every event with a token (inside a JSON string its quotes would be escaped) must be found as
@@ -143,11 +120,12 @@ def counted(reads: Sequence[tuple[int, bytes]], wire: bytes) -> _Counts | None:
         return None
     last = wire.rfind(b"data: {")
     try:
-        event = _DECODER.decode(wire[last + 6 : wire.find(b"\n", last)])
+        event = DECODER.decode(wire[last + 6 : wire.find(b"\n", last)])
     except msgspec.MsgspecError:
         return None  # cut into several chunks, perhaps
     usage = event.usage
-    if usage is None or not usage.completion_tokens or event.choices:
+    ending = _quick_ending(wire)
+    if usage is None or not usage.completion_tokens or event.choices or not ending:
         return None
     mark, empty = next((pair for pair in _MARKS if pair[0] in wire), (b"", b""))
     # The first event of a chat has a role and no content, which is no token. Reasoning is one without a mark: it is decoded.
@@ -165,9 +143,17 @@ def counted(reads: Sequence[tuple[int, bytes]], wire: bytes) -> _Counts | None:
     if silent:
         counts = [count - piece.count(empty) for count, piece in zip(counts, pieces, strict=True)]
     times = [stamp / 1e9 for (stamp, _), count in zip(reads, counts, strict=True) for _ in range(count)]
-    return times, usage.prompt_tokens, usage.completion_tokens, None
+    return Stream(times, whole(usage.prompt_tokens), whole(usage.completion_tokens), ending, done=True)
 
 
+def _quick_ending(wire: bytes) -> str | None:
+    """Return the last `finish_reason` of a stream that is not decoded; inside a JSON string its quotes would be escaped."""
+    at = wire.rfind(_REASON)
+    return wire[at + len(_REASON) : wire.find(b'"', at + len(_REASON))].decode(errors="replace") if at >= 0 else None
+
+
+_SUCCESS = ("200", "201", "202", "203", "206")
+_REASON = b'"finish_reason":"'
 _END = b"data: [DONE]\n\n\r\n0\r\n\r\n"
 _MARKS = (
     (b'"token_ids":[', b'"token_ids":[]'),
@@ -177,96 +163,34 @@ _MARKS = (
 """What each event with one token has once, and how that looks in an event without: token ids, a chat, a completion."""
 
 
-def _events(wire: bytes, start: int, *, chunked: bool) -> list[tuple[int, _Event]]:
-    """Return the events of a body, each with the place on the wire behind its last byte; ends at one that is an error."""
-    pieces = list(_payload(wire, start, chunked=chunked))
+def _streamed(reads: Sequence[tuple[int, bytes]], pieces: Sequence[tuple[int, bytes]], *, is_complete: bool) -> Stream:
+    """Return what a body's events come to, each of them decoded; raises MsgspecError for one that is no completion.
+
+    `pieces` are those of the body, each with its place on the wire.
+    """
     body = b"".join(piece for _, piece in pieces)
-    piece_starts = list(itertools.accumulate((len(piece) for _, piece in pieces), initial=0))
-    events, begin = [], 0
-    for match in _EVENT_END.finditer(body):
-        lines, begin = body[begin : match.start()].splitlines(), match.end()
-        event = b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
-        if event == b"[DONE]" or not any(line.startswith(b"data:") for line in lines):
-            continue
-        piece = bisect.bisect_right(piece_starts, begin - 1) - 1
-        end = pieces[piece][0] + begin - piece_starts[piece]
-        events.append((end, _DECODER.decode(event)))
-        if events[-1][1].error is not None:
+    starts = list(itertools.accumulate((len(piece) for _, piece in pieces), initial=0))
+    counter, stray = Counter(reads), list[bytes]()
+    for block in blocks(body, flush=is_complete):
+        stray += [block.stray] if block.stray else []
+        if block.data and block.data.strip() == b"[DONE]":
+            counter.stream.done = True
+        elif block.data and block.kind == b"error":
+            counter.stream.failure = f"error in the stream: {reason_of_body(block.data)}"
+        elif block.data:
+            piece = bisect.bisect_right(starts, block.end - 1) - 1
+            counter.take(decoded(block.data), pieces[piece][0] + block.end - starts[piece])
+        if counter.stream.failure:
             break
-    return events
+    if stray and not counter.stream.failure and not counter.stream.ending:
+        counter.stream.failure = failure_of_text(b"\n".join(stray))
+    return counter.result()
 
 
-def _tokens(events: Sequence[tuple[int, _Event]], reads: Sequence[tuple[int, bytes]]) -> _Counts:
-    """Return what decoded events come to."""
-    read_ends = list(itertools.accumulate(len(piece) for _, piece in reads))
-    seconds = [stamp / 1e9 for stamp, _ in reads]
-    times: list[float] = []
-    prompt_tokens = reported = None
-    has_ids = False
-    count = read = 0
-    for end, event in events:
-        while read_ends[read] < end:
-            read += 1
-        if event.error is not None:
-            return times, prompt_tokens, None, f"error in the stream: {event.error}"
-        for choice in event.choices:
-            if choice.token_ids is not None:
-                has_ids = True
-                new = len(choice.token_ids)
-            else:
-                delta = choice.delta
-                new = 1 if choice.text or (delta is not None and _says(delta)) else 0
-            count += new
-            times += [seconds[read]] * new
-        if event.usage is not None:
-            prompt_tokens, reported = event.usage.prompt_tokens, event.usage.completion_tokens
-    if has_ids and reported is not None and reported != count:
-        return times, prompt_tokens, reported, f"usage says {reported} tokens, the stream held {count}"
-    return times, prompt_tokens, reported if reported is not None else count if has_ids else None, None
-
-
-def _says(delta: _Message) -> bool:
-    return bool(delta.content or delta.reasoning or delta.reasoning_content or delta.tool_calls)
-
-
-def is_chunked(head: bytes) -> bool:
-    """Return whether a response's head says that its body comes in chunks."""
-    return re.search(rb"^transfer-encoding:[ \t]*chunked[ \t]*\r?$", head, re.I | re.M) is not None
-
-
-def skip_chunks(body: bytes) -> tuple[bytes, bool]:
-    """Return what is left of a body behind its whole chunks, and whether the last one was among them, with its trailer."""
-    start = 0
-    while (line_end := body.find(b"\r\n", start)) >= 0:
-        size = _size(body[start:line_end])
-        if size is None:
-            return b"", True  # what follows cannot be read; the parser says so
-        if size == 0:
-            ended = body.startswith(b"\r\n", line_end + 2) or body.find(b"\r\n\r\n", line_end + 2) >= 0
-            return body[start:], ended
-        if len(body) < line_end + 2 + size + 2:
-            break
-        start = line_end + 2 + size + 2
-    return body[start:], False
-
-
-def _size(line: bytes) -> int | None:
-    try:
-        size = int(line.split(b";")[0], 16)
-    except ValueError:
-        return None
-    return size if size >= 0 else None
-
-
-def _payload(wire: bytes, start: int, *, chunked: bool) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset on the wire, bytes) of the response's body, with the chunk framing taken off."""
-    if not chunked:
-        yield start, wire[start:]
-        return
-    while (line_end := wire.find(b"\r\n", start)) >= 0:
-        size = _size(wire[start:line_end])
-        start = line_end + 2
-        if not size:
-            return
-        yield start, wire[start : start + size]
-        start += size + 2
+def _document(reads: Sequence[tuple[int, bytes]], pieces: Sequence[tuple[int, bytes]]) -> Stream:
+    """Return what an answer comes to that is no stream: it has no times, and its JSON proves that it is whole."""
+    counter = Counter(reads)
+    counter.take(decoded(b"".join(piece for _, piece in pieces)), 0)
+    counter.stream.times_s.clear()
+    counter.stream.done = True
+    return counter.result()

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.measure.client.agenda import FOREVER_NS, Agenda
 from pytest_llmperf.measure.client.exchange import Exchange
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ _LOOK_S = 0.25
 """How often time-outs are looked at."""
 _AT_ONCE_NS = 1_000_000_000
 """A server that closes a connection within this time has not worked on the request."""
-_FOREVER_NS = 1 << 62
 
 
 class Round:
@@ -47,8 +47,12 @@ class Round:
         self.epoll = links.epoll
         self.connections = links.open
         self.idle: list[Connection] = []
-        self.talks = deque(plan.conversations())
+        self.agenda = Agenda(plan, answers)
         self.in_flight = 0
+        # A cap that is never met costs nothing to look at.
+        self.cap = plan.max_concurrency if plan.max_concurrency and plan.due_ns else len(plan.requests) + 1
+        self.freed_ns = 0
+        """When an answer made room under the cap last."""
         self.kernel_stamps = self.clock_stamps = 0
         self.offset_ns = time.time_ns() - time.monotonic_ns()
         self.waited_s = 1.0
@@ -83,32 +87,33 @@ class Round:
 
     def _advance(self, connection: Connection, from_ns: int) -> None:
         """Send what follows on a free connection: the conversation's next request, or in a closed loop another one's first."""
-        if not connection.queue and not self.plan.due_ns and self.talks:
-            connection.queue.extend(self.talks.popleft())
-        if not connection.queue:
-            if self.plan.due_ns:
-                connection.rested = True
-                self.idle.append(connection)
-            return
+        if self.agenda.follow(connection.queue, from_ns):
+            self._begin(connection, from_ns)
+        elif self.agenda.timed:
+            connection.rested = True
+            self.idle.append(connection)
+
+    def _begin(self, connection: Connection, from_ns: int) -> None:
+        """Send the next request of a connection's conversation."""
         index = connection.queue.popleft()
         self._start(connection, Exchange(index, self.plan.requests[index], from_ns))
 
     def _send_due(self) -> int:
         """Send what is due and return the nanoseconds until something is; a long time where nothing is to come."""
-        while self.talks:
-            now = time.monotonic_ns()
-            due = self.answers.start_ns + self.plan.due_ns[self.talks[0][0]]
+        while self.in_flight < self.cap:
+            due, now = self.agenda.next_due_ns(), time.monotonic_ns()
             if due > now:
                 return due - now
-            talk = deque(self.talks.popleft())
+            talk = self.agenda.take_due(due)
             try:
                 connection = self.idle.pop() if self.idle else self.links.dial()
             except OSError as error:
-                self.answers.lose(talk, f"cannot connect: {error}")
+                self.agenda.lose(talk, f"cannot connect: {error}")
                 continue
             connection.queue = talk
-            self._advance(connection, due)
-        return _FOREVER_NS
+            # One that the cap held back could be sent when there was room: waiting for that is no lateness of the client.
+            self._begin(connection, max(due, self.freed_ns))
+        return FOREVER_NS
 
     def _establish(self, connection: Connection) -> None:
         """Go on with making a connection, and send what waits for it."""
@@ -125,9 +130,7 @@ class Round:
         """Lose what a connection was made for, and all that was to follow: the others would only wait as long."""
         assert connection.exchange is not None
         self.in_flight -= 1
-        lost = deque([connection.exchange.index, *connection.queue])
-        while self.talks:
-            lost.extend(self.talks.popleft())
+        lost = deque([connection.exchange.index, *connection.queue, *self.agenda.rest()])
         self.answers.lose(lost, f"cannot connect: {error}")
         self.links.drop(connection)
 
@@ -147,15 +150,16 @@ class Round:
                 connection.rested = True
         last_read_s = look_s = time.monotonic()
         while True:
-            until_ns = self._send_due() if self.plan.due_ns else _FOREVER_NS
-            if not self.in_flight and not self.talks:
+            until_ns = self._send_due() if self.agenda.timed else FOREVER_NS
+            if not self.in_flight and not self.agenda.paused and not (self.plan.due_ns and self.agenda.talks):
+                self.agenda.end()
                 return False
             came = self._receive(until_ns)
             now_s = time.monotonic()
             if came or not self.in_flight:
                 last_read_s = now_s  # between two arrivals nobody owes us a token
             elif now_s - last_read_s > self.plan.stall_timeout_s:
-                self.talks.clear()
+                self.agenda.rest()
                 self._abandon(f"no token on any connection for {self.plan.stall_timeout_s:g} s", lambda _: True)
                 return True
             if now_s - look_s > _LOOK_S:
@@ -282,27 +286,27 @@ class Round:
         """Go on with a connection's work on a new one; where none can be made, that work and all that was to follow is lost."""
         queue = connection.queue
         self.links.drop(connection)
-        if not exchange and not queue and (self.plan.due_ns or not self.talks):
+        if not exchange and not self.agenda.follow(queue, from_ns):
             return
         try:
             fresh = self.links.dial()
         except OSError as error:
             lost = deque([exchange.index] if exchange else ())
             lost.extend(queue)
-            while self.talks and not self.plan.due_ns:
-                lost.extend(self.talks.popleft())
-            self.answers.lose(lost, f"cannot connect: {error}")
+            self.agenda.lose(lost, f"cannot connect: {error}")
             return
         fresh.queue = queue
         if exchange:
             self._start(fresh, exchange)
         else:
-            self._advance(fresh, from_ns)
+            self._begin(fresh, from_ns)
 
     def _finish(self, connection: Connection, error: str | None) -> None:
         exchange = connection.exchange
         assert exchange is not None
         connection.exchange = None
+        if self.in_flight >= self.cap:
+            self.freed_ns = exchange.reads[-1][0] if exchange.reads else time.monotonic_ns()
         self.in_flight -= 1
         self.answers.add(exchange, error)
 

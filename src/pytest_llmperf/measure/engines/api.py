@@ -6,80 +6,151 @@ import http.client
 import json
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.measure.client.endpoint import PATHS
+from pytest_llmperf.measure.client.reasons import http_error
 from pytest_llmperf.measure.engines.engine import Completion, EngineError
 
 if TYPE_CHECKING:
     from pytest_llmperf.measure.client.endpoint import Endpoint
 
 _COMPLETION_TIMEOUT_S = 120.0
-_NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # engines are reached directly
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: a POST would become a GET, and a key would be sent to whoever is named."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Return nothing, which makes the redirect an answer like any other."""
+        return
+
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects())  # engines are reached directly
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer, whatever its status."""
+
+    status: int
+    text: str
+    headers: dict[str, str]
+    """Names in lower case."""
+
+    @property
+    def error(self) -> str:
+        """Return what an answer that is none of use says, with the option that helps."""
+        told = http_error(str(self.status), self.headers, self.text.encode())
+        return told + _REMEDIES.get(self.status, "")
+
+    def json(self) -> Any:
+        """Return its value; None where it is no JSON."""
+        try:
+            return json.loads(self.text)
+        except (ValueError, RecursionError):
+            return None
+
+
+_KEY = "; it wants an API key (LLMPERF_API_KEY) or other headers (--llmperf-header)"
+_REMEDIES = {401: _KEY, 403: _KEY} | dict.fromkeys((301, 302, 303, 307, 308), "; name that address with --llmperf-url")
+
+
+def ask(endpoint: Endpoint, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = 5.0) -> Answer:
+    """Return the answer to a GET, or with a body to a POST of JSON, of a path below an endpoint's root; raises OSError."""
+    return _send(endpoint.address(path), body, endpoint.head(), timeout_s)
 
 
 def get(url: str, *, timeout_s: float = 5.0, api_key: str | None = None) -> tuple[int, str]:
     """Return (status, body) of a GET; raises OSError where no answer comes."""
-    return _send(urllib.request.Request(url, headers=_headers(api_key)), timeout_s)
+    answer = _send(url, None, _bearer(api_key), timeout_s)
+    return answer.status, answer.text
 
 
 def post(url: str, body: dict[str, Any], *, timeout_s: float = 60.0, api_key: str | None = None) -> tuple[int, str]:
     """Return (status, body) of a POST of JSON; raises OSError where no answer comes."""
-    headers = {"Content-Type": "application/json", **_headers(api_key)}
-    return _send(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout_s)
+    answer = _send(url, body, _bearer(api_key), timeout_s)
+    return answer.status, answer.text
 
 
-def _headers(api_key: str | None) -> dict[str, str]:
+def _bearer(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 
-def _send(request: urllib.request.Request, timeout_s: float) -> tuple[int, str]:
+def _send(url: str, body: dict[str, Any] | None, headers: dict[str, str], timeout_s: float) -> Answer:
+    data = None if body is None else json.dumps(body).encode()
+    usual = {} if body is None else {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, data, {**usual, **headers})
     try:
-        with _NO_PROXY.open(request, timeout=timeout_s) as response:
-            return response.status, response.read().decode(errors="replace")
+        with _DIRECT.open(request, timeout=timeout_s) as response:
+            return _answer(response.status, response)
     except urllib.error.HTTPError as error:
         with error:
-            return error.code, error.read().decode(errors="replace")
+            return _answer(error.code, error)
     except http.client.HTTPException as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _answer(status: int, response: Any) -> Answer:
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    return Answer(status, response.read().decode(errors="replace"), headers)
 
 
 def served_models(url: str, *, api_key: str | None = None, timeout_s: float = 5.0) -> list[str]:
     """Return the names under `/v1/models`, or raise EngineError."""
     try:
-        status, body = get(f"{url}/v1/models", api_key=api_key, timeout_s=timeout_s)
+        answer = _send(f"{url}/v1/models", None, _bearer(api_key), timeout_s)
     except OSError as error:
         raise EngineError(f"{url} cannot be reached ({error}).") from error
-    if status == 401:
+    if answer.status == 401:
         raise EngineError(f"{url} wants an API key (HTTP 401); set LLMPERF_API_KEY.")
     try:
-        return [str(model["id"]) for model in json.loads(body)["data"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise EngineError(f"{url}/v1/models answered HTTP {status} without a list of models: {body[:200]}") from error
+        return [str(model["id"]) for model in answer.json()["data"]]
+    except (KeyError, TypeError) as error:
+        told = answer.text[:200] if answer.status == 200 else answer.error
+        raise EngineError(f"{url}/v1/models answered HTTP {answer.status} without a list of models: {told}") from error
 
 
-def complete(endpoint: Endpoint, prompt: str | list[int], max_tokens: int) -> Completion:
-    """Return the completion of one prompt with at least one token, or raise EngineError."""
-    body = {"model": endpoint.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
-    url = f"{endpoint.url}/v1/completions"
+def complete(endpoint: Endpoint, prompt: str | list[int], max_tokens: int, *, api: str = "completions") -> Completion:
+    """Return the completion of one prompt with at least one token, or raise EngineError.
+
+    `api` is one of `plan.workload.APIS`; a chat API is sent a text.
+    """
+    asked: dict[str, Any] = {"prompt": prompt} if api == "completions" else {"messages": [{"role": "user", "content": prompt}]}
+    body = {"model": endpoint.model, **asked, "max_tokens": max_tokens, "temperature": 0}
+    path = endpoint.prefix + PATHS[api]
     try:
-        status, answer = post(url, body, timeout_s=_COMPLETION_TIMEOUT_S, api_key=endpoint.api_key)
+        answer = ask(endpoint, path, body, timeout_s=_COMPLETION_TIMEOUT_S)
     except OSError as error:
-        raise EngineError(f"{endpoint.url} gave no completion within {_COMPLETION_TIMEOUT_S:g} s ({error}).") from error
-    try:
-        data = json.loads(answer)
-        usage = data["usage"]
-        done = Completion(data["choices"][0]["text"], int(usage["prompt_tokens"]), int(usage["completion_tokens"]))
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise EngineError(f"{url} answered HTTP {status}: {answer[:300]}") from error
-    if done.output_tokens < 1:
-        raise EngineError(f"{url} answered HTTP {status}, but with no token.")
+        raise EngineError(f"{endpoint.shown} gave no completion within {_COMPLETION_TIMEOUT_S:g} s ({error}).") from error
+    done = completion_in(answer)
+    if done is None:
+        raise EngineError(f"{endpoint.shown}{path} answered {answer.error}")
     return done
+
+
+def completion_in(answer: Answer) -> Completion | None:
+    """Return the completion that an answer holds; None where it holds none with at least one token."""
+    value = answer.json()
+    if not 200 <= answer.status < 300 or not isinstance(value, dict):
+        return None
+    choices, usage = value.get("choices"), value.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return None
+    message = choices[0].get("message")
+    text = message.get("content") if isinstance(message, dict) else choices[0].get("text")
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    before, after = (count if isinstance(count, int) else None for count in counts)
+    has_token = bool(after) if after is not None else bool(text)
+    return Completion(str(text or ""), before, after) if has_token else None
 
 
 def metrics_text(endpoint: Endpoint) -> str | None:
     """Return the endpoint's `/metrics`, None if it has none or doesn't answer."""
     try:
-        status, body = get(f"{endpoint.url}/metrics", api_key=endpoint.api_key)
+        answer = ask(endpoint, "/metrics")
     except OSError:
         return None
-    return body if status == 200 else None
+    return answer.text if answer.status == 200 else None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from pytest_llmperf.measure.engines.engine import EngineError
+from pytest_llmperf.measure.engines.logs import named_errors, without_colours
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,26 +26,18 @@ _KILL_S = 20.0
 """How long the supervisor may take to kill what is left after the grace time."""
 _TAIL_LINES = 25
 _MOST_CAUSES = 4
-_ERROR_LINE = re.compile(r"(?:\(\w+ pid=\d+\) )?(?:ERROR [^\]]*\] )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt): .+)")
-
-
-def named_errors(lines: Sequence[str]) -> list[str]:
-    """Return the exceptions that a log names, each once, in order.
-
-    vLLM's front end ends with a traceback of its own ("See root cause above") that pushes the root cause out of the last lines.
-    """
-    matches = (_ERROR_LINE.fullmatch(line.strip()) for line in lines)
-    return list(dict.fromkeys(match[1] for match in matches if match))
 
 
 def read_log(path: Path) -> str:
     """Return a log so far; empty where there is none yet."""
-    return path.read_text(errors="replace") if path.is_file() else ""
+    return path.read_bytes().decode(errors="replace") if path.is_file() else ""  # its carriage returns are kept
 
 
 def failure(what: str, log_path: Path) -> EngineError:
     """Return an error that says what happened, with the last lines of a log and the exceptions that it names."""
-    lines = [line for line in read_log(log_path).splitlines() if line.strip() and "nanobind" not in line]
+    # Of a progress bar the last state counts: the others would push the reason out of the last lines.
+    drawn = (line.rstrip("\r").rpartition("\r")[2] for line in without_colours(read_log(log_path)).split("\n"))
+    lines = [line for line in drawn if line.strip() and "nanobind" not in line]
     tail = "\n".join(lines[-_TAIL_LINES:])
     causes = [cause for cause in named_errors(lines) if cause not in tail]
     return EngineError(what, tail=tail, log_path=log_path, causes=causes[:_MOST_CAUSES])
@@ -74,6 +66,16 @@ class Child:
     def pid(self) -> int:
         """Return the id of the process whose descendants the child and all that it starts are."""
         return self._supervisor.pid
+
+    def listening(self) -> set[int]:
+        """Return the ports on which the child and what it has started listen."""
+        ports = set[int]()
+        for process in psutil.Process(self.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                # `net_connections` since psutil 6.
+                sockets = getattr(process, "net_connections", None) or process.connections
+                ports |= {each.laddr.port for each in sockets("tcp") if each.status == psutil.CONN_LISTEN}
+        return ports
 
     def new_lines(self) -> list[str]:
         """Return the complete lines that the log has got since the last call."""

@@ -5,7 +5,7 @@ Every engine is a process of its own or a URL. It is a context manager: what it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -47,8 +47,9 @@ class Completion:
     """The answer to an ad-hoc `generate` call."""
 
     text: str
-    prompt_tokens: int
-    output_tokens: int
+    prompt_tokens: int | None
+    output_tokens: int | None
+    """As the server counts them; None where it does not tell."""
 
 
 class Engine(Protocol):
@@ -95,8 +96,13 @@ class Engine(Protocol):
         request_timeout_s: float,
         stall_timeout_s: float,
         stream: bool = True,
+        max_concurrency: int | None = None,
+        stop_s: float | None = None,
     ) -> RoundLog:
         """Send these prompts, as the load processes of `client` do it or in its own way, and return what happened.
+
+        At a rate at most `max_concurrency` are in flight; in a closed loop nothing is sent after `stop_s`, and what is not has
+        the error `messages.OVER`.
 
         Raises ClientError when a load process fails.
         """
@@ -127,6 +133,8 @@ class StartSettings:
     log_folder: Path
     startup_timeout_s: float = 600.0
     stop_grace_s: float = 10.0
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """(name, value) of further headers of every request to a `url` engine."""
     served_model: str | None = None
     """The model's name at a `url` engine; None asks the endpoint."""

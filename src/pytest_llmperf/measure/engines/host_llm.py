@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import heapq
 import http.server
 import json
 import os
@@ -53,9 +54,16 @@ class Round:
         self.prompts = plan["prompts"]
         self.concurrency = plan["concurrency"]
         self.timeout_s = plan["request_timeout_s"]
+        self.most = plan.get("max_concurrency") or len(self.prompts)
+        self.stop_s = plan.get("stop_s")
+        self.over = plan.get("over")
         self.records: list[dict[str, Any]] = [{"sent_s": None, "error": _NEVER} for _ in self.prompts]
         self.open: dict[str, int] = {}
         self.waiting = collections.deque(index for index, prompt in enumerate(self.prompts) if not prompt["follows"])
+        self.paused: list[tuple[float, int]] = []
+        """When the next request of a conversation is due whose user thinks, and its index."""
+        self.freed_s = 0.0
+        """When an answer made room under the cap last."""
         self.begin_s = 0.0
         self.tokens = 0
         """How many have come: another thread reads it, to see whether the engine makes progress."""
@@ -63,10 +71,12 @@ class Round:
     def play(self) -> list[dict[str, Any]]:
         """Play all prompts in this thread; return a record of each, as a client would make it."""
         self.begin_s = time.perf_counter()
-        while self.waiting or self.open:
+        while self.waiting or self.open or self.paused:
             self._add_due()
             if not self.open:
-                time.sleep(max(0.0, self._due_s(self.waiting[0]) - time.perf_counter()))
+                if not (self.waiting or self.paused):
+                    break  # the round's time is over
+                time.sleep(max(0.0, self._next_due_s() - time.perf_counter()))
                 continue
             outputs = self.engine.step()
             now_s = time.perf_counter()
@@ -78,28 +88,71 @@ class Round:
     def _due_s(self, index: int) -> float:
         return self.begin_s + (self.prompts[index]["due_s"] or 0.0)
 
+    def _next_due_s(self) -> float:
+        # In a closed loop nobody begins before another one is through: then users think.
+        at_a_rate = self.waiting and self.prompts[self.waiting[0]]["due_s"] is not None
+        begins = [self._due_s(self.waiting[0])] if at_a_rate else []
+        return min([*begins, *(due_s for due_s, _ in self.paused[:1])])
+
     def _add_due(self) -> None:
-        """Add what is due, or in a closed loop as many as are to be in flight."""
+        """Add what is due, or in a closed loop as many conversations as are to be under way."""
+        while self.paused and self.paused[0][0] <= time.perf_counter() and len(self.open) < self.most:
+            due_s, index = heapq.heappop(self.paused)
+            self._add(index, due_s)
         while self.waiting:
             index = self.waiting[0]
-            is_open_loop = self.prompts[index]["due_s"] is not None
-            if self._due_s(index) > time.perf_counter() if is_open_loop else len(self.open) >= self.concurrency:
+            if self.prompts[index]["due_s"] is not None:
+                if self._due_s(index) > time.perf_counter() or len(self.open) >= self.most:
+                    return
+            elif self._is_over(time.perf_counter()):
+                for left in self.waiting:
+                    self._leave_out(left)
+                self.waiting.clear()
+                return
+            elif len(self.open) + len(self.paused) >= self.concurrency:
                 return
             self.waiting.popleft()
-            self._add(index)
+            self._add(index, self._due_s(index) if self.prompts[index]["due_s"] is not None else None)
 
-    def _add(self, index: int) -> None:
+    def _is_over(self, now_s: float) -> bool:
+        return self.stop_s is not None and now_s >= self.begin_s + self.stop_s
+
+    def _leave_out(self, index: int) -> None:
+        """Note that a conversation is not sent from this request on, because the round's time is over."""
+        self.records[index]["error"] = self.over
+        while index + 1 < len(self.prompts) and self.prompts[index + 1]["follows"]:
+            index += 1
+            self.records[index]["error"] = self.over
+
+    def _follow(self, index: int, now_s: float) -> None:
+        """Go on with a conversation: at once, when its user has thought, or not at all where the round's time is over."""
+        due_s = now_s + self.prompts[index].get("think_s", 0.0)
+        if self._is_over(due_s):
+            self._leave_out(index)
+        elif due_s > now_s:
+            heapq.heappush(self.paused, (due_s, index))
+        else:
+            self._add(index, None)
+
+    def _add(self, index: int, due_s: float | None) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         prompt = self.prompts[index]
         wanted = {"temperature": 0, "ignore_eos": True, "max_tokens": prompt["output_tokens"], **prompt["body"]}
-        params = SamplingParams(**wanted, output_kind=RequestOutputKind.DELTA)
+        wanted = {name: value for name, value in wanted.items() if value is not None}  # None leaves a field out
+        try:
+            params = SamplingParams(**wanted, output_kind=RequestOutputKind.DELTA)
+        except TypeError as error:
+            fields = ", ".join(prompt["body"])
+            raise ValueError(f"a request has the fields {fields}, of which vllm.SamplingParams takes not all: {error}") from error
         record = self.records[index]
         record.update(sent_s=time.perf_counter(), token_times_s=[], output_tokens=0, error=None)
-        if prompt["due_s"] is not None:
-            record["due_s"] = self._due_s(index)
-            record["delay_s"] = record["sent_s"] - record["due_s"]
+        if due_s is not None:
+            # In a closed loop latencies count from sending. Waiting for room under the cap is no lateness.
+            is_open_loop = any(first["due_s"] is not None for first in self.prompts[:1])
+            record.update({"due_s": due_s} if is_open_loop else {})
+            record["delay_s"] = record["sent_s"] - max(due_s, self.freed_s)
         key = f"llmperf-{time.monotonic_ns()}-{index}"
         asked = {"prompt_token_ids": prompt["token_ids"]} if prompt["token_ids"] else {"prompt": prompt["text"]}
         # What add_request returns is the request's name in newer releases; in older ones nothing.
@@ -117,13 +170,21 @@ class Round:
         self.tokens += new
         if not output.finished:
             return
+        if len(self.open) >= self.most:
+            self.freed_s = now_s
         del self.open[output.request_id]
         record.update(end_s=now_s, prompt_tokens=len(output.prompt_token_ids or ()))
         wanted, exact = self.prompts[index]["output_tokens"], self.prompts[index]["exact"]
-        if record["output_tokens"] != wanted and (exact or not record["output_tokens"]):
-            record["error"] = f"{record['output_tokens']} of {wanted} tokens"
+        count = record["output_tokens"]
+        record["finish_reason"] = reason = getattr(output.outputs[0], "finish_reason", None) if output.outputs else None
+        if reason not in ("stop", "length", "repetition"):  # vLLM's others are abort and error
+            record["error"] = f"it ended with finish_reason {reason!r} after {count} of {wanted} tokens"
+        elif reason == "length" and not exact and count < wanted:
+            record["error"] = f"the engine cut it: finish_reason 'length' after {count} of {wanted} tokens"
+        elif count != wanted and (exact or not count):
+            record["error"] = f"{count} of {wanted} tokens"
         if index + 1 < len(self.prompts) and self.prompts[index + 1]["follows"]:
-            self._add(index + 1)
+            self._follow(index + 1, now_s)
 
     def _drop_overdue(self, now_s: float) -> None:
         late = [key for key, index in self.open.items() if now_s - self.records[index]["sent_s"] > self.timeout_s]

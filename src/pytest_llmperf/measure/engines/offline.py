@@ -7,14 +7,15 @@ step by step, and comes back as the records that a client would have made.
 from __future__ import annotations
 
 import json
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pytest_llmperf.measure.client.messages import ClientError, RoundLog
+from pytest_llmperf.measure.client.messages import OVER, ClientError, RoundLog
 from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.engines import api
 from pytest_llmperf.measure.engines.vllm import open_vllm
@@ -54,14 +55,16 @@ def _play(engine: ServerEngine, prompts: Sequence[Prompt], client: LoadClient, *
         "prompts": [_plain(prompt) for prompt in prompts],
         "concurrency": how["concurrency"],
         "request_timeout_s": how["request_timeout_s"],
+        "max_concurrency": how.get("max_concurrency"),
+        "stop_s": how.get("stop_s"),
+        "over": OVER,
     }
     try:
-        with ThreadPoolExecutor(1, "llmperf-offline") as pool:
-            playing = pool.submit(api.post, f"{engine.url}/play", body, timeout_s=_A_DAY_S)
-            if not _moves(engine, playing, how["stall_timeout_s"]):
-                engine.stop()  # which also ends the thread's waiting
-                return RoundLog(tuple(RequestRecord(None, error="the engine hung") for _ in prompts), stalled=True)
-            status, answer = playing.result()
+        playing = _begin(engine, body)
+        if not _moves(engine, playing, how["stall_timeout_s"]):
+            engine.stop()  # which also ends the thread's waiting
+            return RoundLog(tuple(RequestRecord(None, error="the engine hung") for _ in prompts), stalled=True)
+        status, answer = playing.result()
     except OSError as error:
         engine.check()
         raise ClientError(f"the offline engine gave no answer to a round ({error})") from error
@@ -69,6 +72,21 @@ def _play(engine: ServerEngine, prompts: Sequence[Prompt], client: LoadClient, *
         raise ClientError(f"the offline engine refused a round: {answer[:500]}")
     records = msgspec.convert(json.loads(answer), tuple[RequestRecord, ...])
     return RoundLog(records)
+
+
+def _begin(engine: ServerEngine, body: dict[str, Any]) -> Future[tuple[int, str]]:
+    """Send a round to the child, and return what its answer will be."""
+    playing: Future[tuple[int, str]] = Future()
+
+    def post() -> None:
+        try:
+            playing.set_result(api.post(f"{engine.url}/play", body, timeout_s=_A_DAY_S))
+        except BaseException as error:
+            playing.set_exception(error)
+
+    # A daemon: an executor's thread is waited for, on Ctrl-C too. It ends with the child, which is stopped then.
+    threading.Thread(target=post, name="llmperf-offline", daemon=True).start()
+    return playing
 
 
 def _moves(engine: ServerEngine, playing: Future[tuple[int, str]], stall_timeout_s: float) -> bool:
@@ -95,6 +113,7 @@ def _plain(prompt: Prompt) -> dict[str, Any]:
         "output_tokens": prompt.output_tokens,
         "due_s": prompt.due_s,
         "follows": prompt.follows,
+        "think_s": prompt.think_s,
         "exact": bool(body.get("ignore_eos", True)),
         "body": body,
     }

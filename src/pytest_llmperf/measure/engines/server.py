@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_llmperf.measure.client.endpoint import Endpoint
-from pytest_llmperf.measure.engines import api
+from pytest_llmperf.measure.engines import api, discovery
 from pytest_llmperf.measure.engines.child import Child, failure, read_log
 from pytest_llmperf.measure.engines.engine import Completion, EngineError, StartSettings
 
@@ -33,7 +33,7 @@ _POLL_S, _LOOK_S = 0.1, 1.0
 _LAST_BREATH_S = 5.0
 """A dying engine refuses connections before its process is gone."""
 _PORT_ATTEMPTS = 3
-_PORT_TAKEN = re.compile(r"address already in use", re.I)
+_PORT_TAKEN = re.compile(r"address already in use|EADDRINUSE|couldn't bind HTTP server socket", re.I)
 
 
 class Play(Protocol):
@@ -51,22 +51,69 @@ class Idle(Protocol):
 
 
 def play_over_http(engine: ServerEngine, prompts: Sequence[Prompt], client: LoadClient, **how: Any) -> RoundLog:
-    """Send these prompts over HTTP and return what happened; raises ClientError when a load process fails."""
+    """Send these prompts over HTTP and return what happened; raises ClientError when a load process fails.
+
+    Raises EngineError where the engine has only a chat API, and the prompts are for the other.
+    """
+    if discovery.lacks_api(engine.api, prompts):
+        raise engine.failure(discovery.ONLY_CHAT)
     return client.play(engine.endpoint.plan(prompts, **how))
+
+
+@dataclass(frozen=True)
+class Ready:
+    """How a child that is ready is asked."""
+
+    endpoint: Endpoint
+    api: str = "completions"
+    """The API that gives tokens, one of `plan.workload.APIS`."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """What it tells of its own."""
+
+
+class Answers(Protocol):
+    """How it is known that a child is ready, and what it calls its model."""
+
+    def __call__(self, engine: ServerEngine, child: Child) -> Ready | None:
+        """Return how it is asked, None while the child is not ready.
+
+        Raises EngineError, with "address already in use" as its tail, where another process has the port.
+        """
+
+
+def answers_to_alias(engine: ServerEngine, child: Child) -> Ready | None:
+    """Return the endpoint when /health is 200, and the server behind it knows that name, which this start has made up."""
+    try:
+        if api.get(f"{engine.url}/health", timeout_s=2)[0] != 200:
+            return None
+        models = api.served_models(engine.url, api_key=engine.endpoint.api_key)
+    except OSError:
+        return None
+    except EngineError as error:
+        if "401" in error.what:
+            raise
+        return None  # it answers /health already, but not this yet
+    if engine.endpoint.model not in models:
+        raise port_taken(engine, f"which serves {models}")
+    return Ready(engine.endpoint)
+
+
+def port_taken(engine: ServerEngine, who: str) -> EngineError:
+    """Return the error that has another port tried."""
+    return EngineError(f"{engine.url} is answered by another server, {who}.", tail="address already in use")
 
 
 @dataclass(frozen=True)
 class Program:
     """What a child runs, and how it is measured."""
 
-    command: Sequence[str]
-    """The words of its command line in front of those that say where it listens and what its model is called."""
-    arguments: Sequence[str]
-    """The words behind those."""
+    command: Callable[[int, str], Sequence[str]]
+    """Returns the words of its command line, for the port that it must listen on, and a name that no other server knows."""
     environment: Mapping[str, str]
     versions: Callable[[], dict[str, str]] = dict
     """Returns the versions of what serves; raises EngineError where it is not there."""
     play: Play = play_over_http
+    answers: Answers = answers_to_alias
     idle: Idle | None = None
     """How it is let idle; None: by waiting."""
     stages: Mapping[str, str] = field(default_factory=dict)
@@ -102,6 +149,8 @@ class ServerEngine:
         self.startup_s: float | None = None
         self.log_path: Path = settings.log_folder / "engine.log"
         self.versions: dict[str, str] = {}
+        self.api = "completions"
+        """The API that gives tokens."""
         self.endpoint = Endpoint("", spec.model, settings.api_key)
         self._program = program
         self._settings = settings
@@ -144,8 +193,7 @@ class ServerEngine:
         alias = f"llmperf-{secrets.token_hex(4)}"  # proves that the port is answered by this engine
         self.endpoint = replace(self.endpoint, url=self.url, model=alias)
         self.log_path = self._settings.log_folder / f"engine-{self.spec.short_model}-tp{self.spec.tp}-{port}.log"
-        where = ("--served-model-name", self.spec.model, alias, "--host", "127.0.0.1", "--port", str(port))
-        command = [*self._program.command, *where, *self._program.arguments]
+        command = self._program.command(port, alias)
         self._child = Child(command, self._program.environment, self.log_path, grace_s=self._settings.stop_grace_s)
         if self.watch:
             self.watch.follow(self._child.pid)
@@ -160,29 +208,24 @@ class ServerEngine:
             self._report_progress()
             self._running().check_alive("while it was starting")
             if time.perf_counter() > deadline_s:
-                limit = self._settings.startup_timeout_s
-                raise self.failure(f"The engine was not ready after {limit:g} s; see --llmperf-startup-timeout.")
-            if self._answers():
+                raise self.failure(
+                    f"The engine was not ready after {self._settings.startup_timeout_s:g} s{self._elsewhere()};"
+                    " see --llmperf-startup-timeout."
+                )
+            if ready := self._program.answers(self, self._running()):
+                self.endpoint, self.api = ready.endpoint, ready.api
+                self.versions |= ready.versions
                 break
             time.sleep(_POLL_S)
         self._report_progress()
         self.check()
 
-    def _answers(self) -> bool:
-        """Return whether /health is 200, and the server behind it is the one that was launched."""
-        try:
-            if api.get(f"{self.url}/health", timeout_s=2)[0] != 200:
-                return False
-            models = api.served_models(self.url, api_key=self._settings.api_key)
-        except OSError:
-            return False
-        except EngineError as error:
-            if "401" in error.what:
-                raise
-            return False  # it answers /health already, but not this yet
-        if self.endpoint.model not in models:
-            raise EngineError(f"{self.url} is answered by another server, which serves {models}.", tail="address already in use")
-        return True
+    def _elsewhere(self) -> str:
+        """Return that it listens, but not where it was told to; empty where it does not listen at all."""
+        port, ports = int(self.url.rpartition(":")[2]), self._running().listening()
+        if not ports or port in ports:
+            return ""
+        return f": it listens on port {', '.join(map(str, sorted(ports)))}, and was told {port}"
 
     def check(self) -> None:
         """Raise EngineError if the engine is dead or gives no token: /health is 200 for stuck engines too."""
@@ -209,7 +252,7 @@ class ServerEngine:
 
     def generate(self, prompt: str | list[int], *, max_tokens: int = 16) -> Completion:
         """Return the completion of one prompt, or raise EngineError."""
-        return api.complete(self.endpoint, prompt, max_tokens)
+        return api.complete(self.endpoint, discovery.asked_as(self.endpoint, self.api, prompt), max_tokens, api=self.api)
 
     def metrics_text(self) -> str | None:
         """Return the engine's `/metrics`, None if it has none or doesn't answer."""

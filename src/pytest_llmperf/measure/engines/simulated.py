@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pytest_llmperf.measure.client.answers import to_record
-from pytest_llmperf.measure.client.messages import ClientError, RoundLog
+from pytest_llmperf.measure.client.messages import OVER, ClientError, RoundLog
 from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.engines import api
 from pytest_llmperf.measure.engines.engine import EngineError, StartSettings
 from pytest_llmperf.measure.engines.server import Idle, Play, Program, ServerEngine, play_over_http, visible_gpus
-from pytest_llmperf.measure.engines.vllm import QUIET, STAGES, degree_words, model_words
+from pytest_llmperf.measure.engines.vllm import QUIET, STAGES, vllm_command
 from pytest_llmperf.plan.engine import command_line
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class _Exchange(msgspec.Struct):
     from_ns: int
     reads: list[tuple[int, str]]
     error: str | None
+    due_ns: int = 0
+    over: bool = False
 
 
 class _Played(msgspec.Struct):
@@ -63,6 +65,9 @@ def play_virtually(engine: ServerEngine, prompts: Sequence[Prompt], client: Load
         "concurrency": plan.concurrency,
         "due_ns": plan.due_ns,
         "conversations": [list(indices) for indices in plan.conversations()],
+        "max_concurrency": plan.max_concurrency,
+        "think_ns": plan.think_ns,
+        "stop_ns": plan.stop_ns,
     }
     try:
         status, answer = api.post(f"{engine.url}/play", body, timeout_s=_ROUND_TIMEOUT_S)
@@ -77,6 +82,8 @@ def play_virtually(engine: ServerEngine, prompts: Sequence[Prompt], client: Load
 
 
 def _record(plan: RoundPlan, index: int, exchange: _Exchange, start_ns: int) -> RequestRecord:
+    if exchange.over:
+        return RequestRecord(None, error=OVER)
     if not exchange.sent_ns:
         return RequestRecord(None, error="never sent: the round had stalled")
     reads = [(stamp_ns, text.encode("latin-1")) for stamp_ns, text in exchange.reads]
@@ -88,6 +95,7 @@ def _record(plan: RoundPlan, index: int, exchange: _Exchange, start_ns: int) -> 
         from_ns=exchange.from_ns,
         start_ns=start_ns,
         error=exchange.error,
+        due_ns=exchange.due_ns or None,
     )
 
 
@@ -111,9 +119,9 @@ def open_simulated(
     environment = {**QUIET, **os.environ, **visible_gpus(watch), **dict(spec.env)}
     # Its program is found where this package is, whatever the interpreter has installed.
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), environment.get("PYTHONPATH"))))
+    command = [spec.python or sys.executable, "-m", "pytest_llmperf.testing"]
     program = Program(
-        command=[spec.python or sys.executable, "-m", "pytest_llmperf.testing", *model_words(spec)],
-        arguments=[*degree_words(spec), *command_line(spec.args)],
+        command=vllm_command(command, spec, command_line(spec.args)),
         environment=environment | {"PYTHONPATH": path},
         play=_CLOCKS[clock][0],
         idle=_CLOCKS[clock][1],

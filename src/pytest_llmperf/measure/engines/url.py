@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.measure.client.endpoint import Endpoint
-from pytest_llmperf.measure.engines import api
+from pytest_llmperf.measure.engines import api, discovery
 from pytest_llmperf.measure.engines.engine import Completion, EngineError, StartSettings
 from pytest_llmperf.plan.engine import check_url
 
@@ -33,31 +33,24 @@ class UrlEngine:
     def __init__(self, spec: EngineSpec, host: object, settings: StartSettings, *_: object) -> None:
         """Note the endpoint; nothing is sent before the block is entered, and this host has no part in it."""
         self.spec = spec
-        self.url = check_url(spec.url, origin="url")
-        self._settings = settings
+        self._wanted = settings.served_model
         self.versions: dict[str, str] = {}
-        self.endpoint = Endpoint(self.url, settings.served_model or "", settings.api_key)
+        self.api = "completions"
+        """The API that has given a token."""
+        url = check_url(spec.url, origin="url")
+        self.endpoint = Endpoint(url, self._wanted or "", settings.api_key, settings.headers)
+        self.url = self.endpoint.shown
 
     def __enter__(self) -> Self:
-        """Ask for the model's name and one token, or raise EngineError."""
-        models = api.served_models(self.url, api_key=self._settings.api_key)
-        wanted = self._settings.served_model
-        if not models or (wanted and wanted not in models):
-            raise EngineError(f"{self.url} serves {models or 'no model'}, not {wanted!r}; see --llmperf-model.")
-        self.endpoint = Endpoint(self.url, wanted or models[0], self._settings.api_key)
-        self.versions = self._version()
-        self.check()
+        """Find out model, software and what requests it takes, or raise EngineError."""
+        models = discovery.listing(self.endpoint)
+        self.endpoint = replace(self.endpoint, model=discovery.chosen_model(self.endpoint, models, self._wanted))
+        self.versions = discovery.software(self.endpoint, models, self.metrics_text())
+        self.endpoint, self.api = discovery.probed(self.endpoint, gives_ids=discovery.may_give_ids(self.versions))
         return self
 
     def __exit__(self, *_: object) -> None:
         """Leave the endpoint as it is."""
-
-    def _version(self) -> dict[str, str]:
-        try:
-            status, body = api.get(f"{self.url}/version", api_key=self._settings.api_key)
-            return {"vllm": str(json.loads(body)["version"])} if status == 200 else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}  # not every endpoint is vLLM; an unknown version is recorded as unknown
 
     def check(self) -> None:
         """Raise EngineError if the endpoint gives no token."""
@@ -76,7 +69,12 @@ class UrlEngine:
         return EngineError(f"{self.url}: {what}")
 
     def play(self, prompts: Sequence[Prompt], client: LoadClient, **how: Any) -> RoundLog:
-        """Send these prompts over HTTP and return what happened; raises ClientError when a load process fails."""
+        """Send these prompts over HTTP and return what happened; raises ClientError when a load process fails.
+
+        Raises EngineError where the endpoint has only a chat API, and the prompts are for the other.
+        """
+        if discovery.lacks_api(self.api, prompts):
+            raise self.failure(discovery.ONLY_CHAT)
         return client.play(self.endpoint.plan(prompts, **how))
 
     def idle(self, idle_s: float) -> None:
@@ -84,5 +82,5 @@ class UrlEngine:
         threading.Event().wait(idle_s)
 
     def generate(self, prompt: str | list[int], *, max_tokens: int = 16) -> Completion:
-        """Return the completion of one prompt, or raise EngineError."""
-        return api.complete(self.endpoint, prompt, max_tokens)
+        """Return the completion of one prompt, or raise EngineError; token ids become words where it takes none."""
+        return api.complete(self.endpoint, discovery.asked_as(self.endpoint, self.api, prompt), max_tokens, api=self.api)

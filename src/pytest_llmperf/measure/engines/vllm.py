@@ -85,8 +85,7 @@ def open_vllm(
 ) -> ServerEngine:
     """Return an engine whose child is this program, with vLLM's arguments and environment."""
     child = Program(
-        command=[*program, *model_words(spec)],
-        arguments=[*degree_words(spec), *command_line(_arguments(spec, host))],
+        command=vllm_command(program, spec, command_line(_arguments(spec, host))),
         environment=_environment(spec, host, watch),
         versions=partial(find_vllm, spec.python),
         play=play,
@@ -95,13 +94,17 @@ def open_vllm(
     return ServerEngine(spec, child, settings, progress, watch)
 
 
-def model_words(spec: EngineSpec) -> list[str]:
-    """Return the words that name the model."""
-    return ["--model", str(bundled_model(spec.model) or spec.model)]
+def vllm_command(program: Sequence[str], spec: EngineSpec, arguments: Sequence[str]) -> Callable[[int, str], list[str]]:
+    """Return what makes the command line of a program with vLLM's arguments: model, names, place, degrees, then these."""
+
+    def command(port: int, alias: str) -> list[str]:
+        model = ["--model", str(bundled_model(spec.model) or spec.model), "--served-model-name", spec.model, alias]
+        return [*program, *model, "--host", "127.0.0.1", "--port", str(port), *_degrees(spec), *arguments]
+
+    return command
 
 
-def degree_words(spec: EngineSpec) -> list[str]:
-    """Return the words that name the degrees."""
+def _degrees(spec: EngineSpec) -> list[str]:
     degrees = {"tensor": spec.tp, "pipeline": spec.pp, "data": spec.dp}
     return [word for name, n in degrees.items() if n > 1 for word in (f"--{name}-parallel-size", str(n))]
 

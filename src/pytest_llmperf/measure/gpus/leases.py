@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pytest_llmperf.units import counted
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
@@ -146,7 +148,7 @@ def lease(
     `patience_s`; then LeaseError.
     """
     if len(gpus) < count:
-        raise LeaseError(f"{count} GPUs are needed, and this run may use {len(gpus)}.")
+        raise LeaseError(f"{counted(count, 'GPU')} {'is' if count == 1 else 'are'} needed, and this run may use {len(gpus)}.")
     with contextlib.ExitStack() as stack:
         with _locked(locks, "queue", fcntl.LOCK_EX, "waiting behind another engine for GPUs"):
             taken = _wait(gpus, (count, together), locks, unfit, patience_s, remedy)

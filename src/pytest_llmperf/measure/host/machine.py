@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.measure.gpus.device import AcceleratorError
 from pytest_llmperf.measure.gpus.vendors import open_accelerators
 from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.units import counted
 
 if TYPE_CHECKING:
     from pytest_llmperf.measure.gpus.device import Accelerators, Gpu
@@ -53,7 +54,7 @@ class Host:
     def summary(self) -> str:
         """Return the host in words, e.g. `4x NVIDIA H200` or `CPU, 2 cores`."""
         kinds = dict.fromkeys(self.gpus)
-        return ", ".join(f"{self.gpus.count(name)}x {name}" for name in kinds) or f"no GPU, {self.cores} CPU cores"
+        return ", ".join(f"{self.gpus.count(name)}x {name}" for name in kinds) or f"no GPU, {counted(self.cores, 'CPU core')}"
 
 
 def _slug(name: str) -> str:
@@ -99,7 +100,7 @@ def _links(devices: tuple[Gpu, ...]) -> str | None:
         return "PCIe only"
     number = min(gpu.links for gpu in devices)
     everybody = all(len(set(gpu.peers) & {other.index for other in devices}) >= len(devices) - 1 for gpu in devices)
-    return f"{number} links each, {'all to all' if everybody else 'not all to all'}"
+    return f"{counted(number, 'link')} each, {'all to all' if everybody else 'not all to all'}"
 
 
 def _cpu_name() -> str:

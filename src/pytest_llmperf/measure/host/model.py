@@ -5,6 +5,7 @@ Where an architecture is not known, or a setting may change what is loaded, the 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -24,6 +25,19 @@ def model_config(model: str) -> dict[str, Any]:
     """Return a model's config.json where it is a bundled or local folder, else an empty dict."""
     path = (bundled_model(model) or Path(model).expanduser()) / "config.json"
     return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def config_hash(model: str) -> str | None:
+    """Return what tells a bundled or local model's config.json from others; None where there is none.
+
+    The order of its fields says nothing of the model, nor does where it was copied from or what wrote it.
+    """
+    try:
+        config = model_config(model)
+    except (OSError, ValueError):
+        return None
+    facts = {name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16] if facts else None
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:

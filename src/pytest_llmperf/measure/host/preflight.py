@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_llmperf.measure.host.model import bundled_model, has_experts, model_config, positive_int, text_config, weight_bytes
 from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.plan.needs import NO_NEEDS
-from pytest_llmperf.units import gib
+from pytest_llmperf.units import counted, gib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,20 +45,19 @@ def device_shortage(spec: EngineSpec, host: Host, needs: Needs = NO_NEEDS) -> st
     """Return what the host lacks, whatever the engine arguments are: devices, or what the marker asks for; else None."""
     if not kind_of(spec.kind).starts:
         return None
-    need = f"TP {spec.tp} x PP {spec.pp} x DP {spec.dp} = {spec.ranks}"
+    need = f"{counted(spec.ranks, 'GPU')} (TP {spec.tp} x PP {spec.pp} x DP {spec.dp} = {spec.ranks})"
     if host.gpus:
         if spec.ranks > len(host.gpus):
-            return f"needs {spec.ranks} GPUs ({need}), this host has {len(host.gpus)} ({host.summary})"
+            return f"needs {need}, this host has {len(host.gpus)} ({host.summary})"
     elif spec.ranks > host.cores:
-        return (
-            f"needs {spec.ranks} GPUs ({need}), this host has none; on CPU each rank needs a core, and this host has {host.cores}"
-        )
+        return f"needs {need}, this host has none; on CPU each rank needs a core, and this host has {host.cores}"
     return _unmet(spec, host, needs)
 
 
 def model_shortage(spec: EngineSpec, host: Host) -> str | None:
     """Return why the model cannot be split over so many devices, or is too large for them; None where it is not known."""
-    if not kind_of(spec.kind).starts or _given(spec, _OTHER_MODEL):
+    kind = kind_of(spec.kind)
+    if not kind.starts or kind.commanded or _given(spec, _OTHER_MODEL):
         return None
     folder = bundled_model(spec.model) or Path(spec.model).expanduser()
     try:
@@ -78,10 +77,10 @@ def _given(spec: EngineSpec, names: Sequence[str]) -> bool:
 
 def _unmet(spec: EngineSpec, host: Host, needs: Needs) -> str | None:
     number = max(spec.ranks, needs.min_gpus or 1)
-    gpus = f"{number} GPU{'s' * (number > 1)}"
+    gpus = counted(number, "GPU")
     here = f"this host has {len(host.gpus) or 'none'} ({host.summary})"
     if needs.min_gpus is not None and len(host.gpus) < needs.min_gpus:
-        return f"needs {needs.min_gpus} GPUs (the marker's min_gpus), {here}"
+        return f"needs {counted(needs.min_gpus, 'GPU')} (the marker's min_gpus), {here}"
     if needs.gpu is not None and sum(_is_named(name, needs) for name in host.gpus) < number:
         return f"needs {gpus} with {needs.gpu!r} in the name (the marker's gpu), {here}"
     fitting = suited(host.devices, needs)
