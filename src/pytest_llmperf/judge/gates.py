@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
@@ -55,6 +56,12 @@ def judged(name: str, gate: Tolerance | None) -> Metric:
     """Return a metric as a gate has it judged: a counter of which more is better is a large number, hence a ratio."""
     metric = find(name)
     return replace(metric, better="higher", kind="ratio", tolerance=None) if gate and gate.better == "higher" else metric
+
+
+def fitting(metric: Metric, launches: Iterable[Iterable[float]]) -> Metric:
+    """Return a metric as its values can be judged: a counter of seconds is no count, and is a ratio too."""
+    whole = all(value == int(value) for values in launches for value in values if math.isfinite(value))
+    return metric if metric.kind != "count" or whole or not is_counter(metric.name) else replace(metric, kind="ratio")
 
 
 def _matching(pattern: str) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pytest_llmperf.judge import noise
 from pytest_llmperf.judge.comparison import Comparison
-from pytest_llmperf.judge.gates import gates, judged
+from pytest_llmperf.judge.gates import fitting, gates, judged
 from pytest_llmperf.judge.maths import stats
 from pytest_llmperf.judge.noise import Parts
 from pytest_llmperf.measure import metrics
@@ -231,6 +231,7 @@ def _judge_metric(
         return seen  # the baseline never had it: there is nothing to lose
     if reason := _not_judged(metric, measurement, stored, old, new):
         return replace(seen, status=Status.NOT_COMPARABLE, rule=reason)
+    metric = fitting(metric, (*old, *new))
     comparison = Comparison(metric, old, gate, design, beliefs.get(metric.name))
     try:
         # Judged as it was after each launch: a decision, once made, stands.
