@@ -216,6 +216,12 @@ def test_another_replica_is_seen_before_the_round_begins() -> None:
     assert SEVERAL in (recorded(first, counted(output_tokens=730_160), caused=CAUSED, second=second).doubt or "")
 
 
+def test_a_young_replica_beside_an_old_one_is_no_restart() -> None:
+    young, old = counted(output_tokens=60), counted(output_tokens=9060)
+    assert SEVERAL in (recorded(young, counted(output_tokens=120), caused=CAUSED, second=old).doubt or "")
+    assert RESTARTED in (recorded(old, counted(output_tokens=120), caused=CAUSED).doubt or "")
+
+
 def test_another_replica_is_seen_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "SAMPLE_INTERVAL_S", 0.0)
     mine, other = counted(output_tokens=500), counted(output_tokens=9000)
