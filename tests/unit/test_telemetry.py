@@ -241,6 +241,17 @@ def test_what_requests_can_have_caused_is_what_they_asked_and_got() -> None:
     assert caused_by(90, [good, good, failed]) == Caused(3, 90, 4, None)
 
 
+LINES = st.sampled_from([*REAL.splitlines(), "vllm:num_preemptions_total{", "process_start_time_seconds nan", "vllm:x_total NaN"])
+ANSWERS = st.lists(LINES | st.text(max_size=30), max_size=20).map("\n".join) | st.none()
+
+
+@settings(deadline=None)
+@given(ANSWERS, ANSWERS, ANSWERS)
+def test_no_answers_make_a_round_fail(before: str | None, second: str | None, after: str | None) -> None:
+    result = recorded(before, after, caused=CAUSED, second=second)
+    assert result.doubt is None or result == Telemetry(answered=True, doubt=result.doubt)
+
+
 BASES = st.integers(0, 10**6)
 
 

@@ -10,6 +10,8 @@ import statistics
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.units import percent
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -43,7 +45,9 @@ def is_busy(log: RoundLog) -> bool:
 def failures(records: Sequence[RequestRecord], tolerated: float = 0.0) -> list[str]:
     """Return that more than a tolerated share of requests failed, with the most common reasons; empty where no more have."""
     failed = sum(record.error is not None for record in records)
-    return [failed_text(records)] if failed > tolerated * len(records) else []
+    if failed <= tolerated * len(records):
+        return []
+    return [failed_text(records) + (f" ({percent(tolerated)} are tolerated)" if tolerated else "")]
 
 
 def failed_text(records: Sequence[RequestRecord]) -> str:
