@@ -60,7 +60,7 @@ def test_a(llmperf):
 def test_b(llmperf, baseline):
     assert KEPT[0] == baseline
 """
-    result = run(source)
+    result = run(source, "--llmperf-missing-baseline=record")
     assert result.outcomes == {"passed": 1, "failed": 1}
     assert "was measured by a test that is over" in result.stdout
 
@@ -112,7 +112,7 @@ def test_named_endpoints_are_engines_that_are_measured_and_never_stopped(run):
 
 
 def test_an_endpoint_that_cannot_be_reached_is_an_error_that_names_it(run):
-    result = run(SERVING, "--llmperf-url=http://127.0.0.1:9", quick=False)
+    result = run(SERVING, "--llmperf-url=http://127.0.0.1:9", "--update-baselines", quick=False)
     assert result.outcomes == {"error": 1}
     assert "http://127.0.0.1:9 cannot be reached" in result.stdout
 

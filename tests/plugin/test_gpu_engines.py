@@ -135,7 +135,8 @@ def test_what_stays_is_invalid_with_its_reason_and_never_a_baseline(run, tmp_pat
 
 def test_gpus_that_others_use_are_invalid_after_the_startup_timeout(run, state):
     say(state, {"*": {"foreign": 1_000_000}})
-    result = run(SERVING, "--llmperf-startup-timeout=0.2", LLMPERF_SIMULATED_STATE=str(state), LLMPERF_SIMULATED_GPUS="1")
+    how = ("--llmperf-startup-timeout=0.2", "--update-baselines")
+    result = run(SERVING, *how, LLMPERF_SIMULATED_STATE=str(state), LLMPERF_SIMULATED_GPUS="1")
     assert result.outcomes == {"error": 1}
     assert result.statuses == {CASE: "INVALID"}
     why = r"GPU 0 is used by pid 1 \(.+\), 2\.0 GiB"
@@ -387,7 +388,7 @@ def waiting(tmp_path, state):
     children = []
 
     def start(says):
-        project = Example({"test_it.py": SERVING}, ("--llmperf-engine=simulated",))
+        project = Example({"test_it.py": SERVING}, ("--llmperf-engine=simulated", "--update-baselines"))
         project.write(tmp_path)
         named = {"LLMPERF_TEST_MARK": str(tmp_path), "LLMPERF_SIMULATED_STATE": str(state), "LLMPERF_SIMULATED_GPUS": "1"}
         with (tmp_path / "output").open("w") as output:
