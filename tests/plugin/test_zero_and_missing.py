@@ -129,3 +129,23 @@ def test_what_is_not_measured_is_named_once_at_the_recording(run: Run) -> None:
     [text] = [note for note in case["notes"] if "never compared" in note]
     assert text == "not in the baseline, and never compared: ttft_p50_s, tpot_p50_s (not measured)"
     assert run(UNSTREAMED).outcomes == {"passed": 1}
+
+
+def test_a_metric_that_appears_later_makes_another_version(run: Run, buffered: str, simulated_engine: SimulatedEngine) -> None:
+    at_proxy(run, buffered, *RECORD)
+    again = at_proxy(run, buffered, *RECORD)
+    assert "extended by 2 launches" in again.cases[0]["notes"][0]
+    direct = at_proxy(run, f"--llmperf-url=x={simulated_engine.url}", *RECORD)
+    [note] = [note for note in direct.cases[0]["notes"] if note.startswith("recorded")]
+    assert "in place of 4, which were of another version" in note
+    assert "tpot_p50_s could not be compared before" in note
+
+
+def test_a_search_by_a_limit_that_nobody_can_check_is_invalid(run: Run, buffered: str) -> None:
+    source = """
+def test_it(llmperf):
+    llmperf.capacity(slo={"tpot_s": 1.0}, rate=(20, 40), requests=10, prompt_tokens=8, output_tokens=6)
+"""
+    result = run(source, "--llmperf-engine=url", buffered)
+    assert set(result.statuses.values()) == {"INVALID"}, result.stdout
+    assert "nobody knows whether slo tpot_s was kept: every answer came in one read" in result.stdout

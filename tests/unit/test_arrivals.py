@@ -49,10 +49,11 @@ def test_an_answer_that_came_at_once_has_no_gaps(record: RequestRecord) -> None:
 
 
 def test_a_proxy_that_buffers_is_named_once_for_all_answers() -> None:
-    [text] = warnings([AT_ONCE, PACKETS, NEARLY])
-    assert text.startswith("no TPOT: every answer came in one read")
-    assert "is a proxy buffering the stream?" in text
-    assert "TTFT is then the time to the whole answer" in text
+    [text] = warnings([AT_ONCE, PACKETS])
+    assert text.startswith("no TPOT: every answer came in one read; is a proxy buffering the stream?")
+    assert "TTFT is then the time to all of the answer" in text
+    [text] = warnings([AT_ONCE, NEARLY])
+    assert text.startswith("no TPOT: most of every answer came in its first read; is a proxy buffering the stream?")
 
 
 def test_a_few_answers_that_came_at_once_are_counted() -> None:
@@ -136,6 +137,14 @@ def test_of_clumps_only_the_mean_gap_is_known() -> None:
     assert values["itl_mean_s"] == pytest.approx(0.1 / 8, rel=0.01)
     assert [values[f"itl_{name}_s"] for name in ("p50", "p90", "p99")] == [None] * 3
     assert values["tpot_p50_s"] == pytest.approx(0.1 / 8, rel=0.01)
+
+
+def test_pieces_of_many_tokens_are_named_and_measured_as_they_come() -> None:
+    record = answer(*(([0.0] * 15 + [0.064]) * 12)[:-1])
+    [text] = warnings([record])
+    assert text == "tokens come in pieces of 16, 64 ms apart: ITL is the time between pieces, TTFT that to the first"
+    assert measured(record)["itl_p50_s"] == pytest.approx(0.064)
+    assert not list(warnings([speculated()]))
 
 
 def test_too_few_gaps_tell_nothing_of_clumps() -> None:

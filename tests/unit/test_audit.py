@@ -129,3 +129,10 @@ def test_a_client_without_a_core_is_late_but_no_bottleneck(monkeypatch: pytest.M
     assert problems(late)
     assert audit.problems(late, TOLD, Workload(), ranks=2) == []
     assert "50 ms late on average" in (audit.lateness(late) or "")
+
+
+def test_an_open_loop_that_ends_before_it_is_answered_is_a_warning() -> None:
+    workload = workload_from(Axes(rate=5), {"requests": 4})
+    [text] = audit.warnings(workload, [{"in_flight_mean": None}] * 2)
+    assert text.startswith("no steady window: the last request was sent before the first was answered")
+    assert audit.warnings(workload, [{"in_flight_mean": None}, {"in_flight_mean": 2.0}]) == ()

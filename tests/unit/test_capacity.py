@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pytest_llmperf.judge.baseline import Baseline
-from pytest_llmperf.judge.gates import Tolerance, capacity_gates
+from pytest_llmperf.judge.gates import Tolerance, gates, gates_of
 from pytest_llmperf.judge.lacking import lacking
 from pytest_llmperf.judge.maths.stats import Design
 from pytest_llmperf.judge.provenance import Provenance
@@ -63,6 +66,16 @@ def test_a_search_that_cannot_be_is_refused_in_words(arguments: dict[str, Any], 
 def test_bounds_are_a_pair_or_a_range(bounds: object) -> None:
     workload = asked(rate=bounds)
     assert (workload.varied, workload.low, workload.high) == ("rate", 1, 64)
+
+
+@given(st.sampled_from(["rate", "concurrency"]), st.one_of(st.text(max_size=9), st.tuples(st.floats() | st.integers(),
+       st.floats() | st.integers()), st.none() | st.booleans() | st.floats()))  # fmt: skip
+def test_whatever_is_given_as_bounds_is_two_loads_or_refused(name: str, value: object) -> None:
+    try:
+        workload = asked(**{name: value})
+    except PlanError:
+        return
+    assert 0 < workload.low < workload.high < math.inf
 
 
 def test_the_load_of_the_test_id_and_of_the_defaults_gives_way() -> None:
@@ -207,7 +220,19 @@ def test_no_baseline_is_made_of_a_search_that_found_nothing() -> None:
 
 def test_only_what_a_search_comes_to_gates_it() -> None:
     description = asked(rate=(1, 64)).description
-    assert capacity_gates((), description, tolerance=0.05) == {NAME: Tolerance(0.1, asked=True)}
+    assert gates_of((), description, tolerance=0.05) == {NAME: Tolerance(0.1, asked=True)}
     stricter = parse_gate({NAME: "4 %", "ttft_p50_s": "1 %"}, origin="gate")
-    assert capacity_gates(stricter, description, tolerance=0.05) == {NAME: Tolerance(0.04, asked=True)}
-    assert capacity_gates((), {"requests": 3}, tolerance=0.05) is None
+    assert gates_of(stricter, description, tolerance=0.05) == {NAME: Tolerance(0.04, asked=True)}
+
+
+def test_what_a_search_comes_to_gates_nothing_else_of_its_test() -> None:
+    both = parse_gate({NAME: "4 %", "ttft_p50_s": "1 %"}, origin="gate")
+    gated = gates_of(both, {"requests": 3}, tolerance=0.05)
+    assert NAME not in gated
+    assert gated["ttft_p50_s"].asked
+
+
+@pytest.mark.parametrize(("pattern", "count"), [("*_per_s", 0), ("*", 0), ("capacity_*", 6), ("capacity_requests_per_s", 1)])
+def test_a_pattern_means_a_capacity_only_where_it_says_so(pattern: str, count: int) -> None:
+    gated = gates(parse_gate({pattern: "on"}, origin="gate"), tolerance=0.05)
+    assert sum(name.startswith("capacity_") for name in gated) == count

@@ -217,6 +217,12 @@ def test_prompts_may_be_texts_or_token_ids(tmp_path: Path) -> None:
     assert len({each[:4] for each in ids}) == len(ids), "no round finds another one's prompts in a prefix cache"
 
 
+def test_prompts_may_be_a_table(tmp_path: Path) -> None:
+    first, second = read(tmp_path, text='prompt,id,max_tokens,completion\n"Why, then?",a,9,\nAnd?,b,,So\n')
+    assert (first.prompt, first.output_tokens, first.answer_tokens) == ("Why, then?", 9, None)
+    assert (second.prompt, second.output_tokens, second.answer_tokens) == ("And?", None, 1)
+
+
 def test_a_completion_beside_a_prompt_is_its_answer(tmp_path: Path) -> None:
     [prompt, *_] = sent(tmp_path, {"prompt": "Why", "completion": "x" * 40}, output_tokens="dataset")
     assert (prompt.output_tokens, prompt.body) == (10, "{}")
@@ -259,7 +265,7 @@ def test_a_completion_beside_a_prompt_is_its_answer(tmp_path: Path) -> None:
         (batch("/v1/completions", prompt="x") | {"method": "GET"}, "method='GET': requests are sent by POST"),
         ({"url": "/v1/completions", "body": []}, "body=[]: must be an object"),
         ([1], "entry 1: 1 is no JSON object"),
-        (5, "is neither a JSON list nor JSON lines"),
+        (5, "is neither JSON nor a table with a column prompt; the columns are '5'"),
     ],
 )
 def test_what_cannot_be_sent_is_named_with_its_line(entry: Any, message: str, tmp_path: Path) -> None:
@@ -278,7 +284,11 @@ def test_what_cannot_be_sent_is_named_with_its_line(entry: Any, message: str, tm
         ("[", "is no JSON"),
         ("[]", "is an empty list"),
         ('{\n "data": []\n}', "entry 1: neither conversations, messages, prompt nor body among the keys data"),
-        ("a,b\n1,2", "is neither a JSON list nor JSON lines; for a dataset known are ShareGPT"),
+        ("a,b\n1,2", "is neither JSON nor a table with a column prompt; the columns are 'a', 'b'; known are ShareGPT"),
+        ("prompt;id\nx;1", "its columns are divided by ';'"),
+        ("prompt,temperature\nx,1", "the column 'temperature' is a field of a request"),
+        ("prompt,max_tokens\nx,many", "line 2: max_tokens is 'many'; it must be a whole number of tokens"),
+        ("prompt,z\nx,1", "line 2: 'z': neither a field of a request"),
     ],
 )
 def test_a_file_that_is_no_dataset_is_refused(text: str, message: str, tmp_path: Path) -> None:

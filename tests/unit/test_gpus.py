@@ -464,6 +464,31 @@ def test_utilization_is_a_mean_the_clock_a_median_and_heat_the_most():
     assert (played_round.sm_clock_mhz, played_round.temperature_c) == (1800.0, 51.0)
 
 
+@pytest.mark.parametrize("seen", [[Totals(700.0), Totals(200.0)], [Totals(100.0), Totals(200.0)]], ids=["one", "both"])
+def test_an_energy_counter_that_stands_still_tells_nothing(seen):
+    counters = [Totals(100.0), Totals(200.0)]
+    assert summarize(read([busy(17, {ENGINE: 16})] * 2, first=counters, last=seen)).energy_j is None
+
+
+def test_a_clock_and_a_heat_of_zero_are_not_known():
+    samples = [[busy(17, {ENGINE: 16}, sm_clock_mhz=0.0, temperature_c=0.0)]] * 9
+    played_round = summarize(read(*samples, first=[Totals()], last=[Totals()]))
+    assert (played_round.sm_clock_mhz, played_round.temperature_c) == (None, None)
+    assert not played_round.trouble
+
+
+def test_utilization_without_a_sample_is_not_known():
+    played_round = summarize(read(first=[Totals()], last=[Totals()]))
+    assert (played_round.utilization, played_round.power_capped, played_round.peak_bytes) == (None, None, (None,))
+
+
+def test_memory_does_not_grow_within_a_single_round():
+    _, watch = watching(IDLE)
+    used = summarize(read(*[[busy(17, {ENGINE: 16})]] * 3, first=[Totals()], last=[Totals()]))
+    assert rank_memory(watch, [used])[0].grown_bytes is None
+    assert rank_memory(watch, [used, used])[0].grown_bytes == 0
+
+
 # ------------------------------------------------------------------------------------------------------- the thread
 
 

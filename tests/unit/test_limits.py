@@ -197,7 +197,7 @@ def test_what_was_not_measured_keeps_no_limit(name: str) -> None:
 def test_nought_is_a_number_and_kept_or_not_like_any_other() -> None:
     assert measured(local({"preemptions": 0}), preemptions=0.0).broken_limits() == ()
     assert measured(local({"preemptions": 0}), preemptions=1.0).broken_limits() == (
-        "preemptions is 1 preemptions, above the limit of 0 preemptions",
+        "preemptions is 1 preemption, above the limit of 0 preemptions",
     )
 
 

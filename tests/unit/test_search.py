@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from pytest_llmperf.judge.maths.search import Found, Probe, Search, bounds, decide, found, next_load, provable, requests_for
+from pytest_llmperf.judge.maths.search import Edge, Probe, Search, bounds, conclude, decide, next_load, provable, requests_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,13 +21,13 @@ RATES = Search(low=1, high=64)
 USERS = Search(low=1, high=256, whole=True)
 
 
-def searched(search: Search, play: Callable[[float], Probe], start: float | None = None) -> tuple[Found, list[Probe]]:
+def searched(search: Search, play: Callable[[float], Probe], start: float | None = None) -> tuple[Edge, list[Probe]]:
     probes: list[Probe] = []
     while (load := next_load(search, probes, start)) is not None:
         assert search.low <= load <= search.high
         assert len(probes) < 60, "it does not end"
         probes.append(play(load))
-    return found(search, probes), probes
+    return conclude(search, probes), probes
 
 
 def sharp(knee: float, total: int = 299) -> Callable[[float], Probe]:
@@ -103,13 +103,13 @@ def test_seeds_move_the_loads_so_that_launches_share_no_grid() -> None:
 
 def test_a_load_at_which_all_holds_is_a_lower_limit() -> None:
     result, probes = searched(RATES, sharp(1000))
-    assert result == Found(64, 64, None)
+    assert result == Edge(64, 64, None)
     assert probes[-1].load == 64
 
 
 def test_a_load_at_which_nothing_holds_is_an_upper_limit() -> None:
     result, probes = searched(RATES, sharp(0.5))
-    assert result == Found(1, None, 1)
+    assert result == Edge(1, None, 1)
     assert probes[-1].load == 1
 
 

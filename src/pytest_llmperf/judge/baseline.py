@@ -90,11 +90,13 @@ def path_for(folder: Path, host: str, case_id: str, kind: str = "") -> Path:
 
 def load(path: Path) -> Baseline | None:
     """Return the stored baseline, None where the file does not exist; raises BaselineError for an unusable file."""
+    remedy = "restore it from version control, or delete it and record anew with --update-baselines"
     try:
         text = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    remedy = "restore it from version control, or delete it and record anew with --update-baselines"
+    except OSError as error:
+        raise BaselineError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     try:
         stored = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         version = msgspec.json.decode(stored["version"])

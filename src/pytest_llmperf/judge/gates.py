@@ -59,16 +59,18 @@ def judged(name: str, gate: Tolerance | None) -> Metric:
     return replace(metric, better="higher", kind="ratio", tolerance=None) if gate and gate.better == "higher" else metric
 
 
-def capacity_gates(entries: Iterable[Gate], description: Mapping[str, Any], *, tolerance: float) -> dict[str, Tolerance] | None:
-    """Return what gates a search for the largest load: what it comes to, and nothing of the rounds that it took.
+def gates_of(entries: Iterable[Gate], description: Mapping[str, Any], *, tolerance: float) -> dict[str, Tolerance]:
+    """Return what gates a case, of whose workload this is the description.
 
-    `description` is that of its workload; None for any other workload.
+    A search for the largest load is gated by what it comes to, and by nothing of the rounds that it took; what it comes to gates
+    nothing else: a test may measure both.
     """
     if CAPACITY not in description:
-        return None
+        searched = {each.name for each in METRICS if each.name.startswith("capacity_")}
+        return {name: gate for name, gate in gates(entries, tolerance=tolerance).items() if name not in searched}
     name = CAPACITIES[description[CAPACITY]["varied"]]
-    found = gates((Gate(name, on=True, origin="llmperf.capacity"), *entries), tolerance=tolerance)
-    return {metric: gate for metric, gate in found.items() if metric == name}
+    gated = gates((Gate(name, on=True, origin="llmperf.capacity"), *entries), tolerance=tolerance)
+    return {metric: gate for metric, gate in gated.items() if metric == name}
 
 
 def _matching(pattern: str) -> list[str]:
@@ -77,9 +79,14 @@ def _matching(pattern: str) -> list[str]:
     if set(group) & set("*?["):
         return []  # which classes there are is not known when tests are collected
     names = [name for name in names_of([group]) if name.startswith(f"{group}{CLASS_SEPARATOR}")] if separator else list(BY_NAME)
-    matching = [name for name in names if fnmatchcase(name, pattern)]
+    matching = [name for name in names if fnmatchcase(name, pattern) and _is_meant(find(name), pattern)]
     # Percentiles and counters are as many as there are names: such a gate names one.
     return matching or ([pattern] if is_metric(pattern) else [])
+
+
+def _is_meant(metric: Metric, pattern: str) -> bool:
+    """Return whether a pattern may be about a metric: one that is measured only where it is asked for must be named as such."""
+    return not metric.separate or pattern.startswith(metric.name.partition("_")[0])
 
 
 def _default(metric: Metric, tolerance: float) -> float:

@@ -51,15 +51,15 @@ def lacking(
     Where the launches are not `complete`, those to come may be warm; a cold start comes first or not at all.
     """
     rounds = min(len(launch.rounds) for launch in launches)
-    found = {}
+    lacks = {}
     for name, gate in gated.items():
         metric = judged(name, gate)
         if not complete and metric.start == "warm" and not noise.alike(metric, launches):
             continue
         why = reason(metric, launches, gate, design) or metric.too_few(workload, rounds)
         if why and (gate.asked or applies(metric, launches)):
-            found[name] = why
-    return found
+            lacks[name] = why
+    return lacks
 
 
 def applies(metric: Metric, launches: Sequence[Launch]) -> bool:
@@ -82,8 +82,8 @@ def without(launches: Sequence[Launch], names: Collection[str]) -> tuple[Launch,
     )
 
 
-def sentence(found: Mapping[str, str]) -> str:
+def sentence(lacks: Mapping[str, str]) -> str:
     """Return what a note says of them: the metrics of each reason together."""
-    reasons = dict.fromkeys(found.values())
-    groups = (f"{', '.join(name for name in found if found[name] == why)} ({why})" for why in reasons)
+    reasons = dict.fromkeys(lacks.values())
+    groups = (f"{', '.join(name for name in lacks if lacks[name] == why)} ({why})" for why in reasons)
     return f"not in the baseline, and never compared: {'; '.join(groups)}"

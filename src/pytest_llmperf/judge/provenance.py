@@ -75,12 +75,12 @@ def unlike(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, ...]:
 
 def _same_model(before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Return whether two engines have the same model: by content where it is known of both, else by name."""
-    configs = before.get("model_config"), now.get("model_config")
-    if all(configs):
-        return configs[0] == configs[1]
+    stored, config = before.get("model_config"), now.get("model_config")
+    if stored and config:
+        return bool(stored == config)
     old, new = str(before.get("model")).rstrip("/"), str(now["model"]).rstrip("/")
-    # Of a folder that is known on one side only, the path may be another one, as that of a checkout.
-    return short_model(old) == short_model(new) if any(configs) else old == new
+    # An older plugin has not recorded the content of a folder, whose path may be another one now, as that of a checkout.
+    return short_model(old) == short_model(new) if config else old == new
 
 
 def changes(before: Provenance, now: Provenance) -> list[str]:

@@ -7,6 +7,7 @@ What cannot be measured then is missing, and a warning says why.
 from __future__ import annotations
 
 import itertools
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ whose other gaps are small beside the mean too, from being taken for a stream in
 _CLUMPED = 0.25
 """Share of tiny gaps from which on a stream comes in clumps. Of random (exponential) gaps 5 % are tiny, of pairs half."""
 _FEWEST_GAPS = 20
+_PIECE = 8
+"""Tokens a read from which on a stream is said to come in pieces: speculative decoding brings fewer in a step."""
 _SOME = 0.05
 """A smaller share of answers that came at once is not worth a word."""
 
@@ -81,21 +84,36 @@ def warnings(records: Sequence[RequestRecord]) -> Iterator[str]:
     several = [record for record in records if (record.output_tokens or 0) > 1 and record.token_times_s]
     lacking = [record for record in several if time_per_token(record) is None]
     if several and len(lacking) == len(several):
+        pieces = any(map(gaps, lacking))
+        came, part = ("most of every answer came in its", "most of") if pieces else ("every answer came in one", "all of")
         yield (
-            "no TPOT: every answer came in one read, or most of it in its first; is a proxy buffering the stream?"
-            " TTFT is then the time to the whole answer: what a reader waits for, but not the engine's time to a first token"
+            f"no TPOT: {came}{' first' if pieces else ''} read; is a proxy buffering the stream?"
+            f" TTFT is then the time to {part} the answer: what a reader waits for, but not the engine's time to a first token"
         )
     elif len(lacking) > _SOME * len(several):
         yield (
             f"{len(lacking)} of {len(several)} answers came in one read, or most of them in their first; they have no TPOT,"
             " and their TTFT is the time to the whole answer"
         )
-    found = clumps([gap for record in records for gap in gaps(record)])
-    if found:
+    every_gap = [gap for record in records for gap in gaps(record)]
+    if clumped := clumps(every_gap):
         yield (
-            f"tokens come in clumps: {found.tiny_share:.0%} of the gaps are below {_milliseconds(found.largest_tiny_s)} and the"
-            f" mean is {_milliseconds(found.mean_s)}; percentiles of ITL say nothing of what a reader sees, and are missing"
+            f"tokens come in clumps: {clumped.tiny_share:.0%} of the gaps are below {_milliseconds(clumped.largest_tiny_s)}"
+            f" and the mean is {_milliseconds(clumped.mean_s)};"
+            " percentiles of ITL say nothing of what a reader sees, and are missing"
         )
+    if len(lacking) < len(several):
+        yield from _pieces(records, every_gap)
+
+
+def _pieces(records: Sequence[RequestRecord], every_gap: Sequence[float]) -> Iterator[str]:
+    """Yield that a stream is sent in pieces of many tokens, each in one read."""
+    timed = [record.token_times_s for record in records if gaps(record)]
+    reads, tokens = sum(len(set(times)) for times in timed), sum(map(len, timed))
+    if reads and tokens >= _PIECE * reads:
+        apart = _milliseconds(statistics.median(every_gap))
+        pieces = f"tokens come in pieces of {tokens / reads:.0f}, {apart} apart"
+        yield f"{pieces}: ITL is the time between pieces, TTFT that to the first"
 
 
 def _milliseconds(seconds: float) -> str:

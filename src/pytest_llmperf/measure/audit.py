@@ -158,4 +158,10 @@ def warnings(workload: Workload, rounds: Sequence[Mapping[str, float | None]]) -
             f" {workload.concurrency}, and throughput is that of filling and emptying the engine too;"
             f" {_WAVES * workload.concurrency} requests or more have one"
         )
+    # What is not told at all (an empty mapping) is not known to be missing.
+    if rounds and workload.is_open and all(each.get("in_flight_mean", 0.0) is None for each in rounds):
+        reasons.append(
+            "no steady window: the last request was sent before the first was answered, or soon after; throughput is that of"
+            " filling and emptying the engine too; more requests have a window"
+        )
     return (*reasons, *workload.left_out)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.judge.maths.search import Found, Probe, Search, found, next_load, provable, requests_for
+from pytest_llmperf.judge.maths.search import Edge, Probe, Search, conclude, next_load, provable, requests_for
 from pytest_llmperf.measure import arrivals, audit, formulas, metrics, samples
 from pytest_llmperf.measure.gpus.memory import rank_memory
 from pytest_llmperf.measure.kv_cache import read_capacity
@@ -49,7 +49,6 @@ class _Probes:
     probes: list[Probe] = field(default_factory=list)
     held: Played | None = None
     """The round at the largest load that seemed to hold; the first round while none did."""
-    records: list[RequestRecord] = field(default_factory=list)
     invalid: list[str] = field(default_factory=list)
 
 
@@ -71,7 +70,8 @@ def measure_capacity(
     Raises EngineError and ClientError like `measure_launch`.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    player = Player(engine, client, workload.at(workload.low, _requests(workload, workload.low)), settings)
+    usual = start or math.sqrt(workload.low * workload.high)  # at the smallest rate the warm-up would take longer than a round
+    player = Player(engine, client, workload.at(usual, _requests(workload, usual)), settings)
     search = Search(
         low=workload.low, high=workload.high, share=workload.share, resolution=workload.resolution,
         repeats=workload.repeats, whole=workload.varied == "concurrency", seed=f"{workload.seed}/{number}",
@@ -79,7 +79,7 @@ def measure_capacity(
     tried = _search(player, workload, search, start, progress)
     if tried.invalid:
         engine.check()
-    result = found(search, tried.probes) if tried.probes and not tried.invalid else None
+    result = conclude(search, tried.probes) if tried.probes and not tried.invalid else None
     capacity = read_capacity(engine.metrics_text(), engine.log_text())
     held = tried.held
     memory = rank_memory(engine.watch, [held.gpus] if held and held.gpus else []) if engine.watch else ()
@@ -115,7 +115,6 @@ def _search(
             continue
         probe = to_probe(load, played.records, player.workload, workload.resolution)
         tried.probes.append(probe)
-        tried.records += played.complete
         good = probe.good / probe.total if probe.total else 0.0
         growing = ", its queue grows" if probe.grows else ""
         unit = metrics.find(workload.metric).unit
@@ -190,14 +189,14 @@ def _invalid(workload: CapacityWorkload, played: Played, *, served: bool) -> lis
     return problems
 
 
-def _metrics(workload: CapacityWorkload, result: Found) -> dict[str, float | None]:
+def _metrics(workload: CapacityWorkload, result: Edge) -> dict[str, float | None]:
     name = workload.metric
     return {name: result.value, end_name(name, "low"): result.low, end_name(name, "high"): result.high}
 
 
-def _warnings(workload: CapacityWorkload, tried: _Probes, result: Found | None) -> Iterator[str]:
+def _warnings(workload: CapacityWorkload, tried: _Probes, result: Edge | None) -> Iterator[str]:
     """Yield what the search came to in words, and what it cannot tell."""
-    yield from arrivals.warnings(tried.records)
+    yield from arrivals.warnings(tried.held.complete if tried.held else ())
     unit = metrics.find(workload.metric).unit
     low, high = quantity(workload.low, unit), quantity(workload.high, unit)
     if result and result.low is None:

@@ -83,6 +83,8 @@ def capacity_from(
         raise PlanError("capacity(slo=...): name the limits that a good request keeps, e.g. slo={'ttft_s': 0.5, 'tpot_s': 0.05}")
     if merged.get("trace"):
         raise PlanError("capacity(trace=...): a trace has its own arrivals, and no load that could be varied; leave trace out")
+    if merged.get("duration_s"):
+        raise PlanError("capacity(duration_s=...): how long a round is follows from its load and requests; leave duration_s out")
     judged = degree("requests", merged["requests"]) if merged.get("requests") is not None else None
     plain = workload_from(axes, layers, given | {varied: int(low) if varied == "concurrency" else low}, folder=folder)
     values = {field.name: getattr(plain, field.name) for field in fields(Workload)}

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.dialogue import Messages, answer_to, question, speeches, text_of
-from pytest_llmperf.plan.files import json_rows, read_text, shown
+from pytest_llmperf.plan.files import csv_rows, json_rows, read_text, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pytest_llmperf.plan.files import File, Row
 
@@ -51,7 +51,7 @@ _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _URLS = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 KNOWN = (
     "known are ShareGPT (conversations), OpenAI messages (messages), batch files (url and body), and prompts (prompt: a text or"
-    " token ids)"
+    " token ids), as a JSON list, JSON lines, or prompts as CSV"
 )
 
 
@@ -89,11 +89,10 @@ def estimated_tokens(text: str) -> int:
 @functools.cache
 def read_dataset(file: File) -> tuple[Conversation, ...]:
     """Return the entries of a dataset that ask for something; raises PlanError naming the line or the entry."""
-    if read_text(file).lstrip()[:1] not in ("{", "["):
-        raise PlanError(f"{file.path}: is neither a JSON list nor JSON lines; for a dataset {KNOWN}")
+    is_json = read_text(file).lstrip()[:1] in ("{", "[")
     conversations: list[Conversation] = []
     first: str | None = None
-    for row in json_rows(file):
+    for row in json_rows(file) if is_json else _table(file):
         form = next((name for name, keys, _ in _FORMS if all(key in row.values for key in keys)), None)
         if form is None:
             columns = ", ".join(map(str, row.values)) or "none"
@@ -110,6 +109,20 @@ def read_dataset(file: File) -> tuple[Conversation, ...]:
             f"{file.path}: asks {' and '.join(sorted(map(str, apis)))}; give requests of each API a file of their own"
         )
     return asked
+
+
+def _table(file: File) -> Iterator[Row]:
+    """Yield the rows of a CSV file of prompts; raises PlanError for any other that is no JSON."""
+    columns, rows = csv_rows(file)
+    if "prompt" not in columns:
+        found = ", ".join(map(shown, columns))
+        raise PlanError(f"{file.path}: is neither JSON nor a table with a column prompt; the columns are {found}; {KNOWN}")
+    if fields := sorted(_SAMPLING & set(columns)):
+        raise PlanError(
+            f"{file.path}: the column {fields[0]!r} is a field of a request, which a table has no types for; write JSON"
+        )
+    for row in rows:
+        yield row._replace(values={name: cell for name, cell in row.values.items() if cell or name == "prompt"})
 
 
 def api_of(file: File) -> str | None:

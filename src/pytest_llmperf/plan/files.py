@@ -61,19 +61,11 @@ class Row(NamedTuple):
         """Return the error that says what is wrong with this row."""
         return PlanError(f"{self.file.path}, {self.form} {self.place}: {what}")
 
-    def number(self, name: str, *, least: float = -math.inf) -> float:
+    def number(self, name: str) -> float:
         """Return a finite number of a column; raises PlanError."""
-        value = self.values[name]
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if isinstance(value, str):
-            is_number = _NUMBER.fullmatch(value.strip()) is not None
-        try:
-            number = float(value) if is_number else math.nan
-        except OverflowError:
-            number = math.nan
-        if not math.isfinite(number) or number < least:
-            limit = "" if least == -math.inf else f", {least:g} or more"
-            raise self.error(f"{name} is {shown(value)}; it must be a number{limit}")
+        number = _finite(self.values[name])
+        if number is None:
+            raise self.error(f"{name} is {shown(self.values[name])}; it must be a number")
         return number
 
     def tokens(self, name: str, *, least: int = 1) -> int:
@@ -81,10 +73,22 @@ class Row(NamedTuple):
         value = self.values[name]
         if isinstance(value, str) and value.isascii() and value.isdigit() and least <= (count := int(value[:20])) <= MOST_TOKENS:
             return count
-        number = self.number(name)
-        if number != int(number) or not least <= number <= MOST_TOKENS:
-            raise self.error(f"{name} is {shown(self.values[name])}; it must be a whole number of tokens, {least} or more")
+        number = _finite(value)
+        if number is None or number != int(number) or not least <= number <= MOST_TOKENS:
+            raise self.error(f"{name} is {shown(value)}; it must be a whole number of tokens, {least} or more")
         return int(number)
+
+
+def _finite(value: object) -> float | None:
+    """Return a finite number, None for what is none: neither truth values nor underscores are."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number and not (isinstance(value, str) and _NUMBER.fullmatch(value.strip())):
+        return None
+    try:
+        number = float(value)  # type: ignore[arg-type]  # a number or a text of one, as was seen above
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def parse_file(name: str, value: object, folder: Path) -> File:

@@ -206,12 +206,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         summarize(terminalreporter, config)
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Stop what still runs, and write the files that were asked for."""
     state = session.config.stash[SESSION]
     tell_controller(session.config, used=state.used)
-    # Of a run whose settings are unusable nothing was begun. Under xdist this process may not have asked for them yet.
-    if state.refusal is None and (state.settings is not None or state.used or state.outcomes):
+    # A run that was refused has begun nothing. Under xdist this process may not have asked for the settings yet.
+    if exitstatus != pytest.ExitCode.USAGE_ERROR and (state.settings is not None or state.used or state.outcomes):
         from pytest_llmperf.plugin.session import end
 
         end(session.config)

@@ -25,7 +25,7 @@ from pytest_llmperf.plugin.protocol import spec_of
 from pytest_llmperf.plugin.settings import check_json
 from pytest_llmperf.plugin.state import ITEM, SESSION, run_of, settings_of
 from pytest_llmperf.plugin.workers import is_first, is_worker, refuse
-from pytest_llmperf.report.outcome import from_data, json_document
+from pytest_llmperf.report.outcome import from_data, json_text, to_data
 from pytest_llmperf.report.text import assertion, suite_line
 from pytest_llmperf.run.judging import known_failure
 from pytest_llmperf.run.launches import Run
@@ -237,11 +237,10 @@ def write_results(config: pytest.Config, *, final: bool = False) -> str | None:
     path = settings.json_path
     if path is None or is_worker(config) or config.option.collectonly or (is_stream(path) and not final):
         return None
-    outcomes = [from_data(data) for data in state.outcomes]
     unfinished = state.run.states.values() if state.run and final else ()
-    outcomes += [outcome_of(case) for case in unfinished if case.launches]
+    cases = [*state.outcomes, *(to_data(outcome_of(case)) for case in unfinished if case.launches)]
     try:
-        write_text(path, json_document(outcomes))
+        write_text(path, json_text(cases))
     except OSError as error:
         return f"--llmperf-json={path}: could not be written ({error.strerror or error}); its figures are lost"
     return None

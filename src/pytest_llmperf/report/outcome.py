@@ -46,5 +46,10 @@ def from_data(data: dict[str, Any]) -> Outcome:
 
 def json_document(outcomes: Iterable[Outcome]) -> str:
     """Return the text of `--llmperf-json`: every case with every raw sample."""
-    document = {"version": JSON_VERSION, "cases": [to_data(outcome) for outcome in outcomes]}
+    return json_text([to_data(outcome) for outcome in outcomes])
+
+
+def json_text(cases: list[dict[str, Any]]) -> str:
+    """Return that text of outcomes that are plain data already."""
+    document = {"version": JSON_VERSION, "cases": cases}
     return msgspec.json.format(msgspec.json.encode(document), indent=1).decode() + "\n"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest_llmperf
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.comparison import prospects
-from pytest_llmperf.judge.gates import capacity_gates, comparisons, gates
+from pytest_llmperf.judge.gates import comparisons, gates, gates_of
 from pytest_llmperf.judge.maths.stats import Design
 from pytest_llmperf.judge.noise import beliefs
 from pytest_llmperf.judge.provenance import Provenance, engine_facts, model_facts
@@ -55,11 +55,11 @@ class Rules:
     def gates(self, marker: Marker, workload: Mapping[str, Any] | None = None) -> dict[str, Tolerance]:
         """Return what gates a test: its marker over the run's settings.
 
-        `workload` is the description of what is measured: a search for the largest load is gated by what it comes to.
+        `workload` is the description of what is measured, None while that is not known: a search for the largest load is gated
+        by what it comes to.
         """
         entries, tolerance = (*self.settings.gate, *marker.gate), self.tolerance(marker)
-        of_search = capacity_gates(entries, workload or {}, tolerance=tolerance)
-        return gates(entries, tolerance=tolerance) if of_search is None else of_search
+        return gates(entries, tolerance=tolerance) if workload is None else gates_of(entries, workload, tolerance=tolerance)
 
     def tolerance(self, marker: Marker) -> float:
         """Return the slow-down that must not pass, as a fraction."""

@@ -64,7 +64,7 @@ class Decided:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Edge:
     """The largest load that holds."""
 
     value: float
@@ -128,17 +128,17 @@ def next_load(search: Search, probes: Sequence[Probe], start: float | None = Non
     return _beyond(search, failed, search.low, shift, len(decided) if start else None)
 
 
-def found(search: Search, probes: Sequence[Probe]) -> Found:
+def conclude(search: Search, probes: Sequence[Probe]) -> Edge:
     """Return what a search that is over came to."""
     decided = {load: each for load, each in _decided(search, probes).items() if each}
     held, failed = _ends(dict(decided))
     if held is None:
-        return Found(search.low, None, _end(decided, min, holds=False))
+        return Edge(search.low, None, _end(decided, min, holds=False))
     low = _end(decided, max, holds=True)
     if failed is None:
-        return Found(search.high, low, None)
+        return Edge(search.high, low, None)
     near = search.whole and failed - held <= 1
-    return Found(held if near else math.sqrt(held * failed), low, _end(decided, min, holds=False))
+    return Edge(held if near else math.sqrt(held * failed), low, _end(decided, min, holds=False))
 
 
 def _decided(search: Search, probes: Sequence[Probe]) -> dict[float, Decided | None]:

@@ -45,7 +45,7 @@ class GpuMemory:
     def per_rank(self) -> tuple[int, ...]:
         """Return the peak of each rank in bytes; raises KeyError where a rank's is not known."""
         peaks = tuple(rank.peak_bytes for rank in self.ranks)
-        if not peaks or not all(peaks):  # a rank that uses nothing was not seen
+        if not peaks or None in peaks:
             raise KeyError("the GPU memory of the engine was not measured: it has no GPU, or its driver doesn't tell")
         return tuple(peak for peak in peaks if peak is not None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -126,3 +127,25 @@ def test_failed_requests_at_a_load_that_is_served_are_invalid(run: Run, every: i
     result = run(RATE, f"--llmperf-engine-args=--sim-fail-every {every}")
     assert set(result.statuses.values()) == {"INVALID"}, result.stdout
     assert "requests failed: " in result.stdout
+
+
+def test_a_gate_on_the_capacity_is_none_of_the_other_measurements(run: Run) -> None:
+    both = "assert llmperf(requests=24) == baseline\n    assert measured == baseline"
+    source = RATE.replace("assert measured == baseline", both)
+    gate = "--llmperf-gate=capacity_requests_per_s=20%"
+    assert set(run(source, *RECORD, gate).statuses.values()) == {"RECORDED"}
+    result = run(source, gate)
+    rows = [row for case in result.cases for row in case["verdict"]["metrics"] if row["metric"] == "capacity_requests_per_s"]
+    assert [(row["status"], row["tolerance"]) for row in rows if row["measured"]] == [("PASS", 0.2)]
+    assert set(result.statuses.values()) == {"PASS"}, result.stdout
+
+
+def test_an_engine_without_a_server_has_no_load_to_search(tmp_path: Path) -> None:
+    from pytest_llmperf.plan.axes import Axes
+    from pytest_llmperf.plan.engine import EngineSpec
+    from pytest_llmperf.plugin.measuring import LLMPerf
+
+    bench, engine = SimpleNamespace(plan=SimpleNamespace(axes=Axes())), SimpleNamespace(spec=EngineSpec(kind="offline"))
+    llmperf = LLMPerf(bench, engine, {"slo": {"ttft_s": 1}}, tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(pytest.fail.Exception, match="an engine of the kind 'offline' has no server to send a load to"):
+        llmperf.capacity(rate=(1, 2))
