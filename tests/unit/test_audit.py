@@ -64,6 +64,14 @@ def test_failed_requests_are_a_problem_with_the_most_common_reasons_first() -> N
     assert problem == "3 of 4 requests failed: 2x HTTP 500: no; 1x cut"
 
 
+@pytest.mark.parametrize(("failed", "tolerated", "invalid"), [(1, 0.0, True), (1, 0.25, False), (2, 0.25, True), (0, 0.0, False)])
+def test_no_more_than_a_tolerated_share_may_fail(failed: int, tolerated: float, invalid: bool) -> None:
+    records = (*(replace(GOOD, error="cut"),) * failed, *(GOOD,) * (4 - failed))
+    reasons = problems(replace(SOUND, records=records), workload=Workload(tolerated_failures=tolerated))
+    assert bool(reasons) == invalid
+    assert not (invalid and tolerated) or "2 of 4 requests failed: 2x cut (25 % are tolerated)" in reasons
+
+
 @pytest.mark.parametrize(
     ("telemetry", "message"),
     [

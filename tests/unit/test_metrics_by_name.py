@@ -308,6 +308,13 @@ def test_preemptions_by_their_exported_name_are_judged_like_preemptions() -> Non
     assert verdict(counting(PREEMPTED, *before), counting(PREEMPTED, *now), {PREEMPTED: "50 %"}).status is Status.REGRESSED
 
 
+@pytest.mark.parametrize(("factor", "status"), [(1.0, Status.PASS), (1.5, Status.REGRESSED), (0.5, Status.IMPROVED)])
+def test_a_counter_of_seconds_is_judged_as_a_ratio(factor: float, status: Status) -> None:
+    name, calm = "vllm:request_queue_time_seconds_sum", [[value / 700 for value in rounds] for rounds in CALM]
+    now = counting(name, *([factor * value for value in rounds] for rounds in calm))
+    assert verdict(counting(name, *calm), now, {name: "20 %"}).status is status
+
+
 def test_a_counter_that_the_baseline_lacks_is_not_comparable() -> None:
     result = verdict([launch()] * 3, counting(ACCEPTED, *CALM), {ACCEPTED: "10 %"})
     [row] = [row for row in result.metrics if row.status]

@@ -216,6 +216,12 @@ def test_another_replica_is_seen_before_the_round_begins() -> None:
     assert SEVERAL in (recorded(first, counted(output_tokens=730_160), caused=CAUSED, second=second).doubt or "")
 
 
+def test_a_young_replica_beside_an_old_one_is_no_restart() -> None:
+    young, old = counted(output_tokens=60), counted(output_tokens=9060)
+    assert SEVERAL in (recorded(young, counted(output_tokens=120), caused=CAUSED, second=old).doubt or "")
+    assert RESTARTED in (recorded(old, counted(output_tokens=120), caused=CAUSED).doubt or "")
+
+
 def test_another_replica_is_seen_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "SAMPLE_INTERVAL_S", 0.0)
     mine, other = counted(output_tokens=500), counted(output_tokens=9000)
@@ -233,6 +239,17 @@ def test_what_requests_can_have_caused_is_what_they_asked_and_got() -> None:
     failed = RequestRecord(1.0, error="cut", output_tokens=1)
     assert caused_by(60, [good, good]) == Caused(2, 60, 4, 8)
     assert caused_by(90, [good, good, failed]) == Caused(3, 90, 4, None)
+
+
+LINES = st.sampled_from([*REAL.splitlines(), "vllm:num_preemptions_total{", "process_start_time_seconds nan", "vllm:x_total NaN"])
+ANSWERS = st.lists(LINES | st.text(max_size=30), max_size=20).map("\n".join) | st.none()
+
+
+@settings(deadline=None)
+@given(ANSWERS, ANSWERS, ANSWERS)
+def test_no_answers_make_a_round_fail(before: str | None, second: str | None, after: str | None) -> None:
+    result = recorded(before, after, caused=CAUSED, second=second)
+    assert result.doubt is None or result == Telemetry(answered=True, doubt=result.doubt)
 
 
 BASES = st.integers(0, 10**6)

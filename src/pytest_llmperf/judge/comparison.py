@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.judge import noise
-from pytest_llmperf.judge.gates import judged
+from pytest_llmperf.judge.gates import fitting, judged
 from pytest_llmperf.judge.maths import counts, power, stats
 from pytest_llmperf.judge.noise import Belief
 
@@ -115,7 +115,7 @@ def prospects(
     for name, gate in gated.items():
         metric = judged(name, gate)
         values = noise.values(metric, stored.launches)
-        comparison = Comparison(metric, values, gate, design, beliefs.get(name))
+        comparison = Comparison(fitting(metric, values), values, gate, design, beliefs.get(name))
         if all(values) and comparison.unusable is None:
             usable.append(comparison)
     return usable

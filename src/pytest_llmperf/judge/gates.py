@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
@@ -71,6 +72,12 @@ def gates_of(entries: Iterable[Gate], description: Mapping[str, Any], *, toleran
     name = CAPACITIES[description[CAPACITY]["varied"]]
     gated = gates((Gate(name, on=True, origin="llmperf.capacity"), *entries), tolerance=tolerance)
     return {metric: gate for metric, gate in gated.items() if metric == name}
+
+
+def fitting(metric: Metric, launches: Iterable[Iterable[float]]) -> Metric:
+    """Return a metric as its values can be judged: a counter of seconds is no count, and is a ratio too."""
+    whole = all(value == int(value) for values in launches for value in values if math.isfinite(value))
+    return metric if metric.kind != "count" or whole or not is_counter(metric.name) else replace(metric, kind="ratio")
 
 
 def _matching(pattern: str) -> list[str]:

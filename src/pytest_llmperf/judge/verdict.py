@@ -17,7 +17,7 @@ import numpy as np
 
 from pytest_llmperf.judge import noise
 from pytest_llmperf.judge.comparison import Comparison
-from pytest_llmperf.judge.gates import gates, judged
+from pytest_llmperf.judge.gates import fitting, gates, judged
 from pytest_llmperf.judge.lacking import applies
 from pytest_llmperf.judge.maths import stats
 from pytest_llmperf.judge.noise import Parts
@@ -249,6 +249,7 @@ def _judge_metric(
         return replace(seen, status=Status.NOT_COMPARABLE, rule=why)
     if not new:
         return replace(seen, status=Status.UNDECIDED, rule=f"no start of this run was {metric.start}")
+    metric = fitting(metric, (*old, *new))
     comparison = Comparison(metric, old, gate, design, beliefs.get(metric.name))
     try:
         # Judged as it was after each launch: a decision, once made, stands.

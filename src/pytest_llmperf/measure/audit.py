@@ -10,7 +10,7 @@ import statistics
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.units import quantity
+from pytest_llmperf.units import percent, quantity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +54,9 @@ def is_unstamped(log: RoundLog) -> bool:
 def failures(records: Sequence[RequestRecord], tolerated: float = 0.0) -> list[str]:
     """Return that more than a tolerated share of requests failed, with the most common reasons; empty where no more have."""
     failed = sum(record.error is not None for record in records)
-    return [failed_text(records)] if failed > tolerated * len(records) else []
+    if failed <= tolerated * len(records):
+        return []
+    return [failed_text(records) + (f" ({percent(tolerated)} are tolerated)" if tolerated else "")]
 
 
 def failed_text(records: Sequence[RequestRecord]) -> str:

@@ -71,10 +71,20 @@ def moved(answers: Sequence[Scrape], caused: Caused | None) -> str | None:
             return f"the engine's counters began at another instant: {_OTHER_ENGINES}"
         if since is None:
             return f"the engine's counters went down: it was restarted during the round, or {_OTHER_ENGINES}"
-        if caused is None or since <= caused.most("output_tokens"):
+        most = math.inf if caused is None else caused.most("output_tokens")
+        if since <= most and not _leaps(answers, most):
             return "the engine's counters went down: it was restarted during the round"
         return f"the engine's counters went back, though not to 0: {_OTHER_ENGINES}"
     return None
+
+
+def _leaps(answers: Sequence[Scrape], most: float) -> bool:
+    """Return whether output tokens grew from one answer to a later one by more than the client can have caused.
+
+    An engine that was restarted has no such past; a young replica beside an old one looks like that.
+    """
+    counted = [value for answer in answers if (value := value_of(answer, "output_tokens")) is not None]
+    return any(later - earlier > most for earlier, later in itertools.combinations(counted, 2))
 
 
 def _pairs(answers: Sequence[Scrape]) -> Iterator[tuple[Scrape, Scrape]]:
