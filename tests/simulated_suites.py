@@ -45,6 +45,7 @@ from pytest_llmperf.measure.client.endpoint import Endpoint
 from pytest_llmperf.measure.client.messages import RoundLog
 from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.engines.engine import Completion, EngineError
+from pytest_llmperf.measure.engines.phases import Phases
 from pytest_llmperf.testing import wire
 from pytest_llmperf.testing.clock import Clock
 from pytest_llmperf.testing.scheduler import Request, Scheduler, token_times_s
@@ -147,7 +148,7 @@ class VirtualEngine:
         self.spec = spec
         self.url = "http://virtual"
         self.endpoint = Endpoint(self.url, spec.model)
-        self.startup_s = clock.noise()
+        self.startup_s, self.phases = clock.noise(), Phases()
         self.versions = {"simulated": "virtual"}
         self._launch_noise = clock.noise()
         self._scheduler = Scheduler(clock)  # holds the counters; its steps are never played

@@ -17,9 +17,9 @@ from pytest_llmperf.judge.provenance import Provenance
 from pytest_llmperf.judge.verdict import MetricVerdict, Status, judge
 from pytest_llmperf.measure.engines.phases import Phases, read_phases
 from pytest_llmperf.measure.formulas import LaunchSample
+from pytest_llmperf.measure.kv_cache import Capacity
 from pytest_llmperf.measure.measurement import Launch, Measurement, Round
 from pytest_llmperf.measure.metrics import BY_NAME, launch_metrics
-from pytest_llmperf.measure.telemetry import Capacity
 from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.engine import EngineSpec
 from pytest_llmperf.plan.workload import Workload
@@ -201,7 +201,7 @@ def test_noise_has_the_jobs_of_like_starts_only() -> None:
     assert (parts.launch_count, parts.job_count) == (5, 5)
 
 
-def test_a_missing_sort_of_start_is_told_when_it_is_recorded_and_asked_for() -> None:
+def test_a_missing_sort_of_start_is_told_when_recorded_and_asked_for() -> None:
     gate = {"startup_cold_s": Tolerance(0.05, asked=True)}
     assert lacking(WARM_STARTS, gate, DESIGN, CASE.workload) == {"startup_cold_s": "no start was cold"}
     with pytest.raises(KeyError, match="'startup_compile_s' was not measured by this engine: it is told of warm starts"):
