@@ -10,8 +10,9 @@ import pytest
 from pytest_llmperf.measure.arrivals import clumps, gaps, time_per_token, warnings
 from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.formulas import LaunchSample, RoundSample
+from pytest_llmperf.measure.kv_cache import Capacity
 from pytest_llmperf.measure.metrics import launch_metrics, round_metrics
-from pytest_llmperf.measure.telemetry import Capacity, Telemetry
+from pytest_llmperf.measure.telemetry import Telemetry
 
 
 def answer(*steps_s: float, first_s: float = 0.2, tokens: int | None = None) -> RequestRecord:

@@ -80,7 +80,7 @@ def measure_capacity(
     if tried.invalid:
         engine.check()
     result = conclude(search, tried.probes) if tried.probes and not tried.invalid else None
-    capacity = read_capacity(engine.metrics_text(), engine.log_text())
+    capacity = read_capacity(engine.metrics_text(), engine.log_text(), cores=engine.spec.dp)
     held = tried.held
     memory = rank_memory(engine.watch, [held.gpus] if held and held.gpus else []) if engine.watch else ()
     complete, classes = (held.complete, held.classes) if held else ((), ())
