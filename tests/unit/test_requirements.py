@@ -89,5 +89,5 @@ def test_the_demands_are_a_part_of_the_marker() -> None:
 
 
 def test_an_unknown_argument_is_answered_with_the_demands_too() -> None:
-    with pytest.raises(PlanError, match=r"known are .*, gate, min_gpus, min_gpu_memory, gpu, nvlink$"):
+    with pytest.raises(PlanError, match=r"known are .*, gate, points, limits, min_gpus, min_gpu_memory, gpu, nvlink$"):
         parse_marker({"min_gpu": 4})
