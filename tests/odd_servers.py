@@ -80,7 +80,7 @@ TENSORRT_LLM = Habits(
 RAY = Habits(models={"data": [{"id": "m", "owned_by": "organization-owner"}]})
 GATEWAY = Habits(models=None, prefix="", apis=("chat/completions",), headers={"x-team": "blue"}, query="api-version=3")
 SERVERS = {
-    "vllm": VLLM, "sglang": SGLANG, "tgi": TGI, "llama.cpp": LLAMA_CPP, "tensorrt_llm": TENSORRT_LLM, "ray": RAY,
+    "vllm": VLLM, "sglang": SGLANG, "tgi": TGI, "llama.cpp": LLAMA_CPP, "tensorrt-llm": TENSORRT_LLM, "ray": RAY,
 }  # fmt: skip
 
 

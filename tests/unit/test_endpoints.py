@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from odd_servers import GATEWAY, LLAMA_CPP, SERVERS, TENSORRT_LLM, TGI, VLLM, Habits, odd_server
 from pytest_llmperf.measure.client.processes import LoadClient
 from pytest_llmperf.measure.client.prompts import prompts
+from pytest_llmperf.measure.engines import api
 from pytest_llmperf.measure.engines.engine import EngineError, StartSettings
 from pytest_llmperf.measure.engines.opening import open_engine
 from pytest_llmperf.plan.arguments import workload_from
@@ -18,7 +20,6 @@ from pytest_llmperf.plan.engine import EngineSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pytest_llmperf.measure.client.messages import RoundLog
     from pytest_llmperf.measure.engines.engine import Engine
@@ -56,7 +57,7 @@ VERSIONS = {
     "sglang": {"sglang": "0.5.2"},
     "tgi": {"tgi": "3.3.0"},
     "llama.cpp": {"llama.cpp": "b6100-3db4da5"},
-    "tensorrt_llm": {"tensorrt_llm": "1.1.0"},
+    "tensorrt-llm": {"tensorrt-llm": "1.1.0"},
     "ray": {},
 }
 
@@ -83,11 +84,11 @@ def test_each_api_of_an_endpoint_is_measured(name: str, api: str, stream: bool, 
 
 def test_only_vllm_is_asked_for_token_ids(start: StartSettings, client: LoadClient) -> None:
     asked = {}
-    for name in ("vllm", "tensorrt_llm"):
+    for name in ("vllm", "tensorrt-llm"):
         with odd_server(SERVERS[name]) as server, open_at(server.url, start) as engine:
             play(engine, client)
             asked[name] = server.bodies[-1].get("return_token_ids")
-    assert asked == {"vllm": True, "tensorrt_llm": None}
+    assert asked == {"vllm": True, "tensorrt-llm": None}
 
 
 def test_an_unknown_server_that_forbids_token_ids_is_not_asked(start: StartSettings, client: LoadClient) -> None:
@@ -208,3 +209,38 @@ def test_an_endpoint_that_gives_nothing_says_what_each_path_answered(start: Star
     with odd_server(Habits(apis=())) as server, pytest.raises(EngineError) as caught:
         open_at(server.url, start).__enter__()
     assert "/v1/completions answered HTTP 404: Not Found; /v1/chat/completions answered HTTP 404" in str(caught.value)
+
+
+def test_metrics_that_are_json_are_looked_for_where_prometheus_asks(start: StartSettings) -> None:
+    pages = {"/metrics": [{"iter": 1}], "/prometheus/metrics": "trtllm_request_success_total 4\n"}
+    with odd_server(TENSORRT_LLM, pages=TENSORRT_LLM.pages | pages) as server, open_at(server.url, start) as engine:
+        assert engine.metrics_text() == "trtllm_request_success_total 4\n"
+    with odd_server(Habits(pages={"/metrics": "<html>no</html>"})) as server, open_at(server.url, start) as engine:
+        assert engine.metrics_text() is None
+
+
+# ------------------------------------------------------------------------------------------------ the page's table
+
+COLUMNS = "| server | health | models listed | version | completions | chat | usage | `return_token_ids` |"
+DOCS = Path(__file__).parents[2] / "docs" / "engines.md"
+
+
+def row(name: str, start: StartSettings, client: LoadClient) -> str:
+    """Return a server's row, each cell from what was measured of it just now."""
+    with odd_server(SERVERS[name]) as server, open_at(server.url, start) as engine:
+        health = "yes" if api.get(f"{server.url}/health")[0] == 200 else "no"
+        logs = {api_name: play(engine, client, api=api_name) for api_name in ("completions", "chat")}
+        asked = server.bodies[-8]
+        how = "token ids" if isinstance(asked["prompt"], list) else "words"
+        cells = {api_name: "yes" if not errors(log) else errors(log)[0] for api_name, log in logs.items()}
+        counted = all(record.output_tokens for log in logs.values() for record in log.records)
+        version = next(iter(engine.versions.values()), "no")
+        sends = "sent" if asked.get("return_token_ids") else "left out"
+    listed = engine.endpoint.model == "m"
+    columns = [name, health, "yes" if listed else "no", "yes" if version != "no" else "no", f"{cells['completions']}, {how}"]
+    return "| " + " | ".join([*columns, cells["chat"], "yes" if counted else "no", sends]) + " |"
+
+
+def test_the_table_of_servers_is_what_was_measured(start: StartSettings, client: LoadClient) -> None:
+    table = "\n".join([COLUMNS, "|---|---|---|---|---|---|---|---|", *(row(name, start, client) for name in SERVERS)])
+    assert table in DOCS.read_text(), table

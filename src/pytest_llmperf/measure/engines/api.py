@@ -147,10 +147,17 @@ def completion_in(answer: Answer) -> Completion | None:
     return Completion(str(text or ""), before, after) if has_token else None
 
 
+_METRICS = ("/metrics", "/prometheus/metrics")
+"""Where metrics are in Prometheus' format; trtllm-serve has JSON at the first, and these at the second."""
+
+
 def metrics_text(endpoint: Endpoint) -> str | None:
-    """Return the endpoint's `/metrics`, None if it has none or doesn't answer."""
-    try:
-        answer = ask(endpoint, "/metrics")
-    except OSError:
-        return None
-    return answer.text if answer.status == 200 else None
+    """Return the endpoint's metrics in Prometheus' format, None if it has none or doesn't answer."""
+    for path in _METRICS:
+        try:
+            answer = ask(endpoint, path)
+        except OSError:
+            return None
+        if answer.status == 200 and not answer.text.lstrip().startswith(("{", "[", "<")):
+            return answer.text
+    return None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_llmperf.measure.client.endpoint import PATHS, words_for
 from pytest_llmperf.measure.engines import api
 from pytest_llmperf.measure.engines.engine import EngineError
+from pytest_llmperf.measure.telemetry import software_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ _PROBE_TIMEOUT_S = 120.0
 _PROBE_IDS = [5, 6, 7, 8, 9, 10, 11, 12]
 """Ids of every vocabulary. A server that counts other than these, or these and a beginning, has taken them for something else."""
 _OWNERS = {
-    "vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp", "llama.cpp": "llama.cpp", "tensorrt_llm": "tensorrt_llm",
+    "vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp", "llama.cpp": "llama.cpp", "tensorrt_llm": "tensorrt-llm",
     "lmdeploy": "lmdeploy", "library": "ollama",
 }  # fmt: skip
 """Software by what it writes as `owned_by` into its list of models."""
@@ -31,7 +32,7 @@ _VERSIONS: dict[str, tuple[str, str]] = {
     "vllm": ("/version", "version"),
     "sglang": ("/get_server_info", "version"),
     "llama.cpp": ("/props", "build_info"),
-    "tensorrt_llm": ("/version", "version"),
+    "tensorrt-llm": ("/version", "version"),
     "tgi": ("/info", "version"),
     "ollama": ("/api/version", "version"),
 }
@@ -120,7 +121,7 @@ def software(endpoint: Endpoint, found: Listing, metrics: str | None) -> dict[st
     `metrics` is what stands under `/metrics`, whose names tell the software too.
     """
     owner = _OWNERS.get(found.owner.lower(), "")
-    name = owner or next((known for known, mark in _MARKS.items() if metrics and mark in metrics), "")
+    name = owner or software_of(metrics) or ""
     path, field = _VERSIONS.get(name, ("/version", "version"))
     try:
         value = api.ask(endpoint, path).json()
@@ -134,7 +135,7 @@ def software(endpoint: Endpoint, found: Listing, metrics: str | None) -> dict[st
 
 def may_give_ids(versions: Mapping[str, str]) -> bool:
     """Return whether software may know `return_token_ids`, which is vLLM's: any that is not known may be vLLM behind a proxy."""
-    return not {"tensorrt_llm", "ollama", "tgi", "llama.cpp", "sglang", "lmdeploy"} & set(versions)
+    return not {"tensorrt-llm", "ollama", "tgi", "llama.cpp", "sglang", "lmdeploy"} & set(versions)
 
 
 ONLY_CHAT = "it has a chat API and none of completions; measure it with llmperf(api='chat')"
@@ -149,10 +150,6 @@ def asked_as(endpoint: Endpoint, api_name: str, prompt: str | list[int]) -> str 
     """Return a prompt as an endpoint takes it: token ids become words where it takes none."""
     takes_ids = endpoint.takes_ids and api_name == "completions"
     return prompt if isinstance(prompt, str) or takes_ids else words_for(prompt)
-
-
-_MARKS = {"vllm": "\nvllm:", "sglang": "\nsglang:", "tgi": "\ntgi_", "llama.cpp": "\nllamacpp:", "tensorrt_llm": "\ntrtllm_"}
-"""How names of metrics begin, by software."""
 
 
 @dataclass(frozen=True)
