@@ -146,7 +146,8 @@ def test_an_engine_without_a_server_has_no_load_to_search(tmp_path: Path) -> Non
     from pytest_llmperf.plan.engine import EngineSpec
     from pytest_llmperf.plugin.measuring import LLMPerf
 
-    bench, engine = SimpleNamespace(plan=SimpleNamespace(axes=Axes())), SimpleNamespace(spec=EngineSpec(kind="offline"))
+    bench = SimpleNamespace(plan=SimpleNamespace(axes=Axes(), arguments={}))
+    engine = SimpleNamespace(spec=EngineSpec(kind="offline"))
     llmperf = LLMPerf(bench, engine, {"slo": {"ttft_s": 1}}, tmp_path)  # type: ignore[arg-type]
     with pytest.raises(pytest.fail.Exception, match="an engine of the kind 'offline' has no server to send a load to"):
         llmperf.capacity(rate=(1, 2))

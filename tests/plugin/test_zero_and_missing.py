@@ -97,8 +97,9 @@ def test_a_buffered_stream_has_no_tpot_and_later_runs_are_compared(run: Run, buf
     assert "tpot_p50_s" in text
     assert any(note.startswith("no TPOT: every answer came in one read") for note in case["notes"])
     assert {each["metrics"]["tpot_p50_s"] for launch in stored(tmp_path)["launches"] for each in launch["rounds"]} == {None}  # type: ignore[attr-defined]
-    compared = at_proxy(run, buffered)
-    assert compared.cases[0]["status"] == "PASS", compared.stdout
+    compared = at_proxy(run, buffered, "--llmperf-max-launches=2")
+    # How fast it was is the machine's affair: what counts is that it was compared.
+    assert compared.cases[0]["status"] not in ("NOT-COMPARABLE", "INVALID", "NO-BASELINE"), compared.stdout
     [row] = [row for row in compared.cases[0]["verdict"]["metrics"] if row["metric"] == "tpot_p50_s"]
     assert (row["status"], row["rule"], row["measured"]) == (None, "not in the baseline", None)
     assert "not compared" in compared.stdout
@@ -133,11 +134,9 @@ def test_what_is_not_measured_is_named_once_at_the_recording(run: Run) -> None:
 
 def test_a_metric_that_appears_later_makes_another_version(run: Run, buffered: str, simulated_engine: SimulatedEngine) -> None:
     at_proxy(run, buffered, *RECORD)
-    again = at_proxy(run, buffered, *RECORD)
-    assert "extended by 2 launches" in again.cases[0]["notes"][0]
     direct = at_proxy(run, f"--llmperf-url=x={simulated_engine.url}", *RECORD)
     [note] = [note for note in direct.cases[0]["notes"] if note.startswith("recorded")]
-    assert "in place of 4, which were of another version" in note
+    assert "in place of 2, which were of another version" in note
     assert "tpot_p50_s could not be compared before" in note
 
 
