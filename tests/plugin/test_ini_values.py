@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from pytest_llmperf.plan.kinds import KINDS
 from pytest_llmperf.testing import Example
 from tests.conftest import SERVING
 
@@ -79,5 +80,5 @@ def test_a_tilde_is_the_home_folder(run, tmp_path):
 
 def test_the_help_names_the_choices_of_options_that_have_some(run):
     text = " ".join(run("", "--help").stdout.split())
-    for choices in ("fail, skip, record", "extend, replace", "warn, fail", "on, off", "server, offline, url, simulated"):
+    for choices in ("fail, skip, record", "extend, replace", "warn, fail", "on, off", ", ".join(KINDS)):
         assert f"choices: {choices}" in text
