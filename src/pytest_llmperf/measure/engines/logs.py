@@ -43,7 +43,7 @@ _PREFIXES = tuple(
         r"\|\s+",  # Python's groups of exceptions
     )
 )
-_MOST_PREFIXES = 12
+_MOST_PREFIXES = 24
 _NAMED = re.compile(
     r"((?:\w+\.)*\w*(?:Error|Exception|Interrupt): .+|(?:\w+\.)*[A-Z]\w*(?:Error|Exception)|Fatal Python error: .+"
     r"|(?:.*: )?GGML_(?:ASSERT\(.*\) failed|ABORT\(.*))"
