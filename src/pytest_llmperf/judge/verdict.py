@@ -243,8 +243,7 @@ def _judge_metric(
     old, new = noise.values(metric, stored.launches), noise.values(metric, measurement.launches)
     spent = len(measurement.launches) >= design.launches
     if not any(old) and not gate.asked:
-        # The baseline never had it, as was said when it was recorded: there is nothing to lose.
-        return replace(seen, rule="not in the baseline" if any(new) or applies(metric, measurement.launches) else "")
+        return _never_had(seen, metric, measurement, new)
     if why := _not_judged(metric, measurement, stored, old, new) or _other_starts(metric, old, new, spent=spent):
         return replace(seen, status=Status.NOT_COMPARABLE, rule=why)
     if not new:
@@ -266,7 +265,7 @@ def _judge_metric(
     if status is Status.INCONCLUSIVE and levels and rule != stats.HOPELESS:
         needed = comparison.launches_needed
         rule += f"; {needed} would most likely do" if needed else "; the baseline needs more launches"
-    if status.green and metric.kind != "count" and _implausible(metric, old, new[:look]):
+    if status.green and _implausible(metric, old, new[:look]):
         status, rule = Status.NOT_COMPARABLE, _TOO_GOOD
     if why := _beyond_bounds(metric, status, stored.launches, measurement.launches):
         status, rule = Status.NOT_COMPARABLE, why
@@ -283,9 +282,14 @@ def _judge_metric(
     )
 
 
+def _never_had(seen: MetricVerdict, metric: Metric, measurement: Measurement, new: list[list[float]]) -> MetricVerdict:
+    """Return that the baseline never had a metric, as was said when it was recorded: there is nothing to lose."""
+    return replace(seen, rule="not in the baseline" if any(new) or applies(metric, measurement.launches) else "")
+
+
 def _implausible(metric: Metric, before: list[list[float]], now: list[list[float]]) -> bool:
     old, new = _median(before), _median(now)
-    if not old or new is None:
+    if metric.kind == "count" or not old or new is None:
         return False
     return new > _IMPLAUSIBLE * old if metric.better == "higher" else old > _IMPLAUSIBLE * new
 

@@ -115,8 +115,8 @@ def _table(file: File) -> Iterator[Row]:
     """Yield the rows of a CSV file of prompts; raises PlanError for any other that is no JSON."""
     columns, rows = csv_rows(file)
     if "prompt" not in columns:
-        found = ", ".join(map(shown, columns))
-        raise PlanError(f"{file.path}: is neither JSON nor a table with a column prompt; the columns are {found}; {KNOWN}")
+        listing = ", ".join(map(shown, columns))
+        raise PlanError(f"{file.path}: is neither JSON nor a table with a column prompt; the columns are {listing}; {KNOWN}")
     if fields := sorted(_SAMPLING & set(columns)):
         raise PlanError(
             f"{file.path}: the column {fields[0]!r} is a field of a request, which a table has no types for; write JSON"
@@ -157,15 +157,15 @@ def _sharegpt(row: Row) -> Conversation:
         raise row.error(f"has {media[0]!r}, which is not sent; leave such entries out")
     said = row.values["conversations"]
     front = row.values.get("system")
-    told = speeches(row, said, "conversations")
+    spoken = speeches(row, said, "conversations")
     if front:
-        told = [("system", text_of(row, front, "system")), *told]
+        spoken = [("system", text_of(row, front, "system")), *spoken]
     # What follows the first question is answered anew: a benchmark sends that question, as peers do.
-    messages = question(row, told, last=False)
+    messages = question(row, spoken, last=False)
     body = {name: row.values[name] for name in ("tools", "functions") if row.values.get(name)}
     if any(not isinstance(value, list) for value in body.values()):
         raise row.error(f"{next(iter(body))!r} is no list, as a request has it; leave such entries out")
-    return Conversation(messages, answer_tokens=_answer(answer_to(told, last=False)), body=_json(row, body))
+    return Conversation(messages, answer_tokens=_answer(answer_to(spoken, last=False)), body=_json(row, body))
 
 
 def _messages(row: Row) -> Conversation:
@@ -173,11 +173,11 @@ def _messages(row: Row) -> Conversation:
 
 
 def _of_chat(row: Row, values: dict[str, Any], body: dict[str, Any]) -> Conversation:
-    told = speeches(row, values["messages"], "messages")
+    spoken = speeches(row, values["messages"], "messages")
     return Conversation(
-        question(row, told, last=True),
+        question(row, spoken, last=True),
         _length(row, values),
-        _answer(answer_to(told, last=True)),
+        _answer(answer_to(spoken, last=True)),
         body=_json(row, body),
         api="chat",
     )

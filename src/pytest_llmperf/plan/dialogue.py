@@ -40,7 +40,7 @@ def speeches(row: Row, said: object, name: str) -> list[tuple[str, str]]:
     """Return (role, text) of every message that has a text, a role that is not known as it is written; raises PlanError."""
     if not isinstance(said, list):
         raise row.error(f"{name}={shown(said)}: must be a list of messages")
-    told = []
+    spoken = []
     for number, message in enumerate(said, 1):
         if not isinstance(message, dict):
             raise row.error(f"message {number} of {name}: {shown(message)} is no object")
@@ -50,8 +50,8 @@ def speeches(row: Row, said: object, name: str) -> list[tuple[str, str]]:
         role = _ROLES.get(role) or _ROLES.get(role.strip().lower(), role)
         if not _UNSENT.isdisjoint(message) and (unsent := sorted(key for key in _UNSENT if message.get(key))):
             role = f"{role} with {unsent[0]}"
-        told.append((role, text if isinstance(text, str) else text_of(row, text, f"message {number} of {name}")))
-    return told
+        spoken.append((role, text if isinstance(text, str) else text_of(row, text, f"message {number} of {name}")))
+    return spoken
 
 
 def _field(row: Row, message: dict[str, Any], names: Sequence[str], number: int, name: str) -> Any:
@@ -78,13 +78,13 @@ def text_of(row: Row, content: object, place: str) -> str:
     return "\n".join(texts)
 
 
-def question(row: Row, told: Sequence[tuple[str, str]], *, last: bool) -> Messages:
+def question(row: Row, dialogue: Sequence[tuple[str, str]], *, last: bool) -> Messages:
     """Return what is sent: up to the first question, or the last; empty where nobody asks. Raises PlanError.
 
     What the assistant said before the first question is left out, as are messages without text; system stands first, and what
     one speaker said in a row is one message.
     """
-    spoken = [(role, text) for role, text in told if text.strip() or role not in _KNOWN]
+    spoken = [(role, text) for role, text in dialogue if text.strip() or role not in _KNOWN]
     end = _end(spoken, last=last)
     system: list[str] = []
     sent: list[tuple[str, str]] = []
@@ -100,9 +100,9 @@ def question(row: Row, told: Sequence[tuple[str, str]], *, last: bool) -> Messag
     return (*((("system", "\n".join(system)),) if system and sent else ()), *sent)
 
 
-def answer_to(told: Sequence[tuple[str, str]], *, last: bool) -> str:
+def answer_to(dialogue: Sequence[tuple[str, str]], *, last: bool) -> str:
     """Return what the assistant said to the question that is sent, empty where it said nothing."""
-    spoken = [(role, text) for role, text in told if text.strip()]
+    spoken = [(role, text) for role, text in dialogue if text.strip()]
     end = _end(spoken, last=last)
     return spoken[end][1] if 0 < end < len(spoken) and spoken[end][0] == "assistant" else ""
 

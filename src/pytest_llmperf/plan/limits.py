@@ -129,17 +129,17 @@ def _bounds(pairs: Iterable[tuple[object, object]], origin: str) -> Bounds:
 
 
 def _limit(value: object, origin: str) -> Limit:
-    told = re.fullmatch(r"\s*(>=|<=)\s*(\S+)\s*", value) if isinstance(value, str) else None
+    stated = re.fullmatch(r"\s*(>=|<=)\s*(\S+)\s*", value) if isinstance(value, str) else None
     try:
-        number = float(told[2] if told else value)  # type: ignore[arg-type]  # whatever is no number raises
+        number = float(stated[2] if stated else value)  # type: ignore[arg-type]  # whatever is no number raises
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if isinstance(value, bool) or (isinstance(value, str) and not told) or not 0 <= number < math.inf:
+    if isinstance(value, bool) or (isinstance(value, str) and not stated) or not 0 <= number < math.inf:
         raise PlanError(
             f"{origin}={value!r}: must be a number from 0 in the metric's own unit (seconds, not milliseconds), '>= 5' or '<= 5'"
             " where its own direction is not what is meant, or None to lift a limit"
         )
-    return Limit(number, None if told is None else told[1] == ">=")
+    return Limit(number, None if stated is None else stated[1] == ">=")
 
 
 def named_accelerators(names: Sequence[str], *, started_here: bool) -> tuple[str, ...]:

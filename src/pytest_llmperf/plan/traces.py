@@ -96,8 +96,8 @@ def units_of(file: File, block_tokens: int | None = None, unit: str | None = Non
     """
     if (block_tokens and unit) or read_text(file).lstrip()[:1] not in ("{", "["):
         return block_tokens, unit
-    found = _units(file, _trace_rows(file), block_tokens, unit)
-    return (block_tokens, unit) if found == (_MOONCAKE, "ms") else found
+    units = _units(file, _trace_rows(file), block_tokens, unit)
+    return (block_tokens, unit) if units == (_MOONCAKE, "ms") else units
 
 
 @functools.cache

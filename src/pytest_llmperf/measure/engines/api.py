@@ -42,8 +42,8 @@ class Answer:
     @property
     def error(self) -> str:
         """Return what an answer that is none of use says, with the option that helps."""
-        told = http_error(str(self.status), self.headers, self.text.encode())
-        return told + _REMEDIES.get(self.status, "")
+        words = http_error(str(self.status), self.headers, self.text.encode())
+        return words + _REMEDIES.get(self.status, "")
 
     def json(self) -> Any:
         """Return its value; None where it is no JSON."""
@@ -108,8 +108,8 @@ def served_models(url: str, *, api_key: str | None = None, timeout_s: float = 5.
     try:
         return [str(model["id"]) for model in answer.json()["data"]]
     except (KeyError, TypeError) as error:
-        told = answer.text[:200] if answer.status == 200 else answer.error
-        raise EngineError(f"{url}/v1/models answered HTTP {answer.status} without a list of models: {told}") from error
+        words = answer.text[:200] if answer.status == 200 else answer.error
+        raise EngineError(f"{url}/v1/models answered HTTP {answer.status} without a list of models: {words}") from error
 
 
 def complete(endpoint: Endpoint, prompt: str | list[int], max_tokens: int, *, api: str = "completions") -> Completion:

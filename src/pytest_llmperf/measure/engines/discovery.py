@@ -203,8 +203,8 @@ def probed(endpoint: Endpoint, *, gives_ids: bool) -> tuple[Endpoint, str]:
             continue
         usable = replace(endpoint, prefix=probe.prefix, takes_ids=probe.takes_ids, gives_ids=probe.gives_ids)
         return usable, probe.api
-    told = "; ".join(f"{path} answered {why}" for path, why in failures.items())
-    raise EngineError(f"{endpoint.shown} gives no token: {told}")
+    answers = "; ".join(f"{path} answered {why}" for path, why in failures.items())
+    raise EngineError(f"{endpoint.shown} gives no token: {answers}")
 
 
 _REFUSED = "refuses"

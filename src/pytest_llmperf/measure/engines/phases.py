@@ -55,7 +55,7 @@ class Phases:
 
 def read_phases(lines: Iterable[tuple[float, str]], first_token_s: float | None = None) -> Phases:
     """Return the phases of a start from its log: each line with the seconds from the launch to its coming."""
-    told: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in _SECONDS}
+    durations: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in _SECONDS}
     begun_s, cold, warm = None, False, False
     for at_s, line in lines:
         read = read_line(line)
@@ -64,9 +64,9 @@ def read_phases(lines: Iterable[tuple[float, str]], first_token_s: float | None 
             begun_s = at_s
         for name, pattern in _SECONDS.items():
             if match := pattern.search(read.text):
-                told[name][read.process].append(_number(match[1]))
-    slowest = {name: max(map(sum, of.values()), default=0.0) for name, of in told.items()}
-    slowest["compiled so far"] = max(map(max, told["compiled so far"].values()), default=0.0)
+                durations[name][read.process].append(_number(match[1]))
+    slowest = {name: max(map(sum, of.values()), default=0.0) for name, of in durations.items()}
+    slowest["compiled so far"] = max(map(max, durations["compiled so far"].values()), default=0.0)
     compile_s = slowest["compile of engine"] or slowest["compile"] or slowest["compiled so far"]
     rest_s = slowest["engine"] - compile_s - slowest["graphs"]
     return Phases(
