@@ -16,8 +16,12 @@ from pytest_llmperf.judge.lacking import lacking
 from pytest_llmperf.judge.maths.stats import Design
 from pytest_llmperf.judge.provenance import Provenance
 from pytest_llmperf.judge.verdict import Status, judge
-from pytest_llmperf.measure.capacity import queue_grows, to_probe
+from pytest_llmperf.measure.capacity import measure_capacity, queue_grows, to_probe
+from pytest_llmperf.measure.client.processes import LoadClient
 from pytest_llmperf.measure.client.response import RequestRecord
+from pytest_llmperf.measure.engines.opening import open_engine
+from pytest_llmperf.measure.engines.phases import Phases
+from pytest_llmperf.measure.launch import RoundSettings
 from pytest_llmperf.measure.measurement import Launch, Measurement, Round
 from pytest_llmperf.plan.axes import Axes
 from pytest_llmperf.plan.capacity import CapacityWorkload, capacity_from
@@ -25,6 +29,7 @@ from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.engine import EngineSpec
 from pytest_llmperf.plan.gates import parse_gate
+from pytest_llmperf.testing import Clock, Options, SimulatedEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -236,3 +241,21 @@ def test_what_a_search_comes_to_gates_nothing_else_of_its_test() -> None:
 def test_a_pattern_means_a_capacity_only_where_it_says_so(pattern: str, count: int) -> None:
     gated = gates(parse_gate({pattern: "on"}, origin="gate"), tolerance=0.05)
     assert sum(name.startswith("capacity_") for name in gated) == count
+
+
+# ------------------------------------------------------------------------------------------------ how the engine was started
+
+
+@pytest.mark.parametrize("cold", [True, False])
+def test_a_search_tells_cold_starts_from_warm_ones(cold: bool) -> None:
+    wanted = asked(concurrency=(1, 2), requests=2, prompt_tokens=4, output_tokens=2, slo={"e2e_s": 60}, share=0.5)
+    clock = Clock(step_s=1e-3, sequence_s=0.0, prefill_token_s=0.0)
+    with (
+        SimulatedEngine(Options(clock=clock)) as served,
+        LoadClient() as client,
+        open_engine(EngineSpec(kind="url", url=served.url)) as engine,
+    ):
+        engine.startup_s, engine.phases = 90.0, Phases(import_s=30.0, compile_s=20.0, cold=cold)  # type: ignore[misc]
+        launch = measure_capacity(engine, client, wanted, RoundSettings(nonce="case"))
+    assert (launch.metrics["startup_cold_s"], launch.metrics["startup_compile_s"]) == ((90.0, None) if cold else (None, 20.0))
+    assert any("a cold start" in warning for warning in launch.warnings) == cold

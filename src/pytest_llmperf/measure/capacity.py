@@ -17,7 +17,7 @@ from pytest_llmperf.judge.maths.search import Edge, Probe, Search, conclude, nex
 from pytest_llmperf.measure import arrivals, audit, formulas, metrics, samples
 from pytest_llmperf.measure.gpus.memory import rank_memory
 from pytest_llmperf.measure.kv_cache import read_capacity
-from pytest_llmperf.measure.launch import MOST_DISTURBED, Player
+from pytest_llmperf.measure.launch import MOST_DISTURBED, Player, start_warnings
 from pytest_llmperf.measure.measurement import Launch
 from pytest_llmperf.measure.metric import end_name
 from pytest_llmperf.plan.kinds import kind_of
@@ -84,14 +84,14 @@ def measure_capacity(
     held = tried.held
     memory = rank_memory(engine.watch, [held.gpus] if held and held.gpus else []) if engine.watch else ()
     complete, classes = (held.complete, held.classes) if held else ((), ())
-    sample = formulas.LaunchSample(engine.startup_s, capacity, complete, classes, memory)
+    sample = formulas.LaunchSample(engine.startup_s, capacity, complete, classes, memory, engine.phases)
     return Launch(
         id=uuid.uuid4().hex[:12],
         started=started,
         rounds=(held.round,) if held else (),
         metrics=metrics.launch_metrics(sample) | (_metrics(workload, result) if result else {}),
         invalid=tuple(tried.invalid),
-        warnings=tuple(_warnings(workload, tried, result)),
+        warnings=(*start_warnings(engine), *_warnings(workload, tried, result)),
         versions=dict(engine.versions),
         model="" if kind_of(engine.spec.kind).starts else engine.endpoint.model,
         job=settings.job,

@@ -152,10 +152,15 @@ def _play_after_idling(player: Player, rounds: _Rounds, progress: Callable[[str]
     return {} if rounds.invalid else idle.ratios(before, [played.round for played in after], first.records[0])
 
 
+def start_warnings(engine: Engine) -> Iterator[str]:
+    """Yield what a reader should know of how an engine was started."""
+    if engine.phases.cold:
+        yield "a cold start: graphs were compiled, and did not come from the cache; its times are compared with cold starts only"
+
+
 def _warnings(player: Player, rounds: _Rounds) -> Iterator[str]:
     """Yield what a reader should know of how the rounds were measured."""
-    if player.engine.phases.cold:
-        yield "a cold start: graphs were compiled, and did not come from the cache; its times are compared with cold starts only"
+    yield from start_warnings(player.engine)
     yield from audit.warnings(player.workload, [played.round.metrics for played in rounds.kept])
     yield from arrivals.warnings([record for played in rounds.kept for record in played.complete])
     yield from filter(None, (player.late, player.early))

@@ -31,7 +31,7 @@ def _packed(values: Sequence[float]) -> bytes:
 def _statistic_of(kept: bytes, reduce: Callable[[Sequence[float]], float]) -> float | None:
     """Return a statistic of kept values; None where there are none."""
     values = np.frombuffer(kept, dtype=np.float32).astype(np.float64)
-    return reduce(values) if values.size else None  # type: ignore[arg-type]  # numpy's arrays are sequences, but don't say so
+    return float(reduce(values)) if values.size else None  # type: ignore[arg-type]  # numpy's arrays are sequences, but don't say so
 
 
 def kept_samples(sample: LaunchSample) -> dict[str, bytes]:
