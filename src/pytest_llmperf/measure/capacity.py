@@ -8,19 +8,13 @@ from __future__ import annotations
 
 import math
 import statistics
-import uuid
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge.maths.search import Edge, Probe, Search, conclude, next_load, provable, requests_for
-from pytest_llmperf.measure import arrivals, audit, formulas, metrics, samples
-from pytest_llmperf.measure.gpus.memory import rank_memory
-from pytest_llmperf.measure.kv_cache import read_capacity
-from pytest_llmperf.measure.launch import MOST_DISTURBED, Player, start_warnings
-from pytest_llmperf.measure.measurement import Launch
+from pytest_llmperf.measure import arrivals, audit, formulas, metrics
+from pytest_llmperf.measure.launch import MOST_DISTURBED, Player
 from pytest_llmperf.measure.metric import end_name
-from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.units import quantity
 
 if TYPE_CHECKING:
@@ -30,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.client.response import RequestRecord
     from pytest_llmperf.measure.engines.engine import Engine
     from pytest_llmperf.measure.launch import Played, RoundSettings
+    from pytest_llmperf.measure.measurement import Launch
     from pytest_llmperf.plan.capacity import CapacityWorkload
     from pytest_llmperf.plan.workload import Workload
 
@@ -69,7 +64,6 @@ def measure_capacity(
     it makes the launch invalid, as whatever else does that says that the numbers are not the engine's.
     Raises EngineError and ClientError like `measure_launch`.
     """
-    started = datetime.now(UTC).isoformat(timespec="seconds")
     usual = start or math.sqrt(workload.low * workload.high)  # at the smallest rate the warm-up would take longer than a round
     player = Player(engine, client, workload.at(usual, _requests(workload, usual)), settings)
     search = Search(
@@ -77,28 +71,10 @@ def measure_capacity(
         repeats=workload.repeats, whole=workload.varied == "concurrency", seed=f"{workload.seed}/{number}",
     )  # fmt: skip
     tried = _search(player, workload, search, start, progress)
-    if tried.invalid:
-        engine.check()
     result = conclude(search, tried.probes) if tried.probes and not tried.invalid else None
-    capacity = read_capacity(engine.metrics_text(), engine.log_text(), cores=engine.spec.dp)
-    held = tried.held
-    memory = rank_memory(engine.watch, [held.gpus] if held and held.gpus else []) if engine.watch else ()
-    complete, classes = (held.complete, held.classes) if held else ((), ())
-    sample = formulas.LaunchSample(engine.startup_s, capacity, complete, classes, memory, engine.phases)
-    return Launch(
-        id=uuid.uuid4().hex[:12],
-        started=started,
-        rounds=(held.round,) if held else (),
-        metrics=metrics.launch_metrics(sample) | (_metrics(workload, result) if result else {}),
-        invalid=tuple(tried.invalid),
-        warnings=(*start_warnings(engine), *_warnings(workload, tried, result)),
-        versions=dict(engine.versions),
-        model="" if kind_of(engine.spec.kind).starts else engine.endpoint.model,
-        job=settings.job,
-        memory=memory,
-        played_s=player.played_s,
-        samples=samples.kept_samples(sample),
-    )
+    values = _metrics(workload, result) if result else {}
+    warnings = _warnings(workload, tried, result)
+    return player.launch([tried.held] if tried.held else [], values, invalid=tried.invalid, warnings=warnings)
 
 
 def _search(

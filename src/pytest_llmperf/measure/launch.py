@@ -27,7 +27,7 @@ from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.units import duration, quantity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pytest_llmperf.measure.client.messages import RoundLog
     from pytest_llmperf.measure.client.processes import LoadClient
@@ -73,32 +73,11 @@ def measure_launch(
     ends it: what follows would cost time and prove nothing. Raises EngineError when the engine is dead, ClientError when the
     load process is.
     """
-    started = datetime.now(UTC).isoformat(timespec="seconds")
     player = Player(engine, client, workload, settings)
     rounds = _play_rounds(player, progress)
     idled = _play_after_idling(player, rounds, progress) if settings.idle_s and not rounds.invalid else {}
-    if rounds.invalid:
-        engine.check()
-    capacity = read_capacity(engine.metrics_text(), engine.log_text(), cores=engine.spec.dp)
-    complete = tuple(chain.from_iterable(played.complete for played in rounds.kept))
-    classes = tuple(chain.from_iterable(played.classes for played in rounds.kept))
-    memory = rank_memory(engine.watch, [played.gpus for played in rounds.kept if played.gpus]) if engine.watch else ()
-    sample = formulas.LaunchSample(engine.startup_s, capacity, complete, classes, memory, engine.phases)
-    return Launch(
-        id=uuid.uuid4().hex[:12],
-        started=started,
-        rounds=tuple(played.round for played in rounds.kept),
-        metrics=metrics.launch_metrics(sample) | idled,
-        dropped_rounds=rounds.dropped,
-        invalid=tuple(rounds.invalid),
-        warnings=(*_warnings(player, rounds), *idle.warnings(idled, settings.idle_s or 0.0)),
-        versions=dict(engine.versions),
-        model="" if kind_of(engine.spec.kind).starts else engine.endpoint.model,
-        job=settings.job,
-        memory=memory,
-        played_s=player.played_s,
-        samples=samples.kept_samples(sample),
-    )
+    warnings = (*_warnings(player, rounds), *idle.warnings(idled, settings.idle_s or 0.0))
+    return player.launch(rounds.kept, idled, dropped=rounds.dropped, invalid=rounds.invalid, warnings=warnings)
 
 
 @dataclass
@@ -152,7 +131,7 @@ def _play_after_idling(player: Player, rounds: _Rounds, progress: Callable[[str]
     return {} if rounds.invalid else idle.ratios(before, [played.round for played in after], first.records[0])
 
 
-def start_warnings(engine: Engine) -> Iterator[str]:
+def _start_warnings(engine: Engine) -> Iterator[str]:
     """Yield what a reader should know of how an engine was started."""
     if engine.phases.cold:
         yield "a cold start: graphs were compiled, and did not come from the cache; its times are compared with cold starts only"
@@ -160,7 +139,6 @@ def start_warnings(engine: Engine) -> Iterator[str]:
 
 def _warnings(player: Player, rounds: _Rounds) -> Iterator[str]:
     """Yield what a reader should know of how the rounds were measured."""
-    yield from start_warnings(player.engine)
     yield from audit.warnings(player.workload, [played.round.metrics for played in rounds.kept])
     yield from arrivals.warnings([record for played in rounds.kept for record in played.complete])
     yield from filter(None, (player.late, player.early))
@@ -223,6 +201,41 @@ class Player:
         self.early: str | None = None
         """That the requests of some round were used up before its time was over."""
         self.played_s = 0.0
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def launch(
+        self,
+        kept: Sequence[Played],
+        further: dict[str, float | None],
+        *,
+        invalid: Sequence[str],
+        warnings: Iterable[str],
+        dropped: int = 0,
+    ) -> Launch:
+        """Return the launch that these rounds come to, with further metrics; raises EngineError where the engine is dead."""
+        engine = self.engine
+        if invalid:
+            engine.check()
+        capacity = read_capacity(engine.metrics_text(), engine.log_text(), cores=engine.spec.dp)
+        complete = tuple(chain.from_iterable(played.complete for played in kept))
+        classes = tuple(chain.from_iterable(played.classes for played in kept))
+        memory = rank_memory(engine.watch, [played.gpus for played in kept if played.gpus]) if engine.watch else ()
+        sample = formulas.LaunchSample(engine.startup_s, capacity, complete, classes, memory, engine.phases)
+        return Launch(
+            id=uuid.uuid4().hex[:12],
+            started=self._started,
+            rounds=tuple(played.round for played in kept),
+            metrics=metrics.launch_metrics(sample) | further,
+            dropped_rounds=dropped,
+            invalid=tuple(invalid),
+            warnings=(*_start_warnings(engine), *warnings),
+            versions=dict(engine.versions),
+            model="" if kind_of(engine.spec.kind).starts else engine.endpoint.model,
+            job=self.settings.job,
+            memory=memory,
+            played_s=self.played_s,
+            samples=samples.kept_samples(sample),
+        )
 
     def warm_up(self) -> list[str]:
         """Send one full wave of other prompts of the real lengths; return why nothing can be measured.
