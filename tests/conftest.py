@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llmperf.testing import Example
+from tests.faults import (  # noqa: F401 - hooks and a fixture: they work where they are imported
+    attempts,
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_runtest_makereport,
+)
 from tests.processes import marked, wait_until
 
 if TYPE_CHECKING:
