@@ -86,3 +86,15 @@ def duration(seconds: float) -> str:
 def gib(size: float, digits: int = 1) -> str:
     """Return bytes in GiB, e.g. `79.6 GiB`."""
     return f"{size / GIB:.{digits}f} GiB"
+
+
+_UNPRINTABLE = re.compile(
+    "[^\\t\\n -~\u00a0-\U0010ffff]"  # orders to a terminal
+    "|[\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"  # turn or hide what is beside them
+    "|[\ud800-\udfff\ufffe\uffff]"  # forbidden in XML
+)
+
+
+def printable(text: str) -> str:
+    """Return text of others as it may be shown: what is no character to be seen is written as in Python, e.g. `\\x1b`."""
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)

@@ -5,14 +5,14 @@ Model and kind of engine must be alike for two to be compared; all else is compa
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.measure.host.model import config_hash
 from pytest_llmperf.plan.axes import short_model
-from pytest_llmperf.plan.engine import command_line, parse_engine_args
+from pytest_llmperf.plan.engine import parse_engine_args, shown_args
 from pytest_llmperf.plan.kinds import kind_of
+from pytest_llmperf.plan.secrets import is_secret, shown, shown_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ class Provenance:
 
 
 def engine_facts(case: Case) -> dict[str, Any]:
-    """Return what a baseline records of a case's engine."""
+    """Return what a baseline records of a case's engine: of its secrets only that they are set."""
     spec = case.engine
     return {
         "kind": spec.kind,
@@ -43,9 +43,9 @@ def engine_facts(case: Case) -> dict[str, Any]:
         "tp": spec.tp,
         "pp": spec.pp,
         "dp": spec.dp,
-        "args": shlex.join(command_line(spec.args)),
-        "env": dict(spec.env),
-    } | ({"command": spec.command} if spec.command else {})
+        "args": shown_args(spec.args),
+        "env": {name: shown_value(name, value) for name, value in spec.env},
+    } | ({"command": shown(spec.command)} if spec.command else {})
 
 
 def model_facts(case: Case, launches: Sequence[Launch] = ()) -> dict[str, Any]:
@@ -92,15 +92,13 @@ def changes(before: Provenance, now: Provenance) -> list[str]:
         named.remove("served_model")
     differing = [
         f"engine {name}: {before.engine.get(name)} -> {now.engine.get(name)}"
-        for name in (*named, "command")
+        for name in named
         if before.engine.get(name) != now.engine.get(name)
     ]
-    old_args, new_args = (
-        dict(parse_engine_args(str(provenance.engine.get("args", "")), origin="baseline", verbatim=True))
-        for provenance in (before, now)
-    )
-    differing += _differences("engine argument --", _shown(old_args), _shown(new_args))
-    differing += _differences("environment ", before.engine.get("env", {}), now.engine.get("env", {}))
+    # A file of an older plugin may hold secrets in plain text: they are compared no more, and never shown.
+    differing += _differences("engine ", _command(before), _command(now))
+    differing += _differences("engine argument --", _arguments(before), _arguments(now))
+    differing += _differences("environment ", _environment(before), _environment(now))
     differing += _software(before.versions, now.versions)
     # What an older plugin did not record is not known to have changed.
     return differing + _differences(
@@ -122,8 +120,20 @@ def _software(before: dict[str, str], now: dict[str, str]) -> list[str]:
     return [f"software: {' -> '.join(names)}", *_differences("version of ", *others)]
 
 
-def _shown(args: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    return {name: " ".join(values) or "on" for name, values in args.items()}
+def _command(provenance: Provenance) -> dict[str, str]:
+    command = provenance.engine.get("command")
+    return {"command": shown(str(command))} if command else {}
+
+
+def _arguments(provenance: Provenance) -> dict[str, str]:
+    """Return the engine arguments as they are shown, without those that are secrets: another key makes no other engine."""
+    args = parse_engine_args(str(provenance.engine.get("args", "")), origin="baseline", verbatim=True)
+    return {name: " ".join(map(shown, values)) or "on" for name, values in args if not is_secret(name)}
+
+
+def _environment(provenance: Provenance) -> dict[str, str]:
+    env = provenance.engine.get("env", {})
+    return {name: shown(str(value)) for name, value in env.items() if not is_secret(name)}
 
 
 def _differences(what: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:

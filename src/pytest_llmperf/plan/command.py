@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.secrets import Guarded, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,21 +27,25 @@ _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 _EXAMPLE = "e.g. 'llama-server -m {model} --port {port}'"
 
 
-def check_command(text: str, *, origin: str) -> str:
+def check_command(text: str, *, origin: str) -> Guarded:
     """Return the template of a command, checked; `origin` names the option in the PlanError where it cannot start an engine."""
     if not isinstance(text, str) or not text.strip():
         raise PlanError(f"{origin}={text!r}: must be a command line, {_EXAMPLE}")
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise PlanError(f"{origin}={text!r}: {error}; quote it as on a shell command line") from None
+        raise PlanError(f"{origin}={shown(text)!r}: {error}; quote it as on a shell command line") from None
     names = {match[1] for word in words for match in _BRACES.finditer(word) if match[0] not in ("{{", "}}")}
     if unknown := sorted(repr("{" + name + "}") if name is not None else "a brace alone" for name in names - set(PLACEHOLDERS)):
         known = ", ".join("{" + name + "}" for name in PLACEHOLDERS)
-        raise PlanError(f"{origin}={text!r}: {unknown[0]} is no placeholder; known are {known}; write {{{{ and }}}} for braces")
+        raise PlanError(
+            f"{origin}={shown(text)!r}: {unknown[0]} is no placeholder; known are {known}; write {{{{ and }}}} for braces"
+        )
     if "port" not in names:
-        raise PlanError(f"{origin}={text!r}: {{port}} is missing: the plugin chooses the port that it must listen on, {_EXAMPLE}")
-    return text
+        raise PlanError(
+            f"{origin}={shown(text)!r}: {{port}} is missing: the plugin chooses the port that it must listen on, {_EXAMPLE}"
+        )
+    return Guarded(text)
 
 
 def command_words(text: str, values: Mapping[str, str]) -> list[str]:

@@ -15,6 +15,7 @@ from pytest_llmperf.plan.axes import DEFAULT_MODEL, short_model
 from pytest_llmperf.plan.checks import PlanError, degree
 from pytest_llmperf.plan.command import check_command
 from pytest_llmperf.plan.kinds import kind_of
+from pytest_llmperf.plan.secrets import Guarded, Secret, is_secret, secrets_in, shown, shown_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -48,12 +49,12 @@ def parse_engine_args(source: str | dict[str, Any] | Sequence[str], *, origin: s
     plugin sets itself. `verbatim` keeps the spelling of names: vLLM takes `_` for `-`, others don't.
     """
     if not isinstance(source, (str, dict, list, tuple)):
-        raise PlanError(f"{origin}={source!r}: must be a text, a list of words or a dict")
+        raise PlanError(f"{origin}={shown(repr(source))}: must be a text, a list of words or a dict")
     if isinstance(source, str):
         try:
             source = shlex.split(source)
         except ValueError as error:
-            raise PlanError(f"{origin}={source!r}: {error}; quote it as on a shell command line") from None
+            raise PlanError(f"{origin}={shown(str(source))!r}: {error}; quote it as on a shell command line") from None
     spelled = _verbatim if verbatim else _spelled
     pairs = _from_mapping(source, origin, spelled) if isinstance(source, dict) else _from_words(list(source), origin, spelled)
     arguments: dict[str, tuple[str, ...]] = {}
@@ -62,7 +63,7 @@ def parse_engine_args(source: str | dict[str, Any] | Sequence[str], *, origin: s
             instead = f"{{{name}}} in --llmperf-command" if verbatim else _RESERVED[name]
             raise PlanError(f"{origin}: --{name} is set by the plugin; use {instead} instead")
         arguments.pop(name[3:] if name.startswith("no-") else f"no-{name}", None)
-        arguments[name] = values
+        arguments[name] = tuple(map(Secret if is_secret(name) else Guarded, values))
     return tuple(sorted(arguments.items()))
 
 
@@ -133,6 +134,12 @@ def command_line(args: EngineArgs) -> list[str]:
     ]
 
 
+def shown_args(args: EngineArgs) -> str:
+    """Return engine arguments as one text that may be stored and shown: of a secret only that it is set."""
+    hidden = ((name, tuple(dict.fromkeys(shown_value(name, value) for value in values))) for name, values in args)
+    return shlex.join(command_line(tuple(hidden)))
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """Everything that decides how an engine is started; equal specs can share one running engine."""
@@ -168,17 +175,25 @@ class EngineSpec:
         return self.tp * self.pp * self.dp
 
     @property
+    def secrets(self) -> tuple[str, ...]:
+        """Return everything in it that must stand nowhere: values of arguments and variables, parts of URL and command."""
+        named = [(name, value) for name, values in self.args for value in values] + list(self.env)
+        of_values = (value for name, value in named if is_secret(name))
+        return (*of_values, *(each for _, value in named for each in secrets_in(value)), *secrets_in(self.url),
+                *secrets_in(self.command))  # fmt: skip
+
+    @property
     def short_model(self) -> str:
         """Return the model's last path part, as used in test ids."""
         return short_model(self.model)
 
 
-def check_url(url: str, *, origin: str) -> str:
+def check_url(url: str, *, origin: str) -> Guarded:
     """Return an OpenAI-compatible endpoint's root: without a trailing `/`, without `/v1` and what may follow it, with its query.
 
     Raises PlanError for what is no URL, and for one that holds a user or a password: it would stand in reports.
     """
-    shown = re.sub(r"//[^/?#]*@", "//...@", url)
+    text = shown(re.sub(r"//[^/?#]*@", "//...@", url))
     wrong = "not a URL of an OpenAI-compatible server"
     try:
         parts = urlsplit(url)
@@ -191,16 +206,16 @@ def check_url(url: str, *, origin: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise PlanError(f"{origin}={shown!r}: {wrong}; write http://HOST:PORT")
+        raise PlanError(f"{origin}={text!r}: {wrong}; write http://HOST:PORT")
     if "@" in parts.netloc:
         raise PlanError(
-            f"{origin}={shown!r}: {wrong} that can be stored, because it holds a user or a password; leave them out, and give"
+            f"{origin}={text!r}: {wrong} that can be stored, because it holds a user or a password; leave them out, and give"
             " them as a header from the environment, e.g. --llmperf-header='Authorization: Basic $CREDENTIALS'"
         )
     path = parts.path.rstrip("/")
     for end in ("/chat/completions", "/completions", "/v1"):
         path = path.removesuffix(end).rstrip("/")
-    return parts._replace(path=path, fragment="").geturl()
+    return Guarded(parts._replace(path=path, fragment="").geturl())
 
 
 def url_name(url: str) -> str:

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.secrets import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,7 +35,7 @@ def parse_headers(words: Iterable[str], environment: Mapping[str, str], *, origi
         value = _variable(text.strip(), environment, where) if sign == "=" else _expanded(text.strip(), environment, where)
         if not re.fullmatch(r"[\t\x20-\x7e\x80-\xff]+", value):
             raise PlanError(f"{where}: its value is empty, or holds characters that no header may have, such as an end of line")
-        headers[name.lower()] = (name, value)
+        headers[name.lower()] = (name, Secret(value))
     return tuple(headers.values())
 
 

@@ -13,6 +13,7 @@ from pytest_llmperf.plan.kinds import exchangeable
 from pytest_llmperf.plan.limits import Limits, parse_limits
 from pytest_llmperf.plan.needs import NEEDS, NO_NEEDS, Needs, parse_needs
 from pytest_llmperf.plan.points import Point, parse_points
+from pytest_llmperf.plan.secrets import guarded, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,13 +88,15 @@ _LEASED = frozenset({
 
 def _environment(source: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(source, dict) or not all(isinstance(name, str) and name for name in source):
-        raise PlanError(f"llmperf(env={source!r}): must be a dict of environment variables, e.g. {{'OMP_NUM_THREADS': 4}}")
+        raise PlanError(
+            f"llmperf(env={shown(repr(source))}): must be a dict of environment variables, e.g. {{'OMP_NUM_THREADS': 4}}"
+        )
     for name in sorted(_LEASED.intersection(source)):
         raise PlanError(
-            f"llmperf(env={source!r}): {name} is not the test's to set, because each engine is given GPUs that nobody else has;"
-            " set it for the whole run, which then takes GPUs from among those"
+            f"llmperf(env={{{name!r}: ...}}): {name} is not the test's to set, because each engine is given GPUs that nobody else"
+            " has; set it for the whole run, which then takes GPUs from among those"
         )
-    return tuple(sorted((name, str(value)) for name, value in source.items()))
+    return tuple(sorted(guarded({name: str(value) for name, value in source.items()}).items()))
 
 
 def _axis_values(name: str, value: object) -> tuple[Any, ...]:

@@ -68,7 +68,7 @@ def llm_engine(
     llm_engine_args: dict[str, Any],
     llm_engine_url: str | None,
 ) -> Engine:
-    """Return the running engine of this test: `.spec`, `.url`, `.gpus`, `.startup_s`, `.log_path`, `.generate()`."""
+    """Return the running engine of this test: `.spec`, `.url`, `.headers`, `.gpus`, `.startup_s`, `.log_path`, `.generate()`."""
     from pytest_llmperf.plan.kinds import kind_of
     from pytest_llmperf.plugin.measuring import failing
     from pytest_llmperf.plugin.session import skip_or_fail

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import pytest
 
@@ -46,3 +46,21 @@ def calls(metafunc: pytest.Metafunc) -> list[Any]:
 def terminal(config: pytest.Config) -> Any:
     """Return what writes to the terminal, None with -p no:terminal."""
     return config.pluginmanager.getplugin("terminalreporter")
+
+
+def rewrite(report: pytest.TestReport, change: Callable[[str], str]) -> None:
+    """Change every text of what a report says of a failure or a skip: message, source lines, and the values of variables."""
+    report.longrepr = _rewritten(report.longrepr, change)
+
+
+def _rewritten(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        value[:] = [_rewritten(item, change) for item in value]
+    elif isinstance(value, tuple):
+        return tuple(_rewritten(item, change) for item in value)
+    elif type(value).__module__.startswith("_pytest") and type(value).__name__.startswith(("Repr", "ExceptionChainRepr")):
+        for name, item in vars(value).items():
+            setattr(value, name, _rewritten(item, change))
+    return value

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.plugin.outlet import clean
 from pytest_llmperf.plugin.private import terminal
 from pytest_llmperf.plugin.state import SESSION
 from pytest_llmperf.plugin.workers import is_worker, send_progress
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 def show(config: pytest.Config, text: str) -> None:
     """Show what is going on; nothing with -q or -p no:terminal. What a worker of xdist does, its controller shows."""
+    text = clean(config, text)
     if is_worker(config):
         if item := config.stash[SESSION].current:
             send_progress(config, item, text)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmperf.plugin.measuring import Undecided, failing
+from pytest_llmperf.plugin.outlet import clean, clean_data, clean_report
 from pytest_llmperf.plugin.private import renew
 from pytest_llmperf.plugin.progress import clear
 from pytest_llmperf.plugin.state import ITEM, SESSION, run_of
@@ -96,7 +97,7 @@ def _settle(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
         prefix = "llmperf." if number == 1 else f"llmperf.{number}."
         for row in outcome_of(state).verdict.metrics:
             if row.measured is not None:
-                item.user_properties.append((prefix + row.metric, row.measured))
+                item.user_properties.append((clean(item.config, prefix + row.metric), row.measured))
 
 
 def _publish(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
@@ -108,9 +109,9 @@ def _publish(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
     if not outcomes and (excinfo := calls[-1].excinfo) is not None:
         outcomes = [unmeasured(kept.planned, skipped=reports[-1].skipped, why=str(excinfo.value))]
     outcomes += kept.left_out
-    reports[-1].llmperf = [to_data(outcome) for outcome in outcomes]  # type: ignore[attr-defined]  # travels with xdist
+    reports[-1].llmperf = clean_data(item.config, [to_data(outcome) for outcome in outcomes])  # type: ignore[attr-defined]  # travels with xdist
     shown = [outcome for outcome in outcomes if outcome.verdict.metrics]
-    reports[-1].sections += [(f"llmperf {outcome.id}", section(outcome)) for outcome in shown]
+    reports[-1].sections += [(f"llmperf {outcome.id}", clean(item.config, section(outcome))) for outcome in shown]
     clear(item.config)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for call, report in zip(calls, reports, strict=True):
@@ -151,6 +152,7 @@ def _timed(item: pytest.Item, when: Any, run: Callable[[], Any]) -> pytest.CallI
 
 def _report(item: pytest.Item, call: pytest.CallInfo[Any]) -> pytest.TestReport:
     report: pytest.TestReport = item.ihook.pytest_runtest_makereport(item=item, call=call)
+    clean_report(item.config, report)
     return report
 
 

@@ -19,6 +19,8 @@ from pytest_llmperf.measure.host.machine import describe_host
 from pytest_llmperf.measure.host.preflight import device_shortage, shortage
 from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.kinds import kind_of
+from pytest_llmperf.plan.secrets import shown
+from pytest_llmperf.plugin.outlet import clean, clean_data
 from pytest_llmperf.plugin.private import overrides
 from pytest_llmperf.plugin.progress import show
 from pytest_llmperf.plugin.protocol import spec_of
@@ -52,6 +54,7 @@ def prepare(session: pytest.Session) -> None:
     state = config.stash[SESSION]
     measuring = [item for item in session.items if ITEM in item.stash]
     plans = [item.stash[ITEM].planned for item in measuring]
+    state.secrets.update(secret for spec in {plan.spec for plan in plans} for secret in spec.secrets)
     if errors := [plan.error for plan in plans if plan.error]:
         refuse(config, "\n".join(errors))
     if not plans:
@@ -101,7 +104,7 @@ def _require_program(config: pytest.Config, settings: Settings) -> None:
     try:
         find_program(settings.command, settings.python)
     except EngineError as error:
-        refuse(config, f"--llmperf-command={settings.command!r}: {error.what}")
+        refuse(config, f"--llmperf-command={shown(settings.command)!r}: {error.what}")
 
 
 def _require_vllm(config: pytest.Config, python: str) -> None:
@@ -209,7 +212,7 @@ def _report(config: pytest.Config, name: str, failure: str) -> None:
     config.hook.pytest_runtest_logstart(nodeid=name, location=location)
     for when in phases[bool(failure) :]:
         is_red = when == "call" and bool(failure)
-        made: Any = {"outcome": "failed" if is_red else "passed", "longrepr": failure if is_red else None}
+        made: Any = {"outcome": "failed" if is_red else "passed", "longrepr": clean(config, failure) if is_red else None}
         report = pytest.TestReport(nodeid=name, location=location, keywords={}, when=when, **made)
         config.hook.pytest_runtest_logreport(report=report)
     config.hook.pytest_runtest_logfinish(nodeid=name, location=location)
@@ -238,7 +241,7 @@ def write_results(config: pytest.Config, *, final: bool = False) -> str | None:
     if path is None or is_worker(config) or config.option.collectonly or (is_stream(path) and not final):
         return None
     unfinished = state.run.states.values() if state.run and final else ()
-    cases = [*state.outcomes, *(to_data(outcome_of(case)) for case in unfinished if case.launches)]
+    cases = [*state.outcomes, *clean_data(config, [to_data(outcome_of(case)) for case in unfinished if case.launches])]
     try:
         write_text(path, json_text(cases))
     except OSError as error:

@@ -22,7 +22,7 @@ from pytest_llmperf.plan.kinds import COMMAND, ENDPOINT, KINDS, STARTED
 from pytest_llmperf.plugin.options import CHOICES, OPTIONS, ini_name
 from pytest_llmperf.plugin.workers import refuse
 from pytest_llmperf.run.settings import Settings
-from pytest_llmperf.units import parse_duration
+from pytest_llmperf.units import parse_duration, printable
 
 if TYPE_CHECKING:
     from pytest_llmperf.plan.gates import Gate
@@ -35,7 +35,7 @@ def read_settings(config: pytest.Config) -> Settings:
         selected = {axis: _axis(axis, raw[f"--llmperf-{axis}"]) for axis in AXES if raw[f"--llmperf-{axis}"]}
         return _settings(config, raw, selected)
     except PlanError as error:
-        raise pytest.UsageError(str(error)) from None
+        raise pytest.UsageError(printable(str(error))) from None
 
 
 def _resolve(config: pytest.Config, flag: str, default: object) -> Any:

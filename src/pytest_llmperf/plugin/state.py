@@ -32,6 +32,8 @@ class SessionState:
     """A test measures, be it in a worker of xdist."""
     current: pytest.Item | None = None
     """The test that runs now."""
+    secrets: set[str] = field(default_factory=set, repr=False)
+    """What the markers of tests have given engines, and must stand nowhere."""
     deselected: int = 0
     """How many tests the options excluded; other plugins deselect for reasons of their own."""
     collected: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.judge.verdict import Status
 from pytest_llmperf.measure.host.preflight import islands
+from pytest_llmperf.plugin.outlet import clean
 from pytest_llmperf.plugin.state import ITEM, SESSION
 from pytest_llmperf.report.outcome import from_data
 from pytest_llmperf.report.scaling import scaling_lines
@@ -51,9 +52,9 @@ def header(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     verbose = config.get_verbosity() > 0
     gaps = ((plan.case_id, local_limits(plan, rules.host, plan.spec).notes) for plan in planned)
     lines = [line, *limit_gaps(gaps, verbose=verbose)]
-    if rules.settings.selftest or rules.settings.calibrate or rules.settings.update == "all":
-        return lines
-    return [*lines, *prospects(prospects_of(rules), verbose=verbose)]
+    if not (rules.settings.selftest or rules.settings.calibrate or rules.settings.update == "all"):
+        lines += prospects(prospects_of(rules), verbose=verbose)
+    return [clean(config, line) for line in lines]
 
 
 def summarize(reporter: Any, config: pytest.Config) -> None:
@@ -67,7 +68,7 @@ def summarize(reporter: Any, config: pytest.Config) -> None:
         return
     reporter.section("llmperf")
     for line in _lines(outcomes, state, config):
-        reporter.write_line(line)
+        reporter.write_line(clean(config, line))
     red = any(outcome.status in (Status.REGRESSED, Status.INVALID) for outcome in outcomes)
     if state.suite is not None:
         suite_red = state.suite.outcome == "regressed"

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmperf.units import printable
+
 if TYPE_CHECKING:
     from typing import NoReturn
 
@@ -25,6 +27,7 @@ def is_first(config: pytest.Config) -> bool:
 
 def refuse(config: pytest.Config, message: str) -> NoReturn:
     """Raise UsageError; where this is a worker, its controller raises it too."""
+    message = printable(message)
     if is_worker(config):
         _output(config)[_REFUSAL] = message
     raise pytest.UsageError(message)

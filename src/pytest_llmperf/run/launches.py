@@ -16,6 +16,7 @@ from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.engine import check_url, merge_engine_args, parse_engine_args
 from pytest_llmperf.plan.kinds import ENDPOINT, exchangeable, kind_of
 from pytest_llmperf.plan.limits import LocalLimits, named_accelerators
+from pytest_llmperf.plan.secrets import shown
 from pytest_llmperf.run.cases import CaseState, RunError
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def other_engine(own: EngineSpec, kind: str | None, arguments: Any) -> EngineSpe
     origin = "llmperf(engine_args=...)"
     if not kind_of(kind).starts:
         raise PlanError(
-            f"{origin}: this test's engine is the endpoint {own.url}, whose arguments are what it was started with;"
+            f"{origin}: this test's engine is the endpoint {shown(own.url)}, whose arguments are what it was started with;"
             " leave engine_args out, or the endpoint"
         )
     layer = parse_engine_args(arguments, origin=origin, verbatim=kind_of(kind).commanded)

@@ -33,6 +33,8 @@ class EnginePool:
 
     def __init__(self, host: Host, settings: StartSettings, progress: Callable[[str], None], *, alone: bool = True) -> None:
         """Note how to start engines; none is started yet. `alone` keeps the engines of other runs off the host meanwhile."""
+        self.secrets = set[str]()
+        """What the engines so far were given, and must stand nowhere."""
         self.starts = 0
         """Engines started so far; the number of the running one."""
         self._host = host
@@ -83,7 +85,10 @@ class EnginePool:
             self.starts += 1
             self._progress(f"engine {self.starts} ({spec.short_model} tp{spec.tp}): starting")
             settings = replace(self._settings, log_folder=log_folder)
-            self._engine = stack.enter_context(open_engine(spec, self._host, settings, self._tell, watch))
+            opened = open_engine(spec, self._host, settings, self._tell, watch)
+            # Noted before it starts: what it prints when it dies at once may hold them.
+            self.secrets.update((*spec.secrets, getattr(opened, "api_key", None) or ""))
+            self._engine = stack.enter_context(opened)
             self._stack = stack.pop_all()
         took = f" after {self._engine.startup_s:.1f} s" if self._engine.startup_s is not None else ""
         where = f" on GPU {', '.join(map(str, self._engine.gpus))}" if self._engine.gpus else ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.plan.secrets import is_secret, secrets_in
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -53,3 +55,10 @@ class Settings:
     """The command line that starts engines of the kind `command`; empty for other kinds."""
     headers: Headers = field(default=(), repr=False)
     """Of every request to an endpoint."""
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Return everything in the options that must stand nowhere: headers, keys, what URLs and the command hold."""
+        texts = (*self.urls.values(), self.command, *(value for _, values in self.engine_args for value in values))
+        keys = (value for name, values in self.engine_args if is_secret(name) for value in values)
+        return (*(value for _, value in self.headers), *keys, *(each for text in texts for each in secrets_in(text)))

@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--block-size", type=int, default=clock.block_size)
     parser.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, help="changes nothing; see --sim-noise-seed")
-    parser.add_argument("--api-key")
+    parser.add_argument("--api-key", default=os.environ.get("VLLM_API_KEY"), help="default: VLLM_API_KEY of the environment")
     for name in _UNUSED:
         parser.add_argument(name, help=argparse.SUPPRESS)
     for name in _UNUSED_SWITCHES:

@@ -40,6 +40,7 @@ class Options:
     max_model_len: int = 4096
     """Prompt and output tokens of one request."""
     api_key: str | None = None
+    """What each request of an API must bring, as vLLM's `--api-key`; /health and /metrics are open."""
     version: str = "0.32.0+simulated"
     startup_s: float = 0.0
     """Seconds for which the port is taken but refuses connections."""
@@ -103,7 +104,7 @@ class Server:
     def answer(self, connection: Connection, request: wire.HttpRequest) -> None:
         """Answer a request: now, or for a generation token by token."""
         options, route = self.options, (request.method, request.path)
-        if request.path.startswith("/v1") and options.api_key is not None:
+        if options.api_key and request.path.startswith(("/v1", "/play", "/idle")):
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or key != options.api_key:
                 return connection.finish(wire.json_response({"error": "Unauthorized"}, 401))

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pytest_llmperf.measure.client.messages import RoundPlan
 from pytest_llmperf.measure.client.prompts import WORDS
+from pytest_llmperf.plan.secrets import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,7 @@ PATHS = {"completions": "/completions", "chat": "/chat/completions"}
 class Endpoint:
     """Where requests go, and what must be written on them."""
 
-    url: str
+    url: str = field(repr=False)
     """The server's root, without `/v1`; with a query where every request must have it."""
     model: str
     """The name under which the server serves the model."""
@@ -49,7 +50,7 @@ class Endpoint:
 
     def head(self) -> dict[str, str]:
         """Return the headers of every request: the API key's, and those that were given."""
-        usual = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        usual = {"Authorization": Secret(f"Bearer {self.api_key}")} if self.api_key else {}
         given = {name.lower() for name, _ in self.headers}
         return {name: value for name, value in usual.items() if name.lower() not in given} | dict(self.headers)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ class RoundPlan:
     host: str
     port: int
     tls: bool
-    requests: tuple[bytes, ...]
+    requests: tuple[bytes, ...] = field(repr=False)
+    """As they are sent, with all headers."""
     output_tokens: tuple[int, ...]
     concurrency: int
     request_timeout_s: float

@@ -23,6 +23,7 @@ from pytest_llmperf.measure.host.model import bundled_model
 from pytest_llmperf.plan.axes import short_model
 from pytest_llmperf.plan.command import command_words
 from pytest_llmperf.plan.engine import command_line
+from pytest_llmperf.plan.secrets import guarded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,7 +47,8 @@ def open_command(
     """Return the server that the spec's command line starts, as a child."""
     program = Program(
         command=lambda port, _: [*command_words(spec.command, _values(spec, port, watch)), *command_line(spec.args)],
-        environment={**QUIET, **os.environ, **visible_gpus(watch), **dict(spec.env)},
+        environment=guarded({**QUIET, **os.environ, **visible_gpus(watch), **dict(spec.env)}),
+        api_key=settings.api_key,
         versions=partial(find_program, spec.command, spec.python),
         answers=answers_on_its_port,
         stages=STAGES,

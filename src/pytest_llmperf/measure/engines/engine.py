@@ -69,6 +69,14 @@ class Engine(Protocol):
         """Return where the load client sends to."""
 
     @property
+    def api_key(self) -> str | None:
+        """Return the API key that requests must bring, None for none; an engine that is started has one of its own."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return the headers that every request must have, the key's among them."""
+
+    @property
     def gpus(self) -> tuple[int, ...]:
         """Return the indices of its GPUs, empty on CPU and for a URL."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import heapq
+import hmac
 import http.server
 import json
 import os
@@ -197,8 +198,10 @@ class Round:
 class _Host:
     """The LLM. Only the main thread uses it: CPU workers are bound to that thread, and engines are not thread-safe."""
 
-    def __init__(self, args: Any, llm: Any) -> None:
+    def __init__(self, args: Any, llm: Any, key: str) -> None:
         self.llm = llm
+        self.key = key
+        """What requests must bring; empty: nothing."""
         self.names = args.served_model_name or [args.model]
         self.round: Round | None = None
         self._work: queue.SimpleQueue[tuple[Any, queue.SimpleQueue[Any]]] = queue.SimpleQueue()
@@ -236,6 +239,15 @@ def _handler(host: _Host) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def refused(self) -> bool:
+            """Refuse who does not bring the key; whether it lives may be asked by anybody."""
+            wanted = f"Bearer {host.key}".encode()
+            if not host.key or hmac.compare_digest((self.headers.get("Authorization") or "").encode(), wanted):
+                return False
+            self.give(401, {"error": "Unauthorized"})
+            self.close_connection = True  # what it has sent is not read
+            return True
+
         def do_GET(self) -> None:
             if self.path == "/health":
                 return self.answer(200, b"")
@@ -243,6 +255,8 @@ def _handler(host: _Host) -> type[http.server.BaseHTTPRequestHandler]:
                 from prometheus_client import generate_latest
 
                 return self.answer(200, generate_latest(), "text/plain; version=0.0.4; charset=utf-8")
+            if self.refused():
+                return None
             if self.path == "/progress":
                 now = host.round
                 return self.give(200, {"tokens": now.tokens if now else 0, "open": len(now.open) if now else 0})
@@ -251,6 +265,8 @@ def _handler(host: _Host) -> type[http.server.BaseHTTPRequestHandler]:
             return self.give(404, {"detail": "Not Found"})
 
         def do_POST(self) -> None:
+            if self.refused():
+                return None
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
             if self.path == "/play":
                 host.round = Round(host.llm, body)
@@ -278,9 +294,11 @@ def _handler(host: _Host) -> type[http.server.BaseHTTPRequestHandler]:
 def main() -> None:
     """Start the LLM, then answer until SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Taken out: vLLM makes each of its variables a part of its compile cache's name.
+    key = os.environ.pop("VLLM_API_KEY", "")
     args, llm = _engine(sys.argv[1:])
     try:
-        host = _Host(args, llm)
+        host = _Host(args, llm, key)
         server = http.server.ThreadingHTTPServer((args.host, args.port), _handler(host))
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, name="llmperf-http", daemon=True).start()

@@ -1,16 +1,42 @@
-"""Start vLLM's OpenAI server on CPU with its engine core forked, which saves that process the import of vLLM.
+"""Start vLLM's OpenAI server with its API key kept to itself, and on CPU with its engine core forked.
 
-Run as a script by the engine's interpreter, for the bundled model on CPU only. vLLM's CPU platform always spawns its engine
-core, which then imports everything again (docs/engines.md says what this brings). The workers of tensor parallelism are
-spawned as ever: each binds its threads to its own cores, which a forked process could not do any more. Where vLLM's inside
-has changed, the server starts as usual: this is about seconds, never about what is measured.
+Run as a script by the engine's interpreter: `launch_vllm.py fork|spawn ARGUMENTS ...`.
+
+The key comes in the variable VLLM_API_KEY, because a command line is everybody's to read. Engine cores have no use for it, and
+until vLLM 0.3x it was a part of the name of their compile cache: with a key of its own each start would compile everything anew.
+
+`fork` is for the bundled model on CPU: it saves the engine core the import of vLLM. vLLM's CPU platform always spawns it, which
+then imports everything again (docs/engines.md says what this brings). The workers of tensor parallelism are spawned as ever: each
+binds its threads to its own cores, which a forked process could not do any more. Where vLLM's inside has changed, the server
+starts as usual: this is about seconds, never about what is measured.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import runpy
 import sys
+
+_KEY = "VLLM_API_KEY"
+
+
+def _keep_key() -> None:
+    """Let this process know the API key, and none that it starts; where that cannot be, all of them know it."""
+    key = os.environ.pop(_KEY, "")
+    if not key:
+        return
+    try:
+        import vllm.envs as envs
+
+        own = os.getpid()
+        # A function of the process: a forked one has this table too.
+        envs.environment_variables[_KEY] = lambda: key if os.getpid() == own else None
+        known = envs.VLLM_API_KEY
+    except (ImportError, AttributeError, TypeError):
+        known = None
+    if known != key:
+        os.environ[_KEY] = key
 
 
 def _fork_engine_core() -> None:
@@ -28,8 +54,11 @@ def _fork_engine_core() -> None:
 
 if __name__ == "__main__":
     sys.path.pop(0)  # this script's folder, whose modules would hide others of the same name
-    try:
-        _fork_engine_core()
-    except (ImportError, AttributeError) as error:
-        print(f"llmperf: starting without fork, because vLLM's inside has changed: {error}", file=sys.stderr)
+    how = sys.argv.pop(1)
+    _keep_key()
+    if how == "fork":
+        try:
+            _fork_engine_core()
+        except (ImportError, AttributeError) as error:
+            print(f"llmperf: starting without fork, because vLLM's inside has changed: {error}", file=sys.stderr)
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)

@@ -110,7 +110,9 @@ class Program:
 
     command: Callable[[int, str], Sequence[str]]
     """Returns the words of its command line, for the port that it must listen on, and a name that no other server knows."""
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)
+    api_key: str | None = field(default=None, repr=False)
+    """What requests must bring, None for nothing; it is the child's own, or known to it by its environment."""
     versions: Callable[[], dict[str, str]] = dict
     """Returns the versions of what serves; raises EngineError where it is not there."""
     play: Play = play_over_http
@@ -153,7 +155,7 @@ class ServerEngine:
         self.versions: dict[str, str] = {}
         self.api = "completions"
         """The API that gives tokens."""
-        self.endpoint = Endpoint("", spec.model, settings.api_key)
+        self.endpoint = Endpoint("", spec.model, program.api_key)
         self._program = program
         self._settings = settings
         self._progress = progress
@@ -162,6 +164,16 @@ class ServerEngine:
         self._launched_s = 0.0
         self._lines: list[tuple[float, str]] = []
         """Of its log while it starts: seconds since the launch, line."""
+
+    @property
+    def api_key(self) -> str | None:
+        """Return what requests must bring, None for nothing."""
+        return self.endpoint.api_key
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return the headers that every request must have."""
+        return self.endpoint.head()
 
     def __enter__(self) -> Self:
         """Start the server and wait for its first real token, or raise EngineError with nothing left running."""

@@ -20,8 +20,9 @@ from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.engines import api
 from pytest_llmperf.measure.engines.engine import EngineError, StartSettings
 from pytest_llmperf.measure.engines.server import Idle, Play, Program, ServerEngine, play_over_http, visible_gpus
-from pytest_llmperf.measure.engines.vllm import QUIET, STAGES, vllm_command
+from pytest_llmperf.measure.engines.vllm import QUIET, STAGES, keys_of, vllm_command
 from pytest_llmperf.plan.engine import command_line
+from pytest_llmperf.plan.secrets import guarded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,7 +71,7 @@ def play_virtually(engine: ServerEngine, prompts: Sequence[Prompt], client: Load
         "stop_ns": plan.stop_ns,
     }
     try:
-        status, answer = api.post(f"{engine.url}/play", body, timeout_s=_ROUND_TIMEOUT_S)
+        status, answer = api.post(f"{engine.url}/play", body, timeout_s=_ROUND_TIMEOUT_S, api_key=engine.api_key)
     except OSError as error:
         engine.check()
         raise ClientError(f"the simulated engine gave no answer to a round ({error})") from error
@@ -101,7 +102,8 @@ def _record(plan: RoundPlan, index: int, exchange: _Exchange, start_ns: int) -> 
 
 def idle_virtually(engine: ServerEngine, idle_s: float) -> None:
     """Let time pass on the engine's clock, and nowhere else; raises EngineError where it cannot be told to."""
-    status, answer = api.post(f"{engine.url}/idle", {"seconds": idle_s}, timeout_s=_ROUND_TIMEOUT_S)
+    body = {"seconds": idle_s}
+    status, answer = api.post(f"{engine.url}/idle", body, timeout_s=_ROUND_TIMEOUT_S, api_key=engine.api_key)
     if status != 200:
         raise engine.failure(f"The simulated engine refused to idle: {answer[:500]}")
 
@@ -120,9 +122,11 @@ def open_simulated(
     # Its program is found where this package is, whatever the interpreter has installed.
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), environment.get("PYTHONPATH"))))
     command = [spec.python or sys.executable, "-m", "pytest_llmperf.testing"]
+    keys = keys_of(spec)
     program = Program(
-        command=vllm_command(command, spec, command_line(spec.args)),
-        environment=environment | {"PYTHONPATH": path},
+        command=vllm_command(command, spec, command_line(keys.without(spec.args))),
+        environment=guarded(environment | keys.environment | {"PYTHONPATH": path}),
+        api_key=keys.api_key,
         play=_CLOCKS[clock][0],
         idle=_CLOCKS[clock][1],
         stages=STAGES,

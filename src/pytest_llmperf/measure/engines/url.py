@@ -43,6 +43,16 @@ class UrlEngine:
         self.endpoint = Endpoint(url, self._wanted or "", settings.api_key, settings.headers)
         self.url = self.endpoint.shown
 
+    @property
+    def api_key(self) -> str | None:
+        """Return what requests must bring, None for nothing."""
+        return self.endpoint.api_key
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Return the headers that every request must have."""
+        return self.endpoint.head()
+
     def __enter__(self) -> Self:
         """Find out model, software and what requests it takes, or raise EngineError."""
         models = discovery.listing(self.endpoint)

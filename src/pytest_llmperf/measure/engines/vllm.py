@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from pytest_llmperf.measure.engines.server import Play, Program, ServerEngine, p
 from pytest_llmperf.measure.host.machine import Host, core_groups, has_bfloat16
 from pytest_llmperf.measure.host.model import bundled_model
 from pytest_llmperf.plan.engine import EngineArgs, EngineSpec, command_line, merge_engine_args
+from pytest_llmperf.plan.secrets import Secret, guarded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,10 +70,8 @@ def open_server(
     spec: EngineSpec, host: Host, settings: StartSettings, progress: Callable[[str], None], watch: GpuWatch | None
 ) -> ServerEngine:
     """Return vLLM's OpenAI server as a child."""
-    if host.gpus or not bundled_model(spec.model):
-        program = [spec.python, "-m", "vllm.entrypoints.openai.api_server"]
-    else:
-        program = [spec.python, str(_LAUNCHER)]
+    how = "spawn" if host.gpus or not bundled_model(spec.model) else "fork"
+    program = [spec.python, str(_LAUNCHER), how]
     return open_vllm(program, spec, host, settings, progress, watch)
 
 
@@ -84,14 +85,45 @@ def open_vllm(
     play: Play = play_over_http,
 ) -> ServerEngine:
     """Return an engine whose child is this program, with vLLM's arguments and environment."""
+    keys = keys_of(spec)
     child = Program(
-        command=vllm_command(program, spec, command_line(_arguments(spec, host))),
-        environment=_environment(spec, host, watch),
+        command=vllm_command(program, spec, command_line(keys.without(_arguments(spec, host)))),
+        environment=guarded(_environment(spec, host, watch) | keys.environment),
+        api_key=keys.api_key,
         versions=partial(find_vllm, spec.python),
         play=play,
         stages=STAGES,
     )
     return ServerEngine(spec, child, settings, progress, watch)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The secrets of an engine that takes vLLM's arguments: it is given them by environment, where no other user sees them."""
+
+    api_key: str | None = field(repr=False)
+    """What requests must bring; None where the engine asks for none."""
+    environment: dict[str, str] = field(repr=False)
+
+    def without(self, args: EngineArgs) -> EngineArgs:
+        """Return engine arguments without those that the environment holds."""
+        return tuple((name, values) for name, values in args if not (values and name in _BY_ENVIRONMENT))
+
+
+_API_KEY = "VLLM_API_KEY"
+_BY_ENVIRONMENT = {"api-key": _API_KEY, "hf-token": "HF_TOKEN"}
+"""Arguments that are secrets, and the variables that vLLM reads in their place."""
+
+
+def keys_of(spec: EngineSpec) -> Keys:
+    """Return the secrets of an engine: the user's API key, else one that nobody else knows, so that nobody disturbs it.
+
+    Of several keys it knows the first. An empty variable VLLM_API_KEY leaves it without one.
+    """
+    given = {_BY_ENVIRONMENT[name]: values[0] for name, values in spec.args if values and name in _BY_ENVIRONMENT}
+    key = given.get(_API_KEY, dict(spec.env).get(_API_KEY, os.environ.get(_API_KEY)))
+    key = secrets.token_urlsafe(24) if key is None else key
+    return Keys(Secret(key) if key else None, given | {_API_KEY: key})
 
 
 def vllm_command(program: Sequence[str], spec: EngineSpec, arguments: Sequence[str]) -> Callable[[int, str], list[str]]:

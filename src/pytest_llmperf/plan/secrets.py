@@ -1,0 +1,142 @@
+"""Secrets: by which names they are known, and what stands in their place wherever something is stored or shown.
+
+A secret is one by its name (`--api-key`, `HF_TOKEN`, `?sig=`): nobody has to say so. What only looks like one is hidden too;
+that costs a reader a word, and the other way round costs a key.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+HIDDEN = "***"
+"""What stands in the place of a secret."""
+_LEAST_CHARACTERS = 6
+"""Shorter texts are not looked for in foreign words: they would be hit everywhere."""
+_ALWAYS = frozenset({
+    "secret", "secrets", "password", "passwords", "passwd", "passphrase", "credential", "credentials", "apikey", "apikeys",
+    "accesskey", "authorization",
+})  # fmt: skip
+"""Words that make a name one of a secret, wherever in it they stand."""
+_AT_THE_END = frozenset({"key", "token", "pass", "pwd", "auth", "cookie", "sig", "signature", "bearer", "jwt", "pat"})
+"""Words that do so at its end: `--ssl-keyfile` is a path, and `--max-num-batched-tokens` a number."""
+_IN_TWO_WORDS = re.compile(r"(?:api|access|auth|private|secret)_(?:keys?|tokens?)(?:_|$)")
+
+
+class Secret(str):
+    """A secret as it is sent. No `repr` shows it: a traceback with locals has one of everything."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Return what stands in its place."""
+        return repr(HIDDEN)
+
+
+class Guarded(str):
+    """A text that may hold secrets, such as a URL or a command line; its `repr` shows all else."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Return the text with each secret hidden."""
+        return repr(shown(self))
+
+
+@functools.cache
+def is_secret(name: str) -> bool:
+    """Return whether an argument, a variable, a header or a parameter of this name holds a secret."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
+    plain = [word.lower() for word in words] or [""]
+    ends = plain[-1] in _AT_THE_END or plain[-1].endswith(("token", "password", "secret", "apikey"))
+    return bool(ends or _ALWAYS.intersection(plain) or _IN_TWO_WORDS.search("_".join(plain)))
+
+
+_Test = Callable[[str], bool]
+_WORD = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[^\s'"]+)+"""
+_PATTERNS = (
+    (re.compile(r"(?P<keep>\b[a-z][a-z0-9+.-]*://)(?P<secret>[^/\s?#@'\"]+)(?=@)", re.I), None),
+    (re.compile(r"(?P<keep>[?&](?P<name>[^=&#\s'\"]+)=)(?P<secret>[^&#\s'\"]+)"), None),
+    (re.compile(rf"(?P<keep>(?<![\w-])--?(?P<name>[A-Za-z][\w.-]*)=)(?P<secret>{_WORD})"), is_secret),
+    (re.compile(rf"(?P<keep>(?<![\w-])--?(?P<name>[A-Za-z][\w.-]*)\s+)(?P<secret>(?!-){_WORD}(?:\s+(?!-){_WORD})*)"), is_secret),
+    (re.compile(rf"(?P<keep>(?<![\w$?&-])(?P<name>[A-Za-z_]\w*)=)(?P<secret>{_WORD})"), is_secret),
+    (re.compile(r"""(?P<keep>(?P<quote>["'])(?P<name>[\w.-]+)(?P=quote)\s*:\s*["'])(?P<secret>[^"']+)"""), is_secret),
+    (re.compile(r"(?P<keep>\b(?:bearer|basic)\s+)(?P<secret>[\w.~+/=-]{6,})", re.I), None),
+)
+"""Where secrets stand in a text: user info and query of a URL, options, assignments, JSON, headers. The name tells whether it is
+one; without a test every one is."""
+
+
+def shown(text: str) -> str:
+    """Return a text that people have written, such as a URL or a command line, with each secret in it hidden."""
+    return _replaced(text, lambda _: HIDDEN)
+
+
+def secrets_in(text: str) -> list[str]:
+    """Return the secrets in a text that people have written."""
+    secrets: list[str] = []
+
+    def note(secret: str) -> str:
+        secrets.extend((secret, secret.strip("'\""), *re.findall(r"[^\s'\":]+", secret)))
+        return HIDDEN
+
+    _replaced(text, note)
+    return secrets
+
+
+def _replaced(text: str, hide: Callable[[str], str]) -> str:
+    for pattern, names in _PATTERNS:
+
+        def replaced(match: re.Match[str], pattern: re.Pattern[str] = pattern, names: _Test | None = names) -> str:
+            if names and not names(match["name"]):
+                return match["keep"] + pattern.sub(replaced, match["secret"])  # `sh -c '...'` has a command in its value
+            return match["keep"] + (match["secret"] if match["secret"] == HIDDEN else hide(match["secret"]))
+
+        text = pattern.sub(replaced, str(text))
+    return text
+
+
+def shown_value(name: str, value: str) -> str:
+    """Return the value of an argument or a variable as it is stored and shown."""
+    return HIDDEN if value and is_secret(name) else shown(value)
+
+
+def guarded(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment whose `repr` shows no secret."""
+    return {name: Secret(value) if is_secret(name) else value for name, value in environment.items()}
+
+
+def secrets_of(environment: Mapping[str, str]) -> list[str]:
+    """Return the secrets in an environment."""
+    return [*(value for name, value in environment.items() if is_secret(name))]
+
+
+def without(text: str, secrets: Iterable[str]) -> str:
+    """Return foreign text with each of these secrets hidden, in whatever form it was echoed, and the beginning of a cut one."""
+    forms = {form for secret in secrets for form in _forms(secret)}
+    for secret in sorted(forms, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+        if secret[:_LEAST_CHARACTERS] not in text:
+            continue
+        # What is too long is cut, and ends with dots.
+        for length in range(len(secret) - 1, _LEAST_CHARACTERS - 1, -1):
+            text = re.sub(re.escape(secret[:length]) + r"(?=\.\.\.|…|$)", HIDDEN, text, flags=re.M)
+    return text
+
+
+def _forms(secret: str) -> set[str]:
+    """Return a secret as it may stand in a text: as it is, without the scheme before it, quoted for a URL or as a literal."""
+    words = {secret.strip(), secret.strip().rpartition(" ")[2]}
+    forms = words | {form(word) for word in words for form in (quote, _quoted_fully, unquote)}
+    forms |= {repr(word)[1:-1] for word in words} | {word.replace("\\", "\\\\").replace('"', '\\"') for word in words}
+    return {form for form in forms if len(form) >= _LEAST_CHARACTERS}
+
+
+def _quoted_fully(word: str) -> str:
+    return quote(word, safe="")
