@@ -26,6 +26,8 @@ _ALWAYS = frozenset({
 """Words that make a name one of a secret, wherever in it they stand."""
 _AT_THE_END = frozenset({"key", "token", "pass", "pwd", "auth", "cookie", "sig", "signature", "bearer", "jwt", "pat"})
 """Words that do so at its end: `--ssl-keyfile` is a path, and `--max-num-batched-tokens` a number."""
+_NO_SECRETS = frozenset({"PWD", "OLDPWD"})
+"""Variables of every shell that only look like passwords."""
 _IN_TWO_WORDS = re.compile(r"(?:api|access|auth|private|secret)_(?:keys?|tokens?)(?:_|$)")
 
 
@@ -54,6 +56,8 @@ def is_secret(name: str) -> bool:
     """Return whether an argument, a variable, a header or a parameter of this name holds a secret."""
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
     plain = [word.lower() for word in words] or [""]
+    if name in _NO_SECRETS:
+        return False
     ends = plain[-1] in _AT_THE_END or plain[-1].endswith(("token", "password", "secret", "apikey"))
     return bool(ends or _ALWAYS.intersection(plain) or _IN_TWO_WORDS.search("_".join(plain)))
 

@@ -8,9 +8,11 @@ GPUs holds a lock on the queue meanwhile, so that an engine of four ranks is not
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -55,19 +57,50 @@ def _open(folder: Path, name: str) -> int:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
             folder.chmod(0o1777)
+        _check_folder(folder)
         while True:
             # Without O_CREAT: in a folder that all may write to, Linux forbids it for a file that another user has made.
             with contextlib.suppress(FileNotFoundError):
-                return os.open(path, os.O_RDONLY)
+                return _plain_file(path)
             with contextlib.suppress(FileExistsError):  # another process was quicker
-                descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
                 os.fchmod(descriptor, 0o666)  # whatever the umask says
                 return descriptor
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _no_plain_file(path) from None
         raise LeaseError(
             f"{path}, the lock that keeps two engines apart, cannot be opened ({error.strerror}). All users of this machine need"
             f" access: give {folder} mode 1777."
         ) from error
+
+
+# A link would have files elsewhere locked and made, and a pipe would be waited for. Nothing is ever written into a lock file.
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+def _plain_file(path: Path) -> int:
+    """Return a descriptor of a lock file that is there; raises LeaseError where something else has its name."""
+    descriptor = os.open(path, _FLAGS)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _no_plain_file(path)
+    return descriptor
+
+
+def _no_plain_file(path: Path) -> LeaseError:
+    return LeaseError(f"{path}, the lock that keeps two engines apart, is no plain file: somebody has put it there. Remove it.")
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise LeaseError where the folder is a link, or others could put files of their own in the place of the locks."""
+    mode = folder.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        raise LeaseError(f"{folder}, the folder of the locks that keep engines apart, is a link. Remove it.")
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise LeaseError(
+            f"{folder}, the folder of the locks that keep engines apart, lets users replace each other's files. Give it mode 1777."
+        )
 
 
 @contextlib.contextmanager
