@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
-import subprocess
+import re
 import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import pytest
 
@@ -35,15 +34,15 @@ MEASURING = """
 def test_x(llmperf):
     llmperf(requests=8, prompt_tokens=6, output_tokens=4)
 """
-ENDPOINT = ("--llmperf-header=X-Token=GATEWAY", "--llmperf-header=X-Account: {header}")
+ENDPOINT = ("--llmperf-header=X-Token=GATEWAY", "--llmperf-header=X-Account: <header>")
 ENGINE = """
 import os, pathlib, pytest
 
 @pytest.fixture(scope="session")
 def llm_engine_args():
-    return {{"hf_token": "{fixture}"}}
+    return {"hf_token": "<fixture>"}
 
-@pytest.mark.llmperf(engine_args="--tokenizer x?token={argument}", env={{"HF_TOKEN": "{marker}", "PROXY": "http://me:{proxy}@x"}})
+@pytest.mark.llmperf(engine_args="--tokenizer x?token=<argument>", env={"HF_TOKEN": "<marker>", "PROXY": "http://me:<proxy>@x"})
 def test_x(llm_engine, llmperf, baseline):
     with open(os.environ["NOTED"], "a") as noted:
         noted.write(llm_engine.api_key + "\\n")
@@ -69,8 +68,8 @@ class Secrets:
         return self.values.setdefault(place, f"sk-{place}-{self.chance.getrandbits(64):016x}")
 
     def planted(self, text: str) -> str:
-        """Return a text with a secret in the place of each name in braces."""
-        return text.format_map(self)
+        """Return a text with a secret in the place of each `<name>`."""
+        return re.sub(r"<([a-z_]+)>", lambda match: self[match[1]], text)
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def _engine(then: str = "assert measured == baseline") -> dict[str, str]:
     return {"test_it.py": ENGINE.replace("{then}", then)}
 
 
-SIMULATED = ("--llmperf-engine=simulated", "--llmperf-engine-args=--api-key {option} second-{second}")
+SIMULATED = ("--llmperf-engine=simulated", "--llmperf-engine-args=--api-key <option> second-<second>")
 RECORDING = (*SIMULATED, "--update-baselines")
 PLAIN = {"test_it.py": MEASURING}
 SCENARIOS = [
@@ -111,31 +110,31 @@ SCENARIOS = [
         "HTTP 403",
         {
             "conftest.py": "import pytest\n@pytest.fixture(scope='session')\ndef llm_engine_url():\n"
-            "    return 'URL?api_key={fixture_query}'\n",
+            "    return 'URL?api_key=<fixture_query>'\n",
             "test_it.py": "def test_x(llm_engine_url, llm_engine, llmperf):\n    llmperf()\n",
         },
         answers="403 by fixture",
     ),
-    Scenario("a password in a URL", "not a URL", PLAIN, ("--llmperf-url=http://me:{password}@127.0.0.1:9/v1?sig={query}",)),
+    Scenario("a password in a URL", "not a URL", PLAIN, ("--llmperf-url=http://me:<password>@127.0.0.1:9/v1?sig=<query>",)),
     Scenario(
         "a password in a URL of the ini file",
         "not a URL",
-        PLAIN | {"pytest.ini": "[pytest]\nllmperf_url = e=http://{password}@127.0.0.1:9\n"},
+        PLAIN | {"pytest.ini": "[pytest]\nllmperf_url = e=http://<password>@127.0.0.1:9\n"},
         quick=False,
     ),
     Scenario("a recorded engine", "recorded", _engine(), RECORDING),
     Scenario(
         "keys of the ini file",
         "assert 1 == 2",
-        _engine("assert 1 == 2") | {"pytest.ini": "[pytest]\nllmperf_engine_args = --api-key={ini}\n"},
-        ("--llmperf-engine=simulated",),
+        _engine("assert 1 == 2") | {"pytest.ini": "[pytest]\nllmperf_engine_args = --api-key=<ini>\n"},
+        ("--llmperf-engine=simulated", "--llmperf-missing-baseline=record"),
         quick=False,
     ),
     Scenario(
         "a regression with another key",
         "REGRESSED",
         _engine(),
-        ("--llmperf-engine=simulated", "--llmperf-engine-args=--api-key={another} --sim-slow-down 4"),
+        ("--llmperf-engine=simulated", "--llmperf-engine-args=--api-key=<another> --sim-slow-down 4"),
         before=RECORDING,
     ),
     Scenario(
@@ -143,7 +142,7 @@ SCENARIOS = [
         "INVALID",
         _engine(),
         ("--llmperf-engine=simulated", "--llmperf-engine-args=--sim-fail-every 3", "--llmperf-missing-baseline=record"),
-        env={"VLLM_API_KEY": "{environment}"},
+        env={"VLLM_API_KEY": "<environment>"},
     ),
     Scenario("no baseline", "NO-BASELINE", _engine(), SIMULATED, quick=False),
     Scenario(
@@ -153,23 +152,26 @@ SCENARIOS = [
     Scenario("workers of xdist", "assert 1 == 2", _engine("assert 1 == 2"), (*RECORDING, "-n", "2")),
     Scenario(
         "a usage error", "No closing quotation", _engine(),
-        ("--llmperf-engine=simulated", "--llmperf-engine-args=--api-key {option} 'x"),
+        ("--llmperf-engine=simulated", "--llmperf-engine-args=--api-key <option> 'x"),
     ),
     Scenario(
         "a bad environment", "must be a dict", {"test_it.py": "import pytest\n"
-        "@pytest.mark.llmperf(env=[('HF_TOKEN={marker}')])\ndef test_x(llmperf): ...\n"},
+        "@pytest.mark.llmperf(env=[('HF_TOKEN=<marker>')])\ndef test_x(llmperf): ...\n"},
         ("--llmperf-engine=simulated",), quick=False,
     ),
     Scenario(
         "an engine that dies and prints all it knows",
         "bad environment",
-        {"test_it.py": "import pytest\n@pytest.mark.llmperf(env={{'API_TOKEN': '{marker}'}})\ndef test_x(llmperf):\n    llmperf()\n"},
-        (f"--llmperf-command={shlex.quote(sys.executable)} -c {shlex.quote(PRINTS_ALL)} {{{{port}}}} --api-key {{command}}",),
+        {
+            "test_it.py": f"import pytest\n@pytest.mark.llmperf(env={{'API_TOKEN': '<marker>'}}){MEASURING}",
+            "prints.py": PRINTS_ALL,
+        },
+        (f"--llmperf-command={sys.executable} prints.py {{port}} --api-key <command>",),
         log_tells=True,
     ),
     Scenario(
         "a command that is no program", "there is no program", PLAIN,
-        ("--llmperf-command=nosuchserver --port {{port}} --api-key {command}",), quick=False,
+        ("--llmperf-command=nosuchserver --port {port} --api-key <command>",), quick=False,
     ),
 ]  # fmt: skip
 
@@ -212,7 +214,11 @@ def _echoing(answers: str, behind: str) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-        do_GET = do_POST = answer
+        def do_GET(self) -> None:
+            self.answer()
+
+        def do_POST(self) -> None:
+            self.answer()
 
         def log_message(self, *_: object) -> None:
             """Log no request."""
@@ -232,7 +238,7 @@ def _echoing(answers: str, behind: str) -> Iterator[str]:
 class CommandLines:
     """Every command line that is seen while the block runs, but pytest's own: what stands there the user has written."""
 
-    def __enter__(self) -> CommandLines:
+    def __enter__(self) -> Self:
         self.seen: set[bytes] = set()
         self._over = threading.Event()
         self._watch = threading.Thread(target=self._look, daemon=True)
@@ -274,7 +280,7 @@ def _run(scenario: Scenario, secrets: Secrets, folder: Path) -> None:
         args = [*SHORT, *SHOWING, f"--basetemp={rest / 'pytest'}", *(() if by_fixture else address)]
         env = {
             "LLMPERF_API_KEY": secrets["api"], "HF_TOKEN": secrets["hf"], "AWS_SECRET_ACCESS_KEY": secrets["aws"],
-            "GATEWAY": secrets["gateway"], "TMPDIR": str(rest), "NOTED": str(noted), "PYTHONDONTWRITEBYTECODE": "1",
+            **({"GATEWAY": secrets["gateway"]} if scenario.answers else {}), "TMPDIR": str(rest), "NOTED": str(noted), "PYTHONDONTWRITEBYTECODE": "1",
             **{name: secrets.planted(value) for name, value in scenario.env.items()},
         }  # fmt: skip
         example = Example(files, (), env)
@@ -301,7 +307,7 @@ def _run(scenario: Scenario, secrets: Secrets, folder: Path) -> None:
         for part in (value, value[:-8] if value.startswith("sk-") else value[:16]):
             assert part not in "\n".join(outputs), _around("\n".join(outputs), part)
             assert [str(path) for path, content in left.items() if part.encode() in content] == []
-        if not (scenario.log_tells and value == secrets["command"]):  # where the user's own command line has it
+        if value != secrets.values.get("command"):  # that is the user's own command line
             assert lines.holding(value) == []
 
 

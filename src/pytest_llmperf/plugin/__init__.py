@@ -93,6 +93,14 @@ class _Collector:
 
             show(self._config, text)
 
+    @pytest.hookimpl(trylast=True)  # the terminal's comes first
+    def pytest_keyboard_interrupt(self) -> None:
+        """Let what is said of an interruption hold no secret."""
+        if self._state.used:
+            from pytest_llmperf.plugin.outlet import clean_interrupt
+
+            clean_interrupt(self._config)
+
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """Hear what a worker of xdist has to tell."""

@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.plan.secrets import secrets_of, without
-from pytest_llmperf.plugin.private import rewrite
+from pytest_llmperf.plugin.private import rewrite, rewrite_interrupt
 from pytest_llmperf.plugin.state import SESSION
 from pytest_llmperf.units import printable
 
@@ -44,6 +44,12 @@ def clean_report(config: pytest.Config, report: pytest.TestReport) -> None:
     """Clean what a report says of a failure or a skip, the values of local variables too."""
     secrets = _secrets(config)
     rewrite(report, lambda text: printable(without(text, secrets)))
+
+
+def clean_interrupt(config: pytest.Config) -> None:
+    """Clean what the terminal will say of an interruption."""
+    secrets = _secrets(config)
+    rewrite_interrupt(config, lambda text: printable(without(text, secrets)))
 
 
 def _secrets(config: pytest.Config) -> set[str]:

@@ -53,6 +53,13 @@ def rewrite(report: pytest.TestReport, change: Callable[[str], str]) -> None:
     report.longrepr = _rewritten(report.longrepr, change)
 
 
+def rewrite_interrupt(config: pytest.Config, change: Callable[[str], str]) -> None:
+    """Change every text of what the terminal will show of an interruption: with --full-trace the arguments of each function."""
+    memo = getattr(terminal(config), "_keyboardinterrupt_memo", None)
+    if memo is not None:
+        _rewritten(memo, change)
+
+
 def _rewritten(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)

@@ -296,7 +296,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Taken out: vLLM makes each of its variables a part of its compile cache's name.
     key = os.environ.pop("VLLM_API_KEY", "")
-    args, llm = _engine(sys.argv[1:])
+    hidden = json.loads(os.environ.pop("LLMPERF_ARGUMENTS", "[]"))  # those that hold secrets
+    args, llm = _engine([*sys.argv[1:], *hidden])
     try:
         host = _Host(args, llm, key)
         server = http.server.ThreadingHTTPServer((args.host, args.port), _handler(host))

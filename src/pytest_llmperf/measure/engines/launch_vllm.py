@@ -2,7 +2,8 @@
 
 Run as a script by the engine's interpreter: `launch_vllm.py fork|spawn ARGUMENTS ...`.
 
-The key comes in the variable VLLM_API_KEY, because a command line is everybody's to read. Engine cores have no use for it, and
+The key comes in the variable VLLM_API_KEY, and other secrets in LLMPERF_ARGUMENTS, because a command line is everybody's to read.
+Engine cores have no use for it, and
 until vLLM 0.3x it was a part of the name of their compile cache: with a key of its own each start would compile everything anew.
 
 `fork` is for the bundled model on CPU: it saves the engine core the import of vLLM. vLLM's CPU platform always spawns it, which
@@ -13,6 +14,7 @@ starts as usual: this is about seconds, never about what is measured.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import runpy
@@ -55,6 +57,7 @@ def _fork_engine_core() -> None:
 if __name__ == "__main__":
     sys.path.pop(0)  # this script's folder, whose modules would hide others of the same name
     how = sys.argv.pop(1)
+    sys.argv += json.loads(os.environ.pop("LLMPERF_ARGUMENTS", "[]"))  # those that hold secrets
     _keep_key()
     if how == "fork":
         try:

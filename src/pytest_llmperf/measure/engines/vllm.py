@@ -16,7 +16,7 @@ from pytest_llmperf.measure.engines.server import Play, Program, ServerEngine, p
 from pytest_llmperf.measure.host.machine import Host, core_groups, has_bfloat16
 from pytest_llmperf.measure.host.model import bundled_model
 from pytest_llmperf.plan.engine import EngineArgs, EngineSpec, command_line, merge_engine_args
-from pytest_llmperf.plan.secrets import Secret, guarded
+from pytest_llmperf.plan.secrets import Guarded, Secret, guarded, is_secret, secrets_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,10 +107,12 @@ class Keys:
 
     def without(self, args: EngineArgs) -> EngineArgs:
         """Return engine arguments without those that the environment holds."""
-        return tuple((name, values) for name, values in args if not (values and name in _BY_ENVIRONMENT))
+        return tuple(each for each in args if not _is_hidden(*each))
 
 
 _API_KEY = "VLLM_API_KEY"
+ARGUMENTS = "LLMPERF_ARGUMENTS"
+"""The variable with further arguments that hold secrets, as a JSON list of words: the programs that are started take it out."""
 _BY_ENVIRONMENT = {"api-key": _API_KEY, "hf-token": "HF_TOKEN"}
 """Arguments that are secrets, and the variables that vLLM reads in their place."""
 
@@ -123,7 +125,14 @@ def keys_of(spec: EngineSpec) -> Keys:
     given = {_BY_ENVIRONMENT[name]: values[0] for name, values in spec.args if values and name in _BY_ENVIRONMENT}
     key = given.get(_API_KEY, dict(spec.env).get(_API_KEY, os.environ.get(_API_KEY)))
     key = secrets.token_urlsafe(24) if key is None else key
-    return Keys(Secret(key) if key else None, given | {_API_KEY: key})
+    others = tuple(each for each in spec.args if _is_hidden(*each) and each[0] not in _BY_ENVIRONMENT)
+    words = {ARGUMENTS: Guarded(json.dumps(command_line(others)))} if others else {}
+    return Keys(Secret(key) if key else None, given | words | {_API_KEY: key})
+
+
+def _is_hidden(name: str, values: Sequence[str]) -> bool:
+    """Return whether an engine argument must not stand on a command line."""
+    return bool(values) and (is_secret(name) or any(map(secrets_in, values)))
 
 
 def vllm_command(program: Sequence[str], spec: EngineSpec, arguments: Sequence[str]) -> Callable[[int, str], list[str]]:

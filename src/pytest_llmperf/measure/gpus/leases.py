@@ -99,7 +99,8 @@ def _check_folder(folder: Path) -> None:
         raise LeaseError(f"{folder}, the folder of the locks that keep engines apart, is a link. Remove it.")
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise LeaseError(
-            f"{folder}, the folder of the locks that keep engines apart, lets users replace each other's files. Give it mode 1777."
+            f"{folder}, the folder of the locks that keep engines apart, lets users replace each other's files."
+            " Give it mode 1777."
         )
 
 
