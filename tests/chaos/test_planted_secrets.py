@@ -280,7 +280,9 @@ def _run(scenario: Scenario, secrets: Secrets, folder: Path) -> None:
         args = [*SHORT, *SHOWING, f"--basetemp={rest / 'pytest'}", *(() if by_fixture else address)]
         env = {
             "LLMPERF_API_KEY": secrets["api"], "HF_TOKEN": secrets["hf"], "AWS_SECRET_ACCESS_KEY": secrets["aws"],
-            **({"GATEWAY": secrets["gateway"]} if scenario.answers else {}), "TMPDIR": str(rest), "NOTED": str(noted), "PYTHONDONTWRITEBYTECODE": "1",
+            # Where no option names it, nobody can know that it is one.
+            **({"GATEWAY": secrets["gateway"]} if scenario.answers else {}),
+            "TMPDIR": str(rest), "NOTED": str(noted), "PYTHONDONTWRITEBYTECODE": "1",
             **{name: secrets.planted(value) for name, value in scenario.env.items()},
         }  # fmt: skip
         example = Example(files, (), env)

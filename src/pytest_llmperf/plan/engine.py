@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -15,7 +15,7 @@ from pytest_llmperf.plan.axes import DEFAULT_MODEL, short_model
 from pytest_llmperf.plan.checks import PlanError, degree
 from pytest_llmperf.plan.command import check_command
 from pytest_llmperf.plan.kinds import kind_of
-from pytest_llmperf.plan.secrets import Guarded, Secret, is_secret, secrets_in, shown, shown_value
+from pytest_llmperf.plan.secrets import Guarded, hushed, is_secret, secrets_in, shown, shown_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -63,7 +63,7 @@ def parse_engine_args(source: str | dict[str, Any] | Sequence[str], *, origin: s
             instead = f"{{{name}}} in --llmperf-command" if verbatim else _RESERVED[name]
             raise PlanError(f"{origin}: --{name} is set by the plugin; use {instead} instead")
         arguments.pop(name[3:] if name.startswith("no-") else f"no-{name}", None)
-        arguments[name] = tuple(map(Secret if is_secret(name) else Guarded, values))
+        arguments[name] = tuple(hushed(name, value) for value in values)
     return tuple(sorted(arguments.items()))
 
 
@@ -155,19 +155,27 @@ class EngineSpec:
     env: tuple[tuple[str, str], ...] = ()
     python: str = ""
     """The interpreter that has vLLM; empty for engines that need none."""
-    url: str = field(default="", repr=False)  # its query may hold a secret
+    url: str = ""
     """The endpoint of an engine that is not started, else empty."""
     command: str = ""
     """The command line of an engine that is started by one, with placeholders (`command.PLACEHOLDERS`), else empty."""
 
     def __post_init__(self) -> None:
-        """Raise PlanError where a field is unusable."""
+        """Raise PlanError where a field is unusable; keep secrets out of `repr`."""
         for name in ("tp", "pp", "dp"):
             object.__setattr__(self, name, degree(name, getattr(self, name)))
         if not kind_of(self.kind).starts:
             check_url(self.url, origin="url")
         if kind_of(self.kind).commanded:
             check_command(self.command, origin="command")
+        quiet = {
+            "args": tuple((name, tuple(hushed(name, value) for value in values)) for name, values in self.args),
+            "env": tuple((name, hushed(name, value)) for name, value in self.env),
+            "url": Guarded(self.url),
+            "command": Guarded(self.command),
+        }
+        for name, value in quiet.items():
+            object.__setattr__(self, name, value)
 
     @property
     def ranks(self) -> int:

@@ -64,11 +64,13 @@ def is_secret(name: str) -> bool:
 
 _Test = Callable[[str], bool]
 _WORD = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[^\s'"]+)+"""
+_VALUE = rf"(?:{_WORD}|['\"].*$)"
+"""Of an option: a word as shells have them, be its quote closed or not."""
 _PATTERNS = (
     (re.compile(r"(?P<keep>\b[a-z][a-z0-9+.-]*://)(?P<secret>[^/\s?#@'\"]+)(?=@)", re.I), None),
     (re.compile(r"(?P<keep>[?&](?P<name>[^=&#\s'\"]+)=)(?P<secret>[^&#\s'\"]+)"), None),
-    (re.compile(rf"(?P<keep>(?<![\w-])--?(?P<name>[A-Za-z][\w.-]*)=)(?P<secret>{_WORD})"), is_secret),
-    (re.compile(rf"(?P<keep>(?<![\w-])--?(?P<name>[A-Za-z][\w.-]*)\s+)(?P<secret>(?!-){_WORD}(?:\s+(?!-){_WORD})*)"), is_secret),
+    (re.compile(rf"(?P<keep>(?<![\w-])--?(?P<name>[A-Za-z][\w.-]*)=)(?P<secret>{_VALUE})"), is_secret),
+    (re.compile(rf"(?P<keep>(?<![\w-])--?(?P<name>[A-Za-z][\w.-]*)\s+)(?P<secret>(?!-){_VALUE}(?:\s+(?!-){_WORD})*)"), is_secret),
     (re.compile(rf"(?P<keep>(?<![\w$?&-])(?P<name>[A-Za-z_]\w*)=)(?P<secret>{_WORD})"), is_secret),
     (re.compile(r"""(?P<keep>(?P<quote>["'])(?P<name>[\w.-]+)(?P=quote)\s*:\s*["'])(?P<secret>[^"']+)"""), is_secret),
     (re.compile(r"(?P<keep>\b(?:bearer|basic)\s+)(?P<secret>[\w.~+/=-]{6,})", re.I), None),
@@ -113,7 +115,12 @@ def shown_value(name: str, value: str) -> str:
 
 def guarded(environment: Mapping[str, str]) -> dict[str, str]:
     """Return an environment whose `repr` shows no secret."""
-    return {name: Secret(value) if is_secret(name) else value for name, value in environment.items()}
+    return {name: hushed(name, value) for name, value in environment.items()}
+
+
+def hushed(name: str, value: str) -> str:
+    """Return the value of an argument or a variable whose `repr` shows no secret."""
+    return Secret(value) if is_secret(name) else Guarded(value)
 
 
 def secrets_of(environment: Mapping[str, str]) -> list[str]:

@@ -1,0 +1,212 @@
+"""Secrets by their names, and what is shown in their place."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_llmperf.judge.provenance import Provenance, changes, engine_facts
+from pytest_llmperf.measure.client.endpoint import Endpoint
+from pytest_llmperf.measure.client.prompts import Prompt
+from pytest_llmperf.measure.engines.vllm import ARGUMENTS, keys_of
+from pytest_llmperf.plan.case import Case
+from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.command import check_command
+from pytest_llmperf.plan.engine import EngineSpec, check_url, command_line, parse_engine_args
+from pytest_llmperf.plan.marker import parse_marker
+from pytest_llmperf.plan.secrets import HIDDEN, is_secret, secrets_in, shown, without
+from pytest_llmperf.plan.workload import Workload
+from pytest_llmperf.units import printable
+
+KEY = "sk-0815-abcdef"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["api-key", "hf-token", "ssl-keyfile-password", "HF_TOKEN", "VLLM_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID",
+     "PGPASSWORD", "OPENAI_APIKEY", "X-Api-Key", "Authorization", "sig", "apiKey", "GOOGLE_APPLICATION_CREDENTIALS",
+     "model-loader-extra-config.s3_secret_access_key", "API_TOKENS"],
+)  # fmt: skip
+def test_names_of_secrets_are_known(name: str) -> None:
+    assert is_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ssl-keyfile", "max-num-batched-tokens", "tokenizer", "tokenizer-mode", "kv-cache-dtype", "long-prefill-token-threshold",
+     "VLLM_MAX_BAD_WORDS_TOTAL_TOKENS", "VLLM_USE_FASTOKENS", "CUDA_VISIBLE_DEVICES", "PWD", "OLDPWD", "SSH_AUTH_SOCK",
+     "PYTHONHASHSEED", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "served-model-name", ""],
+)  # fmt: skip
+def test_names_of_other_things_are_left_alone(name: str) -> None:
+    assert not is_secret(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("http://u:p@h:1/x?api_key=1&b=2#f", "http://***@h:1/x?api_key=***&b=***#f"),
+        ("srv --api-key abc def --port {port}", "srv --api-key *** --port {port}"),
+        ("srv --api-key='a b' -m {model}", "srv --api-key=*** -m {model}"),
+        ("env HF_TOKEN=xx srv --tp 2", "env HF_TOKEN=*** srv --tp 2"),
+        ("sh -c 'srv --api-key abc --x 1'", "sh -c 'srv --api-key *** --x 1'"),
+        ('--extra {"s3_secret_access_key": "abc", "x": "y"}', '--extra {"s3_secret_access_key": "***", "x": "y"}'),
+        ("srv -H 'Authorization: Bearer abcdefgh'", "srv -H 'Authorization: Bearer ***'"),
+        ("llama-server -m {model} --port {port} -ngl 99", "llama-server -m {model} --port {port} -ngl 99"),
+        ("a=1 --max-num-seqs 64 --kv-cache-dtype=fp8", "a=1 --max-num-seqs 64 --kv-cache-dtype=fp8"),
+    ],
+)
+def test_a_text_is_shown_without_its_secrets(text: str, safe: str) -> None:
+    assert shown(text) == safe
+    assert shown(safe) == safe
+    assert bool(secrets_in(text)) == (text != safe)
+    assert HIDDEN not in "".join(secrets_in(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        (f"no {KEY}!", "no ***!"),
+        (f"Authorization: Bearer {KEY}", "Authorization: ***"),
+        ("You sent sk-0815-ab...", "You sent ***..."),
+        ("sk-0815-a", "***"),
+        ("sk-0815-other", "sk-0815-other"),
+    ],
+)
+def test_foreign_text_is_shown_without_secrets_and_what_is_left_of_cut_ones(text: str, safe: str) -> None:
+    assert without(text, [f"Bearer {KEY}"]) == safe
+
+
+def test_short_secrets_are_not_looked_for_everywhere() -> None:
+    assert without("a key is wrong", ["a", "key", ""]) == "a key is wrong"
+
+
+@given(st.text(min_size=6), st.text(), st.text())
+def test_no_secret_survives_in_whatever_form_it_is_echoed(secret: str, before: str, behind: str) -> None:
+    if len(secret.strip()) >= 6:
+        assert secret.strip() not in without(before + secret + behind, [secret]).replace(HIDDEN, "\0")
+        assert json.dumps(secret.strip(), ensure_ascii=False)[1:-1] not in without(
+            json.dumps(secret, ensure_ascii=False), [secret]
+        ).replace(HIDDEN, "\0") or any(ord(letter) < 32 for letter in secret)
+
+
+@given(st.text() | st.text(st.characters(categories=("Cc", "Cf", "Cs", "Zl", "Zp"))))
+def test_printable_text_gives_no_orders_and_stands_in_xml(text: str) -> None:
+    safe = printable(text)
+    assert all(letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cs", "Zl", "Zp") for letter in safe)
+    assert not set(safe) & set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+    assert printable(safe) == safe
+    escaped = safe.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    ElementTree.fromstring(f"<a>{escaped}</a>")
+
+
+def test_printable_text_is_left_alone() -> None:
+    assert printable("été 漢字 🎉 a\tb\n") == "été 漢字 🎉 a\tb\n"
+    assert printable("\x1b]0;t\x07\x9b1m\r\u202e\x00") == "\\x1b]0;t\\x07\\x9b1m\\r\\u202e\\x00"
+
+
+# -------------------------------------------------------------------------------------------------------- what is stored
+
+
+def spec(key: str = KEY, **more: object) -> EngineSpec:
+    source = f"--api-key {key} second --hf-token={key} --max-num-seqs 4 --tokenizer http://u:{key}@h/x"
+    env = (("HF_TOKEN", key), ("OMP_NUM_THREADS", "2"), ("HTTPS_PROXY", f"http://u:{key}@proxy"))
+    return EngineSpec(args=parse_engine_args(source, origin="test"), env=env, **more)  # type: ignore[arg-type]
+
+
+def facts(spec: EngineSpec) -> dict[str, object]:
+    return engine_facts(Case("a.py::t", spec, Workload()))
+
+
+def test_a_baseline_says_that_secrets_are_set_and_no_more() -> None:
+    stored = facts(spec())
+    assert stored["args"] == "--api-key '***' --hf-token '***' --max-num-seqs 4 --tokenizer 'http://***@h/x'"
+    assert stored["env"] == {"HF_TOKEN": "***", "OMP_NUM_THREADS": "2", "HTTPS_PROXY": "http://***@proxy"}
+    commanded = EngineSpec(kind="command", command=f"srv --port {{port}} --api-key {KEY}")
+    assert facts(commanded)["command"] == "srv --port {port} --api-key ***"
+
+
+def test_another_key_makes_no_other_engine() -> None:
+    assert changes(Provenance(facts(spec())), Provenance(facts(spec("another-key")))) == []
+    assert changes(Provenance(facts(EngineSpec())), Provenance(facts(EngineSpec(env=(("HF_TOKEN", KEY),))))) == []
+
+
+def test_an_old_baseline_with_a_key_in_plain_text_is_compared_without_showing_it() -> None:
+    old = facts(spec()) | {
+        "args": f"--api-key {KEY} --max-num-seqs 8 --tokenizer http://u:{KEY}@h/x",
+        "env": {"HF_TOKEN": KEY, "OMP_NUM_THREADS": "4", "HTTPS_PROXY": f"http://u:{KEY}@proxy"},
+        "command": f"srv --api-key {KEY}",
+    }
+    lines = changes(Provenance(old), Provenance(facts(spec("another-key"))))
+    assert lines == [
+        "engine command: srv --api-key *** -> not set",
+        "engine argument --max-num-seqs: 8 -> 4",
+        "environment OMP_NUM_THREADS: 4 -> 2",
+    ]
+
+
+def test_no_repr_shows_a_secret() -> None:
+    kept = [
+        spec(),
+        EngineSpec(kind="url", url=f"http://h/v1?sig={KEY}"),
+        EngineSpec(kind="command", command=f"srv {{port}} --api-key {KEY}"),
+        check_url(f"http://h/v1?sig={KEY}", origin="x"),
+        check_command(f"srv {{port}} --api-key {KEY}", origin="x"),
+        parse_marker({"env": {"HF_TOKEN": KEY}, "engine_args": f"--api-key {KEY}"}),
+        keys_of(spec()),
+    ]
+    endpoint = Endpoint(f"http://h/v1?sig={KEY}", "m", KEY, (("X-Token", KEY),))
+    plan = endpoint.plan([Prompt(text="x")], concurrency=1, request_timeout_s=1, stall_timeout_s=1)
+    assert KEY.encode() in plan.requests[0]
+    kept += [endpoint, endpoint.head(), plan]
+    assert [each for each in kept if KEY in repr(each)] == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: parse_engine_args(f"--api-key '{KEY}", origin="x"),
+        lambda: check_url(f"http://u:{KEY}@h", origin="x"),
+        lambda: check_url(f"h?sig={KEY}", origin="x"),
+        lambda: check_command(f"srv --api-key {KEY}", origin="x"),
+        lambda: check_command(f"srv --api-key {KEY} {{nothing}}", origin="x"),
+        lambda: parse_marker({"env": [f"HF_TOKEN={KEY}"]}),
+        lambda: parse_marker({"env": {"HF_TOKEN": KEY, "CUDA_VISIBLE_DEVICES": "1"}}),
+    ],
+)
+def test_no_usage_error_shows_a_secret(wrong: object) -> None:
+    with pytest.raises(PlanError) as error:
+        wrong()  # type: ignore[operator]
+    assert KEY not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------------ the engine's key
+
+
+def test_arguments_that_hold_secrets_are_passed_by_environment() -> None:
+    keys = keys_of(spec())
+    assert keys.api_key == KEY
+    assert keys.environment["VLLM_API_KEY"] == keys.environment["HF_TOKEN"] == KEY
+    assert json.loads(keys.environment[ARGUMENTS]) == ["--tokenizer", f"http://u:{KEY}@h/x"]
+    assert command_line(keys.without(spec().args)) == ["--max-num-seqs", "4"]
+
+
+def test_an_engine_without_a_key_gets_one_that_is_new_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    first, second = keys_of(EngineSpec()), keys_of(EngineSpec())
+    assert first.api_key
+    assert len(first.api_key) >= 32
+    assert first.api_key != second.api_key
+
+
+def test_the_users_own_key_is_taken_and_an_empty_one_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "of-the-run")
+    assert keys_of(EngineSpec()).api_key == "of-the-run"
+    assert keys_of(EngineSpec(env=(("VLLM_API_KEY", "of-the-test"),))).api_key == "of-the-test"
+    none = keys_of(EngineSpec(env=(("VLLM_API_KEY", ""),)))
+    assert none.api_key is None
+    assert none.environment["VLLM_API_KEY"] == ""
