@@ -36,6 +36,8 @@ class Habits:
     """Further paths with their bodies, text or JSON."""
     headers: dict[str, str] = field(default_factory=dict)
     """What must stand in the head of every request, names in lower case."""
+    says: str = "a header is missing"
+    """Its words for who does not bring them."""
     redirects_to: str = ""
     """The address that every request is sent to instead."""
     query: str = ""
@@ -144,7 +146,7 @@ def _handler(habits: Habits, seen: OddServer) -> type[BaseHTTPRequestHandler]:
             if habits.redirects_to:
                 self.give(307, "", Location=habits.redirects_to + self.path)
             elif any(given.get(name) != value for name, value in habits.headers.items()):
-                self.give(403, {"error": "a header is missing"})
+                self.give(403, {"error": habits.says})
             elif habits.query and self.path.partition("?")[2] != habits.query:
                 self.give(404, {"error": {"message": "no such version"}})
             else:

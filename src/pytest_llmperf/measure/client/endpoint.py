@@ -51,10 +51,9 @@ class Endpoint:
     def head(self) -> dict[str, str]:
         """Return the headers of every request: the API key's, and those that were given."""
         usual = {"Authorization": Secret(f"Bearer {self.api_key}")} if self.api_key else {}
-        given = {name.lower() for name, _ in self.headers}
-        return {name: value for name, value in usual.items() if name.lower() not in given} | {
-            name: Secret(value) for name, value in self.headers
-        }
+        given: dict[str, str] = {name: Secret(value) for name, value in self.headers}
+        names = {name.lower() for name in given}
+        return {name: value for name, value in usual.items() if name.lower() not in names} | given
 
     def plan(
         self,
