@@ -16,7 +16,10 @@ from tests.odd_servers import VLLM, odd_server
 if TYPE_CHECKING:
     from pathlib import Path
 
-ORDERS = "\x1b]0;owned\x07 \x1b[2J\x1b[1;31m \x1b]8;;http://evil\x1b\\click\x1b]8;;\x1b\\ \x9b5n \u202etxt.exe\u2066 \x08 \x00 \x7f \ufffe"
+ORDERS = (
+    "\x1b]0;owned\x07 \x1b[2J\x1b[1;31m \x1b]8;;http://evil\x1b\\click\x1b]8;;\x1b\\"
+    " \x9b5n \u202etxt.exe\u2066 \x08 \x00 \x7f \ufffe"
+)
 SHORT = ("--llmperf-rounds=1", "--llmperf-launches=2", "-p", "no:hypothesispytest", "-p", "no:benchmark", "-p", "no:anyio")
 SHOWING = ("-l", "--tb=long", "-vv", "-rA", "--junitxml=junit.xml")
 MEASURING = """
@@ -48,7 +51,7 @@ def test_errors_of_a_server_give_no_orders(tmp_path: Path, status: int) -> None:
         if status == 403
         else {"events": (f"data: {json.dumps({'error': ORDERS})}\n\n".encode(),)}
     )
-    with odd_server(VLLM, says=ORDERS, **errors) as server:
+    with odd_server(VLLM, says=f"{ORDERS}\r", **errors) as server:
         result = _run(tmp_path, MEASURING, f"--llmperf-url=e={server.url}")
     assert result.outcomes == ({"error": 1} if status == 403 else {"failed": 1})
     assert "\\x1b]0;owned\\x07" in result.stdout
