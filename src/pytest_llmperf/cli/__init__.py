@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.measure.engines.install import CPU_ENGINE, CUDA_ENGINE, install_engine, parse_engine
 from pytest_llmperf.measure.engines.packages import InstallError
 from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.secrets import shown
+from pytest_llmperf.units import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _install(args.engine or _default_engine(), args.into)
     except (InstallError, PlanError, OSError) as error:
-        print(f"pytest_llmperf: {error}", file=sys.stderr)
+        print(f"pytest_llmperf: {printable(shown(str(error)))}", file=sys.stderr)  # an index may have a password in its address
         return 1
 
 
