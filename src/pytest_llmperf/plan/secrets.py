@@ -130,8 +130,10 @@ def secrets_of(environment: Mapping[str, str]) -> list[str]:
 
 def without(text: str, secrets: Iterable[str]) -> str:
     """Return foreign text with each of these secrets hidden, in whatever form it was echoed, and the beginning of a cut one."""
-    forms = {form for secret in secrets for form in _forms(secret)}
-    for secret in sorted(forms, key=len, reverse=True):
+    forms, begins = _looked_for(frozenset(secrets))
+    if not forms or not begins.search(text):
+        return text
+    for secret in forms:
         text = text.replace(secret, HIDDEN)
         if secret[:_LEAST_CHARACTERS] not in text:
             continue
@@ -139,6 +141,13 @@ def without(text: str, secrets: Iterable[str]) -> str:
         for length in range(len(secret) - 1, _LEAST_CHARACTERS - 1, -1):
             text = re.sub(re.escape(secret[:length]) + r"(?=\.\.\.|…|$)", HIDDEN, text, flags=re.M)
     return text
+
+
+@functools.lru_cache(maxsize=8)
+def _looked_for(secrets: frozenset[str]) -> tuple[list[str], re.Pattern[str]]:
+    """Return what is looked for in foreign text, the longest first, and what each of it begins with."""
+    forms = sorted({form for secret in secrets for form in _forms(secret)}, key=len, reverse=True)
+    return forms, re.compile("|".join(sorted({re.escape(form[:_LEAST_CHARACTERS]) for form in forms})))
 
 
 def _forms(secret: str) -> set[str]:

@@ -52,11 +52,11 @@ def clean_interrupt(config: pytest.Config) -> None:
     rewrite_interrupt(config, lambda text: printable(without(text, secrets)))
 
 
-def _secrets(config: pytest.Config) -> set[str]:
+def _secrets(config: pytest.Config) -> frozenset[str]:
     """Return every secret that is known now: of the environment, the options, the tests, and of each engine so far."""
     state = config.stash[SESSION]
     known = {value for value in secrets_of(os.environ) if len(value) >= _LEAST_CHARACTERS} | state.secrets
     known.add(os.environ.get("LLMPERF_API_KEY", ""))
     known.update(state.settings.secrets if state.settings else ())
     known.update(state.run.pool.secrets if state.run else ())
-    return known
+    return frozenset(known)
