@@ -155,6 +155,15 @@ SCENARIOS = [
         ("--llmperf-engine=simulated", "--llmperf-engine-args=--api-key <option> 'x"),
     ),
     Scenario(
+        "a list in the ini file", "not a value of this option",
+        {
+            "test_it.py": MEASURING,
+            "pytest.ini": "",
+            "pyproject.toml": "[tool.pytest]\nllmperf_engine_args = ['--api-key', '<ini>']\n",
+        },
+        ("-c", "pyproject.toml", "--llmperf-engine=simulated"), quick=False,
+    ),
+    Scenario(
         "a bad environment", "must be a dict", {"test_it.py": "import pytest\n"
         "@pytest.mark.llmperf(env=[('HF_TOKEN=<marker>')])\ndef test_x(llmperf): ...\n"},
         ("--llmperf-engine=simulated",), quick=False,

@@ -101,7 +101,7 @@ def _from_words(words: Sequence[str], origin: str, spelled: _Spelling) -> Iterab
     name, values = "", list[str]()
     for word in words:
         if not isinstance(word, str):
-            raise PlanError(f"{origin}: {word!r} is not an engine argument; write it as text")
+            raise PlanError(f"{origin}: {shown(repr(word))} is not an engine argument; write it as text")
         if re.match(r"--?[A-Za-z]", word):
             if name:
                 yield name, tuple(values)

@@ -98,6 +98,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """The values of the options that have only some; `settings.py` refuses others, so that ini files are checked too."""
 
+MAY_HOLD_SECRETS = frozenset({"--llmperf-url", "--llmperf-header", "--llmperf-command", "--llmperf-engine-args"})
+"""Options whose values are not shown where they cannot even be read."""
+
 REPEATED = frozenset({"--llmperf-header"})
 """Options that may be given several times: their values may hold commas."""
 

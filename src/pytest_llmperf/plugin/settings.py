@@ -19,7 +19,7 @@ from pytest_llmperf.plan.engine import check_url, parse_engine_args, url_name
 from pytest_llmperf.plan.gates import parse_gate
 from pytest_llmperf.plan.headers import parse_headers
 from pytest_llmperf.plan.kinds import COMMAND, ENDPOINT, KINDS, STARTED
-from pytest_llmperf.plugin.options import CHOICES, OPTIONS, ini_name
+from pytest_llmperf.plugin.options import CHOICES, MAY_HOLD_SECRETS, OPTIONS, ini_name
 from pytest_llmperf.plugin.workers import refuse
 from pytest_llmperf.run.settings import Settings
 from pytest_llmperf.units import parse_duration, printable
@@ -46,9 +46,11 @@ def _resolve(config: pytest.Config, flag: str, default: object) -> Any:
     try:
         value = config.getini(ini_name(flag))
     except (TypeError, ValueError, pytest.UsageError) as error:  # the last since pytest 9.2
-        raise pytest.UsageError(f"{ini_name(flag)}: {error}; {hint}") from None
+        why = "not a value of this option" if flag in MAY_HOLD_SECRETS else error
+        raise pytest.UsageError(f"{ini_name(flag)}: {why}; {hint}") from None
     if not isinstance(value, (str, bool, NoneType)):
-        raise pytest.UsageError(f"{ini_name(flag)}={value!r}: not a value of this option; {hint}")
+        shown = "" if flag in MAY_HOLD_SECRETS else f"={value!r}"
+        raise pytest.UsageError(f"{ini_name(flag)}{shown}: not a value of this option; {hint}")
     return default if value in (None, "") else value
 
 

@@ -3,8 +3,8 @@
 Run as a script by the engine's interpreter: `launch_vllm.py fork|spawn ARGUMENTS ...`.
 
 The key comes in the variable VLLM_API_KEY, and other secrets in LLMPERF_ARGUMENTS, because a command line is everybody's to read.
-Engine cores have no use for the key, and older releases than vLLM 0.32 make all VLLM_ variables a part of the name of their
-compile cache: with a key of its own each start would compile everything anew.
+Engine cores have no use for the key, and vLLM before 0.32 (seen in 0.26.0) makes all VLLM_ variables a part of the name of its
+compile cache: with a key of its own each start would compile everything anew. As an argument it would stand in the log.
 
 `fork` is for the bundled model on CPU: it saves the engine core the import of vLLM. vLLM's CPU platform always spawns it, which
 then imports everything again (docs/engines.md says what this brings). The workers of tensor parallelism are spawned as ever: each
