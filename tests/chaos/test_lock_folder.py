@@ -59,7 +59,7 @@ def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path, attempts:
 
 @pytest.mark.fault("no hang", "a lock file is a pipe")
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
-def test_what_is_no_file_in_the_place_of_a_lock_is_not_waited_for(
+def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(
     tmp_path: Path, attempts: Attempts, make: Callable[[Path], None]
 ) -> None:
     for _ in attempts(quick=1, full=5):

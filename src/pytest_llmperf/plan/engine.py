@@ -15,7 +15,7 @@ from pytest_llmperf.plan.axes import DEFAULT_MODEL, short_model
 from pytest_llmperf.plan.checks import PlanError, degree
 from pytest_llmperf.plan.command import check_command
 from pytest_llmperf.plan.kinds import kind_of
-from pytest_llmperf.plan.secrets import Guarded, hushed, is_secret, secrets_in, shown, shown_value
+from pytest_llmperf.plan.secrets import HIDDEN, Guarded, hushed, is_secret, secrets_in, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -136,8 +136,9 @@ def command_line(args: EngineArgs) -> list[str]:
 
 def shown_args(args: EngineArgs) -> str:
     """Return engine arguments as one text that may be stored and shown: of a secret only that it is set."""
-    hidden = ((name, tuple(dict.fromkeys(shown_value(name, value) for value in values))) for name, values in args)
-    return shlex.join(command_line(tuple(hidden)))
+    # Of several keys one is told: how many they are is nobody's business either.
+    safe = ((name, (HIDDEN,) if values and is_secret(name) else tuple(map(shown, values))) for name, values in args)
+    return shlex.join(command_line(tuple(safe)))
 
 
 @dataclass(frozen=True)
