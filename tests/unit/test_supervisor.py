@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from multiprocessing import shared_memory
@@ -34,7 +35,10 @@ ENGINE = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', *sys.a
 def ended(command: list[str], note: Path, ready: Callable[[str], bool] = bool) -> dict[str, Any]:
     """Run a command under the supervisor until its note says that it is ready; return what the supervisor prints last."""
     child = subprocess.Popen(
-        [sys.executable, supervisor.__file__, "0.2", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, supervisor.__file__, str(os.getpid()), "0.2", *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert wait_until(lambda: note.is_file() and note.read_text() and ready(note.read_text()), 30)

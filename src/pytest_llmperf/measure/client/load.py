@@ -3,7 +3,7 @@
 No HTTP library is used, because each one that was measured stamps when its loop gets there: the kernel's receive stamp
 (SO_TIMESTAMPNS) does not depend on when this process ran, and under TLS it is that of the encrypted bytes. Bytes are kept with
 their stamps; a response is parsed when nothing is to be read, and its bytes are dropped then.
-It reads plans from stdin and writes logs to stdout, each with its length in front, until stdin ends.
+It reads plans from stdin and writes logs to stdout, each with its length in front, until stdin or its parent ends.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import select
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ from pytest_llmperf.measure.client.connect import Connections
 from pytest_llmperf.measure.client.messages import RoundLog, RoundPlan
 from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.client.round import Round
+from pytest_llmperf.measure.engines import remains
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,9 +95,42 @@ def _go_first() -> None:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
 
+def _watch(parent: int) -> None:
+    """Leave when the parent process ends, in the middle of a round too, where stdin is not looked at.
+
+    Besides, whoever the parent has forked keeps stdin open. A parent-death signal would come too early: when the thread ends that
+    started this process. A thread of our own, which waits in the kernel, costs a round nothing.
+    """
+    try:
+        ended, owner = os.pidfd_open(parent), remains.owner(parent)
+    except OSError:
+        os._exit(0)
+    if os.getppid() != parent:  # while it is our parent nobody else can have its id
+        os._exit(0)
+    threading.Thread(target=_leave_after, args=(ended, owner), name="llmperf-parent", daemon=True).start()
+
+
+def _leave_after(ended: int, owner: str) -> None:
+    """Wait for the end of the parent; then send nothing more, and see to it that no engine of the parent's is left.
+
+    Supervisors end the engines, but what killed the parent may have killed them too. As another program this process has neither
+    connections nor threads of a round any more.
+    """
+    waiting = select.poll()
+    waiting.register(ended, select.POLLIN)
+    waiting.poll()
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    try:
+        os.execv(sys.executable, [sys.executable, "-I", "-S", remains.__file__, owner])
+    finally:
+        os._exit(1)
+
+
 def main() -> None:
-    """Play every plan that comes in on stdin."""
+    """Play every plan that comes in on stdin, until the process with the id in the command line has ended."""
     _go_first()
+    _watch(int(sys.argv[1]))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     decoder = msgspec.msgpack.Decoder(RoundPlan)
 

@@ -27,7 +27,8 @@ def _fork_engine_core() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this script's folder, whose modules would hide others of the same name
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path.pop(0)  # this script's folder, whose modules would hide others of the same name
     try:
         _fork_engine_core()
     except (ImportError, AttributeError) as error:
