@@ -34,6 +34,8 @@ _SPARE = 32
 _MOST_AT_ONCE = 512
 """Connections that it has at most, where requests are due at its beginning: a process may have a thousand open files."""
 _CLOCK_SET_NS = 1_000_000
+_LAST_S = 5.0
+"""From the end of stdin to that of the parent at most: its pipes are closed before it is seen to have ended."""
 
 
 def play(plan: RoundPlan, started: Callable[[], int]) -> bytes:
@@ -95,30 +97,34 @@ def _go_first() -> None:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
 
-def _watch(parent: int) -> None:
-    """Leave when the parent process ends, in the middle of a round too, where stdin is not looked at.
+def _watch(owner: str) -> threading.Thread:
+    """Return a running thread that makes this process leave when its parent has ended, in the middle of a round too.
 
-    Besides, whoever the parent has forked keeps stdin open. A parent-death signal would come too early: when the thread ends that
-    started this process. A thread of our own, which waits in the kernel, costs a round nothing.
+    Stdin is not looked at there, and whoever the parent has forked keeps it open. A parent-death signal would come too early: when
+    the thread ends that started this process. A thread that waits in the kernel costs a round nothing.
     """
-    try:
-        ended, owner = os.pidfd_open(parent), remains.owner(parent)
-    except OSError:
-        os._exit(0)
+    parent = remains.pid_of(owner)
+    waiting = select.poll()
+    with contextlib.suppress(ProcessLookupError):
+        waiting.register(os.pidfd_open(parent), select.POLLIN)
     if os.getppid() != parent:  # while it is our parent nobody else can have its id
-        os._exit(0)
-    threading.Thread(target=_leave_after, args=(ended, owner), name="llmperf-parent", daemon=True).start()
+        _leave(owner)
+
+    def leave() -> None:
+        waiting.poll()
+        _leave(owner)
+
+    watch = threading.Thread(target=leave, name="llmperf-parent", daemon=True)
+    watch.start()
+    return watch
 
 
-def _leave_after(ended: int, owner: str) -> None:
-    """Wait for the end of the parent; then send nothing more, and see to it that no engine of the parent's is left.
+def _leave(owner: str) -> None:
+    """Send nothing more, and see to it that no engine of the parent's is left, nor a temporary folder.
 
     Supervisors end the engines, but what killed the parent may have killed them too. As another program this process has neither
     connections nor threads of a round any more.
     """
-    waiting = select.poll()
-    waiting.register(ended, select.POLLIN)
-    waiting.poll()
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     try:
@@ -128,9 +134,9 @@ def _leave_after(ended: int, owner: str) -> None:
 
 
 def main() -> None:
-    """Play every plan that comes in on stdin, until the process with the id in the command line has ended."""
+    """Play every plan that comes in on stdin, until the parent that the command line names has ended."""
     _go_first()
-    _watch(int(sys.argv[1]))
+    watch = _watch(sys.argv[1])
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     decoder = msgspec.msgpack.Decoder(RoundPlan)
 
@@ -152,6 +158,7 @@ def main() -> None:
             give(play(decoder.decode(message), started))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at its end
+    watch.join(_LAST_S)
 
 
 if __name__ == "__main__":

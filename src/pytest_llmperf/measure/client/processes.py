@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pytest_llmperf.measure.client.messages import ClientError, RoundLog
+from pytest_llmperf.measure.engines.remains import owner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,7 +115,7 @@ class _Process:
     def __init__(self) -> None:
         # -P: modules of the current folder are none of its business, whatever they are called.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "pytest_llmperf.measure.client.load", str(os.getpid())],
+            [sys.executable, "-P", "-m", "pytest_llmperf.measure.client.load", owner()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches pytest, which ends the round; the process ends with pytest

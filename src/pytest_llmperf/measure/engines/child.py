@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _KILL_S = 20.0
 """How long the supervisor may take to kill what is left after the grace time."""
+_KILLED = 128
+"""Exit codes of the supervisor beyond it, and those below 0, say that it was killed by a signal."""
 _TAIL_LINES = 25
 _MOST_CAUSES = 4
 
@@ -104,9 +106,9 @@ class Child:
         if self._supervisor.poll() is None:
             return
         self._clearing.join(_KILL_S)
-        code = next((message["exit"] for message in self._messages() if "exit" in message), None)
-        if code is None and self._supervisor.returncode:
+        if not 0 <= self._supervisor.returncode <= _KILLED:
             raise failure(f"The engine was ended {when}, because its supervisor was killed.", self.log_path)
+        code = next((message["exit"] for message in self._messages() if "exit" in message), None)
         how = f"with signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
         raise failure(f"The engine ended {how} {when}.", self.log_path)
 

@@ -72,13 +72,18 @@ def new_mark() -> str:
     return f"{owner()}-{next(_NUMBERS)}."
 
 
+def pid_of(name: str) -> int:
+    """Return the process id of an owner, or that of a mark."""
+    return int(name.split("-")[2])
+
+
 def is_gone(name: str) -> bool:
     """Return whether an owner, or that of a mark, has ended; False also where this cannot be known here."""
-    boot, namespace, pid, start = name.split("-")[:4]
-    if f"{boot}-{namespace}" != _here():
+    name = "-".join(name.split("-")[:4])
+    if not name.startswith(f"{_here()}-"):
         return False  # of another container or host, whose process ids are not ours
     try:
-        return owner(int(pid)) != f"{boot}-{namespace}-{pid}-{start}"
+        return owner(pid_of(name)) != name
     except OSError:
         return True
 

@@ -37,7 +37,8 @@ _MAPPED = re.compile(rb" rw-s .* /dev/shm/([^/\n]+)$", re.MULTILINE)
 """Files right in that folder that a process can write for others to read, as /proc/PID/maps has them."""
 _OURS = ("psm_", "vllm_")
 """How the names of Python's and of vLLM's shared memory begin."""
-_LOOK_S = 1.0
+_KILLED = 128
+_LOOK_S, _POLL_S = 1.0, 0.02
 _END_S = 15.0
 """How long the inner supervisor may take when the grace time is over."""
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -48,7 +49,10 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> int:
-    """Run the command until it or pytest ends, or stdin does; return 0 where the inner supervisor has lived to see to it."""
+    """Run the command until it or pytest ends, or stdin does; return 0.
+
+    Where the inner supervisor was killed, what a shell would return: 128 and the signal.
+    """
     pytest, grace_s, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
     _become_subreaper()
     for number in _IGNORED:
@@ -101,7 +105,8 @@ def _guard(inner: int, leash: int, grace_s: float, shared: _Shared) -> int:
     shared.look(_descendants())
     _kill_all()
     shared.remove()
-    return int(status != 0)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else _KILLED - code
 
 
 def _supervise(command: Sequence[str], leash: int, guard: int, grace_s: float, shared: _Shared) -> None:
@@ -149,7 +154,7 @@ def _wait(engine: subprocess.Popen[bytes], grace_s: float) -> None:
     """Wait until the engine and all it has started are gone, at most the grace time."""
     deadline = time.monotonic() + grace_s
     while time.monotonic() < deadline and (engine.poll() is None or _descendants(engine.pid)):
-        time.sleep(0.02)  # a poll with a deadline: there is no event for "the last descendant is gone"
+        time.sleep(_POLL_S)  # with a deadline: there is no event for "the last descendant is gone"
 
 
 def _descendants(engine: int | None = None) -> list[psutil.Process]:
@@ -179,7 +184,7 @@ def _kill_all(engine: int | None = None) -> list[int]:
         alone_s = 0.0 if others else alone_s or now_s
         for process in others or (living if now_s > alone_s + _TRACKER_S else ()):
             _kill(process, killed)
-        psutil.wait_procs(others or living, timeout=1 if others else 0.05)
+        time.sleep(_POLL_S)  # psutil's own waiting would take the engine's exit code from `Popen`
     for process in _descendants(engine):
         _kill(process, killed)
     return list(killed)

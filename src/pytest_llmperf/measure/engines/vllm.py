@@ -35,7 +35,7 @@ STAGES = {
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
 """The environment of every child, where the user has not set otherwise: nothing is reported, and its log comes at once."""
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
-"""The environment of an interpreter that is to run no module of the current folder, nor let those that it starts do so. The option
+"""The environment of an interpreter that is to run no module of the current folder, nor let those that it starts do so. Option
 -P would be refused before Python 3.11. `vllm serve` does not look there either."""
 _FIND = """
 import importlib.util as u, importlib.metadata as m, json, pathlib, re
