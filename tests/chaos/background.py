@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -115,5 +114,3 @@ class Background:
         for process in marked(self.folder):
             process.kill()
         self.pytest.wait()
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -62,13 +63,13 @@ def test_sigkill_of_pytest_at_a_random_moment(background: Callable[..., Backgrou
 @pytest.mark.parametrize(
     ("fault", "numbers"),
     [
-        pytest.param(name, numbers, marks=pytest.mark.fault(PROMISE, f"{name} in a round"), id=name)
-        for name, numbers in {
-            "Ctrl-C": (signal.SIGINT,),
-            "Ctrl-C twice": (signal.SIGINT, signal.SIGINT),
-            "SIGTERM": (signal.SIGTERM,),
-            "SIGHUP": (signal.SIGHUP,),
-        }.items()
+        pytest.param(name, numbers, marks=pytest.mark.fault(PROMISE, f"{name} in a round", full=later), id=name)
+        for name, numbers, later in (
+            ("Ctrl-C", (signal.SIGINT,), False),
+            ("Ctrl-C twice", (signal.SIGINT, signal.SIGINT), True),
+            ("SIGTERM", (signal.SIGTERM,), False),
+            ("SIGHUP", (signal.SIGHUP,), True),
+        )
     ],
 )
 def test_a_signal_to_pytest_in_a_round(
@@ -95,7 +96,7 @@ def test_os_exit_in_a_test(background: Callable[..., Background], attempts: Atte
 @pytest.mark.parametrize(
     "who",
     [
-        pytest.param(who, marks=pytest.mark.fault(PROMISE, f"SIGKILL of {words} in a round"), id=who)
+        pytest.param(who, marks=pytest.mark.fault(PROMISE, f"SIGKILL of {words} in a round", full=who == "outer"), id=who)
         for who, words in {
             "load": "the load process",
             "engine": "the engine",
@@ -112,7 +113,9 @@ def test_sigkill_of_another_process_in_a_round(background: Callable[..., Backgro
         run.until_in_a_round()
         time.sleep(chance.uniform(0, 1.0))
         outer, inner = run.supervisors()
-        victims = {"load": [run.load()], "engine": [run.engine()], "outer": [outer], "inner": [inner], "both": [outer, inner]}[who]
+        victims = {"load": [run.load()], "engine": [run.engine()], "outer": [outer], "inner": [inner], "both": [outer, inner]}[
+            who
+        ]
         began_s = time.monotonic()
         for victim in victims:
             victim.kill()
@@ -127,30 +130,44 @@ def test_sigkill_of_another_process_in_a_round(background: Callable[..., Backgro
 def test_sigkill_of_a_supervisor_at_a_random_moment(background: Callable[..., Background], attempts: Attempts) -> None:
     """Start-up, warm-up, round or stop: pytest ends soon, and says so where the engine was still needed."""
     source = LONG.replace("output_tokens=1900", "output_tokens=100")
-    for chance in attempts(quick=2, full=25):
+    for chance in attempts(quick=1, full=20):
         run = background("--llmperf-engine-args=--sim-children 2 --sim-startup-s 0.5", SOON, source=source)
         assert wait_until(lambda run=run: len(run.processes("supervisor.py")) == 2, PATIENCE_S), run.output
         time.sleep(chance.uniform(0, 5.0))
         began_s = time.monotonic()
         for victim in run.processes("supervisor.py")[: chance.choice((1, 2))]:
-            with_suppressed(victim.kill)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
         assert run.pytest.wait(PATIENCE_S) in (0, 1), run.output
         attempts.took(run.gone_after_s(began_s))
         assert "INTERNALERROR" not in run.output
 
 
-def with_suppressed(kill: Callable[[], None]) -> None:
-    """Kill what may have ended already."""
-    try:
-        kill()
-    except psutil.NoSuchProcess:
-        pass
+@pytest.mark.fault(PROMISE, "SIGKILL of both supervisors in a round, the server being a child of a shell that goes on serving")
+def test_a_server_behind_a_shell_does_not_go_on_without_supervisors(
+    background: Callable[..., Background], attempts: Attempts
+) -> None:
+    """The kernel ends the shell only; pytest would play its rounds to their end, for minutes."""
+    command = "--llmperf-command=sh -c '{python} -m pytest_llmperf.testing --port {port} --host {host}; true'"
+    source = LONG.replace("requests=16", "requests=128")
+    for chance in attempts(quick=1, full=5):
+        run = background(command, SOON, "--llmperf-exclusive=off", source=source, kind="command")
+        run.until_in_a_round()
+        time.sleep(chance.uniform(0, 1.0))
+        began_s = time.monotonic()
+        for supervisor in run.supervisors():
+            supervisor.kill()
+        assert run.pytest.wait(PATIENCE_S) == 1, run.output
+        attempts.took(run.gone_after_s(began_s))
+        assert "its supervisor was killed" in run.output
 
 
 @pytest.mark.parametrize(
     "who",
     [
-        pytest.param(who, marks=pytest.mark.fault(PROMISE, f"SIGKILL of {words} at once"), id=who)
+        pytest.param(
+            who, marks=pytest.mark.fault(PROMISE, f"SIGKILL of {words} at once", full=who != "pytest outer inner"), id=who
+        )
         for who, words in {
             "pytest outer": "pytest and the outer supervisor",
             "inner pytest": "the inner supervisor and pytest",
@@ -253,7 +270,7 @@ def requests_running(url: str) -> float:
 @pytest.mark.parametrize(
     "who",
     [
-        pytest.param(who, marks=pytest.mark.fault(PROMISE, f"SIGKILL of {words} of xdist"), id=who)
+        pytest.param(who, marks=pytest.mark.fault(PROMISE, f"SIGKILL of {words} of xdist", full=who == "controller"), id=who)
         for who, words in {"controller": "the controller", "worker": "a worker"}.items()
     ],
 )

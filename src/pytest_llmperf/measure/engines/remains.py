@@ -33,7 +33,7 @@ _MARKED = re.compile(rb"(?:^|\0)(LLMPERF_ENGINE|LLMPERF_SUPERVISOR)=([^\0]*)")
 _OWNER = r"[0-9a-f]+-\d+-\d+-\d+"
 _FOLDER = re.compile(rf"llmperf-[a-z]+-({_OWNER})-")
 _KILL_S = 10.0
-_TRACKER_S = 3.0
+_TRACKER_S = 5.0
 """How long Python's resource trackers may take to remove what the others have shared."""
 _NUMBERS = itertools.count()
 
@@ -104,12 +104,12 @@ def _environment(pid: str) -> bytes:
     try:
         if process.stat().st_uid != os.geteuid():
             return b""
-        if environment := (process / "environ").read_bytes():
-            return environment
+        with contextlib.suppress(ProcessLookupError):
+            return (process / "environ").read_bytes()
+        # Of a process whose main thread has ended, as CUDA's do in their last seconds, the other threads have it.
         threads = list((process / "task").iterdir())
     except OSError:
         return b""
-    # Of a process whose main thread has ended, as CUDA's do in their last seconds, the other threads have it.
     for thread in threads if len(threads) > 1 else ():
         with contextlib.suppress(OSError):
             if environment := (thread / "environ").read_bytes():

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_PDEATHSIG = 1
-_TRACKER_S = 3.0
+_TRACKER_S = 5.0
 """How long a resource tracker may take to remove what the other processes have left."""
 _SHARED = Path("/dev/shm")
 _MAPPED = re.compile(rb" rw-s .* /dev/shm/([^/\n]+)$", re.MULTILINE)
