@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 OUTSIDE = "testing"
 """A package of its own: an engine that knows nothing of what tests it."""
 
-SCRIPTS = ("measure.engines.supervisor", "measure.engines.host_llm", "measure.engines.launch_vllm")
+SCRIPTS = ("measure.engines.supervisor", "measure.engines.remains", "measure.engines.host_llm", "measure.engines.launch_vllm")
 """They are run by interpreters that may not have this package."""
 
 FORBIDDEN = ("util", "manager", "registry", "factory", "helper", "misc", "common")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,21 @@ def test_an_engine_that_dies_while_it_idles_is_noticed_at_once() -> None:
         server.kill()
         with pytest.raises(EngineError, match="ended with signal SIGKILL while it idled"):
             engine.idle(600)
+
+
+def test_its_temporary_folder_goes_with_it_but_for_the_log_of_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with open_engine(simulated()) as engine:
+        assert engine.log_path
+        assert engine.log_path.is_file()
+    assert not list(tmp_path.glob("llmperf-logs-*"))
+    with pytest.raises(ValueError, match="boom"), open_engine(simulated()):
+        raise ValueError("boom")
+    assert not list(tmp_path.glob("llmperf-logs-*"))
+    with pytest.raises(EngineError) as caught, open_engine(simulated("--sim-crash-at-start boom")):
+        pass
+    assert caught.value.log_path
+    assert caught.value.log_path.is_file()
 
 
 def _command(process: object) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from multiprocessing import shared_memory
@@ -34,7 +36,10 @@ ENGINE = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', *sys.a
 def ended(command: list[str], note: Path, ready: Callable[[str], bool] = bool) -> dict[str, Any]:
     """Run a command under the supervisor until its note says that it is ready; return what the supervisor prints last."""
     child = subprocess.Popen(
-        [sys.executable, supervisor.__file__, "0.2", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, supervisor.__file__, str(os.getpid()), "0.2", *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert wait_until(lambda: note.is_file() and note.read_text() and ready(note.read_text()), 30)
@@ -105,3 +110,61 @@ def test_shared_memory_that_an_engine_leaves_is_removed_but_nothing_else(tmp_pat
         before.close()
         before.unlink()
         cache.unlink(missing_ok=True)
+
+
+STUBBORN = """
+import os, pathlib, signal, sys, time
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = os.fork()
+if not child:
+    os.setsid()
+    time.sleep(600)
+pathlib.Path(sys.argv[1]).write_text(f"{os.getpid()} {child} {os.getppid()}")
+time.sleep(600)
+"""
+
+
+def stubborn(note: Path, grace_s: float) -> tuple[subprocess.Popen[bytes], list[int]]:
+    """Return the outer supervisor of an engine that ignores SIGTERM, and the ids of engine, its child, inner supervisor."""
+    command = [sys.executable, "-c", STUBBORN, str(note)]
+    outer = subprocess.Popen(
+        [sys.executable, "-P", supervisor.__file__, str(os.getpid()), str(grace_s), *command], stdin=subprocess.PIPE
+    )
+    assert wait_until(lambda: note.is_file() and len(note.read_text().split()) == 3, 30)
+    return outer, [int(word) for word in note.read_text().split()]
+
+
+def test_when_one_supervisor_is_killed_the_other_ends_the_engine_at_once(tmp_path: Path) -> None:
+    for victim in ("outer", "inner"):
+        outer, pids = stubborn(tmp_path / victim, grace_s=600)
+        os.kill(outer.pid if victim == "outer" else pids[2], signal.SIGKILL)
+        assert wait_until(lambda pids=pids: not any(map(psutil.pid_exists, pids)), 30)
+        assert outer.stdin is not None
+        outer.stdin.close()
+        assert outer.wait(30) == (-signal.SIGKILL if victim == "outer" else 128 + signal.SIGKILL)
+
+
+def test_a_word_on_stdin_stops_it_though_another_process_keeps_the_pipe_open(tmp_path: Path) -> None:
+    outer, pids = stubborn(tmp_path / "note", grace_s=0.2)
+    assert outer.stdin is not None
+    other = os.dup(outer.stdin.fileno())
+    try:
+        outer.stdin.write(b"stop\n")
+        outer.stdin.close()
+        assert outer.wait(30) == 0
+        assert not any(map(psutil.pid_exists, pids))
+    finally:
+        os.close(other)
+
+
+def test_a_supervisor_whose_parent_has_ended_already_starts_nothing(tmp_path: Path) -> None:
+    other = psutil.Process().ppid()  # not the parent of what is started here
+    done = subprocess.run(
+        [sys.executable, supervisor.__file__, str(other), "1", sys.executable, "-c", "print('started')"],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == done.stderr == b""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure.client.processes import LoadClient
+from pytest_llmperf.measure.engines import remains
 from pytest_llmperf.measure.engines.engine import Engine, EngineError, StartSettings
 from pytest_llmperf.measure.engines.opening import open_engine
 from pytest_llmperf.measure.engines.vllm import find_vllm
@@ -78,6 +79,8 @@ class EnginePool:
         if kind.vllm and spec.python not in self._with_vllm:
             find_vllm(spec.python)  # before this host is waited for: without it there is nothing to wait for
             self._with_vllm.add(spec.python)
+        if not self.starts and kind.starts:
+            remains.sweep()  # before GPUs are waited for: an engine whose run was killed may have them
         _ = self.client  # started first: the engine is not kept waiting for its first request
         with contextlib.ExitStack() as stack:
             turn = self._tenancy.turn(spec.ranks, gpus, together=spec.tp, simulated=kind.simulated)

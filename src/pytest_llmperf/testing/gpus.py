@@ -1,6 +1,6 @@
 """The GPUs of the simulated engine: who uses them, and what is wrong with them, kept as files in one folder.
 
-The folder is that of `LLMPERF_SIMULATED_STATE`; without it each process that asks for the GPUs gets one of its own, which the
+The folder is that of `LLMPERF_SIMULATED_STATE`; without it a process that writes something there gets one of its own, which the
 engines that it starts inherit. `nvml.py` reads from there what NVML would say.
 """
 
@@ -27,14 +27,19 @@ def count() -> int:
     return int(os.environ.get(NUMBER, "8"))
 
 
-def folder() -> Path:
-    """Return the folder of the state, made where there is none."""
+def folder(prefix: str = "llmperf-simulated-") -> Path:
+    """Return the folder of the state; where none is set a temporary one is made, whose name begins so, for this process."""
     if STATE not in os.environ:
-        os.environ[STATE] = tempfile.mkdtemp(prefix="llmperf-simulated-")
-        atexit.register(shutil.rmtree, os.environ[STATE], ignore_errors=True)
+        os.environ[STATE] = tempfile.mkdtemp(prefix=prefix)
+        atexit.register(_remove, os.environ[STATE], os.getpid())
     path = Path(os.environ[STATE])
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _remove(path: str, maker: int) -> None:
+    if os.getpid() == maker:  # a forked process that ends by itself has no say in it
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def occupy(used: dict[int, int]) -> Path:
@@ -49,7 +54,9 @@ def occupy(used: dict[int, int]) -> Path:
 
 def processes(index: int) -> dict[int, int]:
     """Return the bytes that living processes use of a GPU, by process id."""
-    users = {}
+    users: dict[int, int] = {}
+    if STATE not in os.environ:
+        return users
     for file in folder().glob("[0-9]*.json"):
         pid = int(file.stem)
         if not Path(f"/proc/{pid}").exists():
@@ -72,6 +79,6 @@ def set_conditions(conditions: dict[str, dict[str, Any]]) -> None:
 
 def condition(index: int, name: str, default: Any) -> Any:
     """Return a condition of a GPU: `used_bytes` (beyond the processes'), `reasons`, `sm_clock_mhz`, `ecc`, `xid`, ..."""
-    file = folder() / CONDITIONS
-    conditions = json.loads(file.read_text()) if file.is_file() else {}
+    file = folder() / CONDITIONS if STATE in os.environ else None
+    conditions = json.loads(file.read_text()) if file and file.is_file() else {}
     return {**conditions.get(EVERY, {}), **conditions.get(str(index), {})}.get(name, default)

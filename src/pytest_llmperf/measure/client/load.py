@@ -3,7 +3,7 @@
 No HTTP library is used, because each one that was measured stamps when its loop gets there: the kernel's receive stamp
 (SO_TIMESTAMPNS) does not depend on when this process ran, and under TLS it is that of the encrypted bytes. Bytes are kept with
 their stamps; a response is parsed when nothing is to be read, and its bytes are dropped then.
-It reads plans from stdin and writes logs to stdout, each with its length in front, until stdin ends.
+It reads plans from stdin and writes logs to stdout, each with its length in front, until stdin or its parent ends.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import select
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ from pytest_llmperf.measure.client.connect import Connections
 from pytest_llmperf.measure.client.messages import RoundLog, RoundPlan
 from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.client.round import Round
+from pytest_llmperf.measure.engines import remains
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +34,8 @@ _SPARE = 32
 _MOST_AT_ONCE = 512
 """Connections that it has at most, where requests are due at its beginning: a process may have a thousand open files."""
 _CLOCK_SET_NS = 1_000_000
+_LAST_S = 5.0
+"""From the end of stdin to that of the parent at most: its pipes are closed before it is seen to have ended."""
 
 
 def play(plan: RoundPlan, started: Callable[[], int]) -> bytes:
@@ -92,9 +97,46 @@ def _go_first() -> None:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
 
+def _watch(owner: str) -> threading.Thread:
+    """Return a running thread that makes this process leave when its parent has ended, in the middle of a round too.
+
+    Stdin is not looked at there, and whoever the parent has forked keeps it open. A parent-death signal would come too early: when
+    the thread ends that started this process. A thread that waits in the kernel costs a round nothing.
+    """
+    parent = remains.pid_of(owner)
+    waiting = select.poll()
+    with contextlib.suppress(ProcessLookupError):
+        waiting.register(os.pidfd_open(parent), select.POLLIN)
+    if os.getppid() != parent:  # while it is our parent nobody else can have its id
+        _leave(owner)
+
+    def leave() -> None:
+        waiting.poll()
+        _leave(owner)
+
+    watch = threading.Thread(target=leave, name="llmperf-parent", daemon=True)
+    watch.start()
+    return watch
+
+
+def _leave(owner: str) -> None:
+    """Send nothing more, and see to it that no engine of the parent's is left, nor a temporary folder.
+
+    Supervisors end the engines, but what killed the parent may have killed them too. As another program this process has neither
+    connections nor threads of a round any more.
+    """
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    try:
+        os.execv(sys.executable, [sys.executable, "-I", "-S", remains.__file__, owner])
+    finally:
+        os._exit(1)
+
+
 def main() -> None:
-    """Play every plan that comes in on stdin."""
+    """Play every plan that comes in on stdin, until the parent that the command line names has ended."""
     _go_first()
+    watch = _watch(sys.argv[1])
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     decoder = msgspec.msgpack.Decoder(RoundPlan)
 
@@ -116,6 +158,7 @@ def main() -> None:
             give(play(decoder.decode(message), started))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes at its end
+    watch.join(_LAST_S)
 
 
 if __name__ == "__main__":

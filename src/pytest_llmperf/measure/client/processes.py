@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pytest_llmperf.measure.client.messages import ClientError, RoundLog
+from pytest_llmperf.measure.engines.remains import owner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Self
 
     from pytest_llmperf.measure.client.messages import RoundPlan
@@ -102,18 +103,23 @@ def _joined(logs: Sequence[RoundLog], places: Sequence[Sequence[int]]) -> RoundL
     )
 
 
+def python_path(environment: Mapping[str, str]) -> str:
+    """Return a PYTHONPATH with which an interpreter finds this package, and none of its entries is the current folder unnamed."""
+    given = environment.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([str(Path(__file__).parents[3]), *filter(None, given)])
+
+
 class _Process:
     """A load process and its two pipes; messages have their length in front."""
 
     def __init__(self) -> None:
-        source = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+        # -P: modules of the current folder are none of its business, whatever they are called.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pytest_llmperf.measure.client.load"],
+            [sys.executable, "-P", "-m", "pytest_llmperf.measure.client.load", owner()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C reaches pytest, which ends the round; the process ends with its stdin
-            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C reaches pytest, which ends the round; the process ends with pytest
+            env={**os.environ, "PYTHONPATH": python_path(os.environ)},
         )
 
     @property

@@ -1,20 +1,25 @@
-"""A child process with a log, under a supervisor (`supervisor.py`).
+"""A child process with a log, under supervisors (`supervisor.py`).
 
-The supervisor watches its stdin: whatever happens to pytest, the child and all that it has started end with it.
+They watch this process: whatever happens to it, the child and all that it has started end with it. And this process watches
+them: where they are killed, it ends what is left of the child, and with that whatever waits for an answer of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from pytest_llmperf.measure.engines import remains
 from pytest_llmperf.measure.engines.engine import EngineError
 from pytest_llmperf.measure.engines.logs import named_errors, without_colours
 
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _KILL_S = 20.0
 """How long the supervisor may take to kill what is left after the grace time."""
+_KILLED = 128
+"""Exit codes of the supervisor beyond it, and those below 0, say that it was killed by a signal."""
 _TAIL_LINES = 25
 _MOST_CAUSES = 4
 
@@ -51,16 +58,22 @@ class Child:
         self.log_path = log_path
         self._grace_s = grace_s
         self._read_bytes = 0
+        self._mark = remains.new_mark()
+        # vLLM's processes give themselves a title, which without that switch is written over their environment too.
+        marked = {"SPT_NOENV": "1", **environment, remains.SUPERVISOR: self._mark}
         with log_path.open("wb") as log:
             self._supervisor = subprocess.Popen(
-                [sys.executable, "-P", str(_SUPERVISOR), str(grace_s), *command],
+                [sys.executable, "-P", str(_SUPERVISOR), str(os.getpid()), str(grace_s), *command],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=dict(environment),
+                env=marked,
                 text=True,
                 start_new_session=True,  # a kill of pytest's process group must not take the supervisor with it
             )
+        ended = os.pidfd_open(self._supervisor.pid)
+        self._clearing = threading.Thread(target=_clear, args=(ended, self._mark), name="llmperf-child", daemon=True)
+        self._clearing.start()
 
     @property
     def pid(self) -> int:
@@ -92,20 +105,35 @@ class Child:
             self._supervisor.wait(patience_s)
         if self._supervisor.poll() is None:
             return
-        assert self._supervisor.stdout is not None
-        messages = [json.loads(line) for line in self._supervisor.stdout if line.startswith("{")]
-        code = next((message["exit"] for message in messages if "exit" in message), None)
+        self._clearing.join(_KILL_S)
+        if not 0 <= self._supervisor.returncode <= _KILLED:
+            raise failure(f"The engine was ended {when}, because its supervisor was killed.", self.log_path)
+        code = next((message["exit"] for message in self._messages() if "exit" in message), None)
         how = f"with signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
         raise failure(f"The engine ended {how} {when}.", self.log_path)
 
+    def _messages(self) -> list[dict[str, Any]]:
+        """Return what the supervisors have said so far; whoever still has the pipe open is not waited for."""
+        assert self._supervisor.stdout is not None
+        pipe, text = self._supervisor.stdout.fileno(), b""
+        os.set_blocking(pipe, False)
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(pipe, 1 << 16):
+                text += part
+        return [json.loads(line) for line in text.splitlines() if line.startswith(b"{")]
+
     def stop(self) -> None:
-        """Close the supervisor's stdin and wait until it has ended everything; raises EngineError where it does not."""
+        """Tell the supervisor to end everything, and wait until it has; raises EngineError where it does not."""
         supervisor = self._supervisor
         assert supervisor.stdin is not None
         assert supervisor.stdout is not None
         try:
-            supervisor.stdin.close()
+            # Words, because the end of the pipe comes late where a test has forked a process: that has it open too.
+            with contextlib.suppress(OSError):  # it has ended
+                supervisor.stdin.write("stop\n")
+                supervisor.stdin.close()
             supervisor.wait(self._grace_s + _KILL_S)
+            self._clearing.join(_KILL_S)
         except subprocess.TimeoutExpired:
             left = psutil.Process(supervisor.pid).children(recursive=True)
             supervisor.kill()
@@ -117,3 +145,16 @@ class Child:
             raise failure(what, self.log_path) from None
         finally:
             supervisor.stdout.close()
+
+
+def _clear(supervisor: int, mark: str) -> None:
+    """Wait for the end of a supervisor, then end what is left of its engine: nothing, unless it was killed.
+
+    Calls that wait for an answer of that engine, and its rounds, then end too, as their connections do. Without it some would
+    not: a forked engine core inherits the server's listening socket, on which connections are still made when the server is dead.
+    """
+    waiting = select.poll()  # `select` takes no descriptor beyond 1023
+    waiting.register(supervisor, select.POLLIN)
+    waiting.poll()
+    os.close(supervisor)
+    remains.end(mark)

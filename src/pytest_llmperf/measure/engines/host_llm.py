@@ -329,5 +329,6 @@ def _stop(llm: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this script's folder, whose modules would hide others of the same name
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path.pop(0)  # this script's folder, whose modules would hide others of the same name
     main()

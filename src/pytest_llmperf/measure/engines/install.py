@@ -22,6 +22,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from pytest_llmperf.measure.engines.packages import Installer, InstallError, Wheel, find_installers, run
+from pytest_llmperf.measure.engines.remains import folder_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,7 +91,7 @@ def install_engine(wanted: Requirement, folder: Path | None, tell: Callable[[str
         engine = None if new else _sound(python, wanted)
         loaded_bytes = 0
         if engine is None:
-            tools = stack.enter_context(tempfile.TemporaryDirectory(prefix="llmperf-tools-"))
+            tools = stack.enter_context(tempfile.TemporaryDirectory(prefix=folder_prefix("tools")))
             installers = find_installers(Path(tools))
             if new and folder is not None:
                 stack.push(lambda kind, *_: shutil.rmtree(folder, ignore_errors=True) if kind else None)

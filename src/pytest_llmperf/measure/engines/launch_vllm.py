@@ -55,7 +55,8 @@ def _fork_engine_core() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this script's folder, whose modules would hide others of the same name
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path.pop(0)  # this script's folder, whose modules would hide others of the same name
     how = sys.argv.pop(1)
     sys.argv += json.loads(os.environ.pop("LLMPERF_ARGUMENTS", "[]"))  # those that hold secrets
     _keep_key()

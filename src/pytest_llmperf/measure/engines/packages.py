@@ -22,6 +22,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from pytest_llmperf.measure.engines.remains import folder_prefix
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -121,7 +123,7 @@ class Uv:
         return self._compile(python, requirements, *(["--no-deps"] if alone else []))
 
     def _compile(self, python: Path, requirements: Sequence[str], *options: str, **env: str) -> list[Wheel]:
-        with tempfile.TemporaryDirectory(prefix="llmperf-lock-") as folder:
+        with tempfile.TemporaryDirectory(prefix=folder_prefix("lock")) as folder:
             lock = Path(folder) / "pylock.toml"
             command = [self._command, "pip", "compile", "--quiet", "--format", "pylock.toml", "--python", str(python)]
             run([*command, "-o", str(lock), *self._links, *options, "-"], text="\n".join(requirements), env=env)
@@ -179,7 +181,7 @@ class Pip:
 
     def resolve(self, python: Path, requirements: Sequence[str], *, alone: bool = False) -> list[Wheel]:
         """Return what would be installed."""
-        with tempfile.TemporaryDirectory(prefix="llmperf-report-") as folder:
+        with tempfile.TemporaryDirectory(prefix=folder_prefix("report")) as folder:
             report, asked = Path(folder) / "report.json", Path(folder) / "asked.txt"
             asked.write_text("\n".join(requirements))
             options = ["--quiet", "--dry-run", "--ignore-installed", "--report", str(report), *(["--no-deps"] if alone else [])]
@@ -231,7 +233,7 @@ def run(
             stdout=None if terminal else subprocess.PIPE,
             stderr=None if terminal else subprocess.PIPE,
             text=True,
-            env={**os.environ, **(env or {})},
+            env={"PYTHONSAFEPATH": "1", **os.environ, **(env or {})},  # modules of the current folder are nobody's business
             check=False,
             timeout=timeout_s,
         )

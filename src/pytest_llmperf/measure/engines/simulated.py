@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from pytest_llmperf.measure.client.answers import to_record
 from pytest_llmperf.measure.client.messages import OVER, ClientError, RoundLog
+from pytest_llmperf.measure.client.processes import python_path
 from pytest_llmperf.measure.client.response import RequestRecord
 from pytest_llmperf.measure.engines import api
 from pytest_llmperf.measure.engines.engine import EngineError, StartSettings
 from pytest_llmperf.measure.engines.server import Idle, Play, Program, ServerEngine, play_over_http, visible_gpus
-from pytest_llmperf.measure.engines.vllm import QUIET, STAGES, keys_of, vllm_command
+from pytest_llmperf.measure.engines.vllm import QUIET, SAFE_PATH, STAGES, keys_of, vllm_command
 from pytest_llmperf.plan.engine import command_line
 from pytest_llmperf.plan.secrets import guarded
 
@@ -118,14 +118,13 @@ def open_simulated(
     clock = os.environ.get(CLOCK) or "real"
     if clock not in _CLOCKS:
         raise EngineError(f"{CLOCK}={clock}: must be {' or '.join(_CLOCKS)}")
-    environment = {**QUIET, **os.environ, **visible_gpus(watch), **dict(spec.env)}
-    # Its program is found where this package is, whatever the interpreter has installed.
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[3]), environment.get("PYTHONPATH"))))
+    environment = {**QUIET, **SAFE_PATH, **os.environ, **visible_gpus(watch), **dict(spec.env)}
     command = [spec.python or sys.executable, "-m", "pytest_llmperf.testing"]
     keys = keys_of(spec)
     program = Program(
         command=vllm_command(command, spec, command_line(keys.without(spec.args))),
-        environment=guarded(environment | keys.environment | {"PYTHONPATH": path}),
+        # Its program is found where this package is, whatever the interpreter has installed.
+        environment=guarded(environment | keys.environment | {"PYTHONPATH": python_path(environment)}),
         api_key=keys.api_key,
         play=_CLOCKS[clock][0],
         idle=_CLOCKS[clock][1],

@@ -37,6 +37,9 @@ STAGES = {
 """Patterns of vLLM's log lines that mark its start's progress, and what is shown for each."""
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
 """The environment of every child, where the user has not set otherwise: nothing is reported, and its log comes at once."""
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""The environment of an interpreter that is to run no module of the current folder, nor let those that it starts do so. Option
+-P would be refused before Python 3.11. `vllm serve` does not look there either."""
 _FIND = """
 import importlib.util as u, importlib.metadata as m, json, pathlib, re
 def v(*names):
@@ -57,7 +60,9 @@ def find_vllm(python: str) -> dict[str, str]:
     Raises EngineError where the interpreter cannot be run or has no vLLM.
     """
     try:
-        done = subprocess.run([python, "-c", _FIND], capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(
+            [python, "-c", _FIND], capture_output=True, text=True, timeout=60, check=True, env={**SAFE_PATH, **os.environ}
+        )
         versions = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise EngineError(f"{python} cannot be run as a Python interpreter ({error}).") from error
@@ -167,7 +172,7 @@ def _arguments(spec: EngineSpec, host: Host) -> EngineArgs:
 
 def _environment(spec: EngineSpec, host: Host, watch: GpuWatch | None) -> dict[str, str]:
     """Return the child's environment; what the user has set stays as it is."""
-    defaults = dict(QUIET)
+    defaults = QUIET | SAFE_PATH
     if not host.gpus:
         defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"
         if spec.ranks > 1:

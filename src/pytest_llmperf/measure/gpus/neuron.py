@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pytest_llmperf.measure.engines.remains import folder_prefix
 from pytest_llmperf.measure.gpus.device import AcceleratorError, Gpu, Reading, Totals
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ class Monitor:
 
     def _start(self) -> None:
         self._started = True
-        folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="llmperf-neuron-")))
+        folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix=folder_prefix("neuron"))))
         config, self._log = folder / "config.json", folder / "log"
         config.write_text(json.dumps(_CONFIG))
         command = [*self._command, "-c", str(config)]

@@ -9,6 +9,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure.engines.engine import EngineError
+from pytest_llmperf.measure.engines.remains import folder_prefix
 from pytest_llmperf.measure.gpus.device import AcceleratorError
 from pytest_llmperf.measure.gpus.leases import LeaseError, Locks, host_turn, lease, lock_folder
 from pytest_llmperf.measure.gpus.vendors import open_accelerators
@@ -131,5 +132,5 @@ class Tenancy:
 def _simulated_folder() -> Path:
     from importlib import import_module
 
-    folder: Path = import_module("pytest_llmperf.testing.gpus").folder()
+    folder: Path = import_module("pytest_llmperf.testing.gpus").folder(folder_prefix("simulated"))
     return folder
