@@ -11,8 +11,9 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
 
 import msgspec
 
@@ -20,14 +21,21 @@ from pytest_llmperf.files import write_text
 from pytest_llmperf.judge.provenance import Provenance
 from pytest_llmperf.measure import metrics
 from pytest_llmperf.measure.measurement import Launch
+from pytest_llmperf.plan.capacity import CAPACITIES, CAPACITY
+from pytest_llmperf.plan.files import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-VERSION = 2
-"""Format of the files. History: 1, the first; 2, the job of each launch, and the noise."""
-_READABLE = (1, 2)
+VERSION = 3
+"""Format of the files. History: 1, the first; 2, the job of each launch, and the noise; 3, what is lacking, and a checksum."""
+_READABLE = (1, 2, 3)
+REMEDY = "restore it from version control, or delete it and record anew with --update-baselines"
+_DECISIVE = ("version", "formulas", "host", "workload", "workload_fingerprint", "lacking", "launches")
+"""The fields that decide a verdict, hence are in the checksum; of the provenance that is what `_DECISIVE_FACTS` names. A case's
+id, the noise, versions and environment are for people: a test may be renamed in them, and what is private taken out."""
+_DECISIVE_FACTS = ("kind", "model", "model_config", "served_model")
 _UNUSABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, msgspec.MsgspecError)
 """What a damaged file raises. Before msgspec 0.21 its errors are no ValueErrors."""
 MOST_LAUNCHES = 40
@@ -51,6 +59,10 @@ class Baseline:
     formulas: int = metrics.FORMULAS
     noise: dict[str, dict[str, float | None]] = field(default_factory=dict)
     """What --llmperf-calibrate found per metric: parts of the noise, detectable slow-down, proposed tolerance. For people."""
+    lacking: dict[str, str] | None = None
+    """The gating metrics that it can never be compared by, each with the reason; None where an older file does not say."""
+    doubts: tuple[str, ...] = ()
+    """Why nothing may be judged by it, though it can be read: it was edited by hand, or is another host's. Never stored."""
 
     @property
     def jobs(self) -> int:
@@ -88,43 +100,94 @@ def path_for(folder: Path, host: str, case_id: str, kind: str = "") -> Path:
     return folder.joinpath(host, *parts, f"{safe}.json")
 
 
-def load(path: Path) -> Baseline | None:
-    """Return the stored baseline, None where the file does not exist; raises BaselineError for an unusable file."""
-    remedy = "restore it from version control, or delete it and record anew with --update-baselines"
+class _EngineFacts(TypedDict, total=False):
+    """What a baseline says of its engine, as far as a verdict or its messages ask for it."""
+
+    kind: str
+    model: str | None
+    served_model: str
+    model_config: str
+    args: str
+    env: dict[str, str]
+    command: str
+
+
+def load(path: Path, host: str | None = None) -> Baseline | None:
+    """Return the stored baseline, None where the file does not exist; raises BaselineError for an unusable file.
+
+    One that was edited by hand, or was recorded on another `host` than this, is returned with its doubts.
+    """
     try:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise BaselineError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+        raise BaselineError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from error
     try:
         stored = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         version = msgspec.json.decode(stored["version"])
-        if version not in _READABLE:
-            raise BaselineError(f"{path}: format version {version!r}, this plugin reads up to {VERSION}; {remedy}")
-        stored |= {"case_id": stored["case"], "formulas": stored["formulas"]}  # the latter must not be taken from the class
-        # Each field from its own bytes: one of msgspec's plain values could be a number that it converts wrongly.
-        types = get_type_hints(Baseline)
-        baseline = Baseline(**{name: msgspec.json.decode(stored[name], type=types[name]) for name in types if name in stored})
-        Provenance(**msgspec.json.decode(stored["provenance"]))  # which refuses a field that it does not know
-        if not baseline.launches or not all(launch.rounds for launch in baseline.launches):
-            raise ValueError("no launches, or one without rounds")
-        return baseline
+        if version not in _READABLE or isinstance(version, bool):
+            raise BaselineError(f"{path}: format version {shown(version)}, this plugin reads up to {VERSION}; {REMEDY}")
+        baseline = _decoded(stored)
+        edited = version >= 3 or "checksum" in stored
+        doubts = [_EDITED] if edited and checksum(text) != msgspec.json.decode(stored.get("checksum", b"null")) else []
     except BaselineError:
         raise
     except _UNUSABLE as error:
-        raise BaselineError(f"{path}: not a baseline ({type(error).__name__}: {error}); {remedy}") from error
+        what = str(error).partition("\n")[0][:200]
+        raise BaselineError(f"{path}: not a baseline ({type(error).__name__}: {what}); {REMEDY}") from error
+    if host is not None and baseline.host != host:
+        doubts.append(f"the baseline is another host's: recorded on {shown(baseline.host)}, and not on {host!r}")
+    return replace(baseline, doubts=tuple(doubts))
+
+
+_EDITED = "the baseline was edited by hand, or mixed of two by a merge: its checksum does not fit what it holds"
+
+
+@cache
+def _types() -> dict[str, Any]:
+    return {name: of for name, of in get_type_hints(Baseline).items() if name != "doubts"}
+
+
+def _decoded(stored: dict[str, Any]) -> Baseline:
+    """Return the baseline of a file's fields, each as its own bytes; raises one of `_UNUSABLE`."""
+    stored |= {"case_id": stored["case"], "formulas": stored["formulas"]}  # the latter must not be taken from the class
+    # Each field from its own bytes: one of msgspec's plain values could be a number that it converts wrongly.
+    baseline = Baseline(**{name: msgspec.json.decode(stored[name], type=of) for name, of in _types().items() if name in stored})
+    Provenance(**msgspec.json.decode(stored["provenance"]))  # which refuses a field that it does not know
+    msgspec.convert(baseline.provenance.engine, _EngineFacts)
+    if not baseline.launches or not all(launch.rounds for launch in baseline.launches):
+        raise ValueError("no launches, or one without rounds")
+    if CAPACITY in baseline.workload and baseline.workload[CAPACITY]["varied"] not in CAPACITIES:
+        raise ValueError(f"unknown search for {shown(baseline.workload[CAPACITY]['varied'])}")
+    return baseline
+
+
+def checksum(text: str | bytes) -> str:
+    """Return 16 hex digits of what decides a verdict; the same when a formatter has moved keys, or written 1 for 1.0.
+
+    It tells of edits and accidents, such as a merge conflict that was resolved by hand; it keeps nobody from forging one.
+    """
+    data = json.loads(text, parse_int=float)
+    engine = data["provenance"]["engine"]
+    decisive = {name: data.get(name) for name in _DECISIVE} | {name: engine.get(name) for name in _DECISIVE_FACTS}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def dump(baseline: Baseline) -> str:
     """Return the file's text: sorted keys, one line per round, so that a diff shows which numbers moved."""
     data = asdict(baseline)
-    launches = data.pop("launches")
+    stored = ",\n".join(_dump_launch(launch) for launch in data.pop("launches"))
     data["case"] = data.pop("case_id")
     data["version"] = VERSION
+    del data["doubts"]
+    data["checksum"] = checksum(_text(data, stored))
+    return _text(data, stored)
+
+
+def _text(data: dict[str, Any], launches: str) -> str:
     lines = [f"  {json.dumps(key)}: {json.dumps(data[key], sort_keys=True, allow_nan=False)}" for key in sorted(data)]
-    stored = ",\n".join(_dump_launch(launch) for launch in launches)
-    return "{\n" + ",\n".join(lines) + ',\n  "launches": [\n' + stored + "\n  ]\n}\n"
+    return "{\n" + ",\n".join(lines) + ',\n  "launches": [\n' + launches + "\n  ]\n}\n"
 
 
 def _dump_launch(launch: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.diagnosis import advice
 from pytest_llmperf.judge.provenance import changes
-from pytest_llmperf.judge.verdict import Status, Verdict
+from pytest_llmperf.judge.verdict import RESTORE, Status, Verdict
 from pytest_llmperf.plan.kinds import ENDPOINT
 from pytest_llmperf.run.cases import Answer
 from pytest_llmperf.run.recording import is_recorded, record
@@ -39,10 +39,12 @@ def known_failure(rules: Rules, plan: Planned) -> Answer | None:
     if not plan.compares:
         return None
     try:
-        for path in rules.files_of(plan):
-            store.load(path)
+        stored = [store.load(path, rules.host.key) for path in rules.files_of(plan)]
     except store.BaselineError as error:
         return Answer(Verdict(Status.INVALID, reasons=(str(error),)), failure=str(error))
+    if doubts := [doubt for baseline in stored if baseline for doubt in baseline.doubts]:
+        if not is_recorded(rules, stored=True):
+            return Answer(Verdict(Status.NOT_COMPARABLE, reasons=(*doubts, RESTORE)))
     # The fixture `llm_engine_url` may have an endpoint measured in the place of the planned engine.
     kinds = dict.fromkeys(("", plan.file_kind, ENDPOINT))
     possible = possible_files(rules, plan, rules.host.key, kinds)

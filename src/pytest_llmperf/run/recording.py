@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.calibration import calibrated, noise_of
-from pytest_llmperf.judge.lacking import lacking, sentence, without
+from pytest_llmperf.judge.gates import gates_of
+from pytest_llmperf.judge.lacking import lacking, lost, sentence, without
 from pytest_llmperf.judge.provenance import changes
 from pytest_llmperf.judge.verdict import Status, Verdict, not_comparable, observed
 from pytest_llmperf.plan.kinds import exchangeable
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_llmperf.judge.gates import Tolerance
+    from pytest_llmperf.judge.maths.stats import Design
     from pytest_llmperf.plan.case import Case
     from pytest_llmperf.plan.marker import Marker
+    from pytest_llmperf.plan.workload import Workload
     from pytest_llmperf.run.cases import CaseState
     from pytest_llmperf.run.rules import Rules
 
@@ -74,10 +77,23 @@ def record(rules: Rules, state: CaseState, stored: store.Baseline | None, marker
     path = rules.path(case.id, case.file_kind)
     verdict = Verdict(Status.RECORDED, rows, launches=len(state.launches), baseline_launches=len(merged.launches))
     notes = [f"recorded {rules.shown(path)}: {how}"]
-    if lacks := lacking(merged.launches, gated, design, case.workload):
-        notes.append(sentence(lacks))
-        merged = replace(merged, launches=without(merged.launches, lacks))
+    merged, said = _without_what_lacks(merged, stored, gated, design, case.workload)
+    notes += said
     return Answer(verdict, tuple(notes), accepted=True, record=(path, merged), kept=_kept(rules, case, stored))
+
+
+def _without_what_lacks(
+    new: store.Baseline, stored: store.Baseline | None, gated: Mapping[str, Tolerance], design: Design, workload: Workload
+) -> tuple[store.Baseline, list[str]]:
+    """Return a baseline that names what it can never be compared by, and what is to be said of it.
+
+    What the table has gate by default is named too where the project has switched it off: it may be switched on again.
+    """
+    lacks = lacking(new.launches, gates_of((), new.workload, tolerance=design.tolerance) | dict(gated), design, workload)
+    notes = [sentence(of_gates)] if (of_gates := {name: why for name, why in lacks.items() if name in gated}) else []
+    if stored and (gone := lost(stored.launches, of_gates, gated, design, workload)):
+        notes.append(f"the stored baseline was compared by {', '.join(gone)}; this one is no more")
+    return replace(new, launches=without(new.launches, lacks), lacking=lacks), notes
 
 
 def _without_a_gate(state: CaseState, gated: Mapping[str, Tolerance], lacks: Mapping[str, str]) -> str | None:

@@ -127,7 +127,7 @@ class Rules:
 
     def stored(self, case: Case) -> store.Baseline | None:
         """Return the baseline of a case, None where there is none; raises BaselineError for an unusable file."""
-        return store.load(self.stored_at(case.id, case.file_kind, case.engine.kind))
+        return store.load(self.stored_at(case.id, case.file_kind, case.engine.kind), self.host.key)
 
     def shown(self, path: Path) -> str:
         """Return a path as messages name it: relative to the rootdir where it is inside."""
@@ -151,10 +151,10 @@ class Rules:
         """Yield the usable baselines of the cases that will be compared; one that is unusable fails its case itself."""
         for path in self.files.values():
             try:
-                stored = store.load(path)
+                stored = store.load(path, self.host.key)
             except store.BaselineError:
                 continue
-            if stored is not None:
+            if stored is not None and not stored.doubts:
                 yield stored
 
     def believed(self, case_id: str) -> dict[str, Belief]:
