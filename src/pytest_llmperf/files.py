@@ -18,7 +18,7 @@ import stat
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,6 +40,15 @@ _KINDS = {
 def as_shell(path: str) -> str:
     """Return a path with `~` and `~user` replaced as a shell would: an ini file has no shell to do it."""
     return os.path.expanduser(path)  # noqa: PTH111 - Path's own raises RuntimeError for an unknown user; a shell leaves that alone
+
+
+def storable(value: Any) -> Any:
+    """Return plain data in which bytes of a path that are no text, which no UTF-8 can hold, are written as escapes."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {storable(key): storable(item) for key, item in value.items()}
+    return [storable(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def is_there(path: Path) -> bool:

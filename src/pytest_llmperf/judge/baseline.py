@@ -171,7 +171,7 @@ def unused(folder: Path, host: str, rootpath: Path, collected: Iterable[str]) ->
             continue  # whose it is cannot be told; its own test fails with this error
         test = stored.case_id.partition("[")[0].partition("#")[0] if stored else ""
         file = test.partition("::")[0]
-        if is_file(rootpath / file) and (file not in files or test in tests):
+        if test in tests or (file not in files and is_file(rootpath / file)):
             continue
         place = path.relative_to(folder / host)
         if is_place_of(place, test) or not may_be_used(place, rootpath, tests):

@@ -9,7 +9,7 @@ from itertools import chain, product
 from typing import TYPE_CHECKING, Any
 
 import pytest_llmperf
-from pytest_llmperf.files import is_there
+from pytest_llmperf.files import is_there, storable
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.comparison import prospects
 from pytest_llmperf.judge.gates import comparisons, gates, gates_of
@@ -147,7 +147,7 @@ class Rules:
             facts |= {name: sorted(known)} if known else {}
         versions = {**state.launches[-1].versions, "pytest-llmperf": pytest_llmperf.__version__}
         engine = engine_facts(state.case) | model_facts(state.case, state.launches)
-        return Provenance(engine, versions, facts, self._commit)
+        return Provenance(storable(engine), versions, facts, self._commit)
 
     def load(self) -> Iterator[store.Baseline]:
         """Yield the usable baselines of the cases that will be compared; one that is unusable fails its case itself."""
