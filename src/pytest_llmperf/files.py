@@ -113,6 +113,7 @@ def rewrite(path: Path, make: Callable[[], str], *, durable: bool = False) -> No
     new = path.with_name(_new_name(path.name))
     with _alone(new) as handle:
         try:
+            os.ftruncate(handle, 0)
             _write_all(handle, make().encode(errors="backslashreplace"))
             with contextlib.suppress(FileNotFoundError):  # a new one has what the umask leaves
                 os.fchmod(handle, stat.S_IMODE(path.stat().st_mode))
@@ -144,17 +145,16 @@ def _write_all(handle: int, data: bytes) -> None:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[int]:
-    """Yield an empty file to write into that no other process writes; raises OSError. It is ours until it is closed.
+    """Yield a file to write into that no other process writes; raises OSError. It is ours until it is closed.
 
-    Whoever had it before has given it another name, or removed it, before letting go: what waited has then locked a file that
-    is not there any more, and begins anew.
+    What a process that was killed has left may stand in it. Whoever had it before has given it another name, or removed it,
+    before letting go: what waited has then locked a file that is not there any more, and begins anew.
     """
     deadline = time.monotonic() + 2 * _PATIENCE_S
     while True:
         handle, created = _opened(path)
         try:
             if _is_ours(handle, path, created=created):
-                os.ftruncate(handle, 0)
                 yield handle
                 return
         finally:
