@@ -29,12 +29,17 @@ if TYPE_CHECKING:
     from pytest_llmperf.report.outcome import Outcome
 
 WORKLOAD = Workload(prompt_tokens=8, output_tokens=6, requests=16, concurrency=4)
-PLAIN: dict[str, Any] = {
+_PLAIN: dict[str, Any] = {
     "selected": {}, "kind": "simulated", "urls": {}, "served_model": None, "python": "", "engine_args": (),
     "startup_timeout_s": 60.0, "stop_grace_s": 5.0, "stall_timeout_s": 30.0, "missing": "fail", "update": "no", "extend": True,
     "calibrate": False, "selftest": False, "gate": (), "launches": 3, "rounds": 2, "max_launches": 4, "tolerance": 0.05,
     "fail_inconclusive": False, "require_gpus": False, "exclusive": False, "json_path": None,
 }  # fmt: skip
+
+
+def settings_from(folder: Path, **given: Any) -> Settings:
+    """Return plain settings of a run in a folder, with what is given."""
+    return Settings(**_PLAIN | {"baselines": folder / "baselines"} | given)
 
 
 def launch(metrics: dict[str, float | None]) -> Launch:
@@ -49,7 +54,7 @@ def plan(settings: Settings, case_id: str = "test_it.py::test_x[tiny-tp1-c4]") -
 
 def whole_run(folder: Path, **given: Any) -> tuple[Outcome, list[str]]:
     """Measure and judge one case in a run of its own; return what came of it, and the progress lines."""
-    settings = Settings(**PLAIN | {"baselines": folder / "baselines"} | given)
+    settings = settings_from(folder, **given)
     host, test = describe_host(simulated=kind_of(settings.kind).simulated), plan(settings)
     lines: list[str] = []
     rules = Rules(settings, host, folder, {test.case_id: test}, (test.case_id,), uuid.uuid4().hex)

@@ -23,15 +23,15 @@ from pytest_llmperf.run.cases import Answer, CaseState
 from pytest_llmperf.run.judging import compare, known_failure
 from pytest_llmperf.run.rules import Rules, prospects_of, stored_and_new
 from pytest_llmperf.run.selftest import self_tested
-from pytest_llmperf.run.settings import Settings
 from tests.baselines import as_version_2, rewrite
-from tests.whole_run import PLAIN, WORKLOAD, plan, whole_run
+from tests.whole_run import WORKLOAD, plan, settings_from, whole_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pytest_llmperf.measure.measurement import Launch
+    from pytest_llmperf.run.settings import Settings
     from tests.faults import Attempts
 
 Change = dict[str, Any]
@@ -66,7 +66,7 @@ class Judge:
         self.path.parent.mkdir(parents=True)
 
     def settings(self, **given: Any) -> Settings:
-        return Settings(**PLAIN | {"baselines": self.folder / "baselines"} | given)
+        return settings_from(self.folder, **given)
 
     def rules(self, **given: Any) -> Rules:
         compared = {self.test.case_id: self.test}
@@ -121,7 +121,8 @@ def thinned(data: Change) -> None:
 
 
 def red(answer: Answer) -> bool:
-    return not answer.accepted and answer.verdict is not None and answer.verdict.status in (Status.NOT_COMPARABLE, Status.REGRESSED)
+    status = answer.verdict and answer.verdict.status
+    return not answer.accepted and status in (Status.NOT_COMPARABLE, Status.REGRESSED)
 
 
 def test_a_sound_baseline_tells_the_slow_engine(judge: Judge) -> None:
@@ -235,9 +236,10 @@ def test_noise_that_hides_everything_passes_nothing(judge: Judge, attempts: Atte
     for chance in attempts(quick=20, full=400):
         spread = math.exp(chance.uniform(math.log(0.02), math.log(3)))
 
-        def noisy(data: Change, spread: float = spread) -> None:
-            for launch in data["launches"]:
-                factor = math.exp(chance.gauss(0, spread))
+        factors = [math.exp(chance.gauss(0, spread)) for _ in range(5)]
+
+        def noisy(data: Change, factors: list[float] = factors) -> None:
+            for launch, factor in zip(data["launches"], factors, strict=True):
                 for each in launch["rounds"]:
                     for name in ("ttft_p50_s", "tpot_p50_s", "e2e_p50_s", "output_tokens_per_s"):
                         each["metrics"][name] *= factor if name.endswith("0_s") else 1 / factor

@@ -263,7 +263,7 @@ def test_a_gate_that_a_baseline_has_lost_without_a_word_is_not_comparable(name: 
 
 
 @pytest.mark.parametrize("name", GATING)
-def test_an_older_file_lacks_what_it_names_with_null_values_if_a_sound_launch_can(name: str) -> None:
+def test_an_older_file_lacks_what_it_names_with_null_values(name: str) -> None:
     verdict = judged(USUAL, baseline=stored({**USUAL, name: None}))
     lost = {name} & {"output_tokens_per_s", "e2e_p50_s"}
     assert statuses(verdict, Status.NOT_COMPARABLE) == lost

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import os
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
 
 import msgspec
 
-from pytest_llmperf.files import write_text
+from pytest_llmperf.files import is_file, read_file, rewrite
+from pytest_llmperf.judge.places import is_place_of, may_be_used
+from pytest_llmperf.judge.places import path_for as path_for  # a baseline's own
 from pytest_llmperf.judge.provenance import Provenance
 from pytest_llmperf.measure import metrics
 from pytest_llmperf.measure.measurement import Launch
@@ -25,7 +27,7 @@ from pytest_llmperf.plan.capacity import CAPACITIES, CAPACITY
 from pytest_llmperf.plan.files import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
 VERSION = 3
@@ -40,6 +42,9 @@ _UNUSABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Rec
 """What a damaged file raises. Before msgspec 0.21 its errors are no ValueErrors."""
 MOST_LAUNCHES = 40
 """More launches than this bring nothing (their mean is known far better than the run's); the oldest go."""
+
+
+_ELSEWHERE = "name another folder with --llmperf-baselines"
 
 
 class BaselineError(ValueError):
@@ -78,28 +83,6 @@ def extended(stored: Baseline, new: Baseline) -> Baseline:
     return replace(new, launches=(*stored.launches, *new.launches)[-MOST_LAUNCHES:], noise=stored.noise)
 
 
-def path_for(folder: Path, host: str, case_id: str, kind: str = "") -> Path:
-    """Return the file of a case: `<folder>/<host>/<test file without .py>/<test name and parameters>.json`.
-
-    A kind of engine that is not the test's own, `kind`, stands behind the parameters. Characters that file systems or shells
-    dislike become `-`; where that could make two ids alike, a short hash of the id keeps them apart.
-    """
-    case_id += f"#{kind}" if kind else ""
-    file, _, rest = case_id.partition("::")
-    name = rest.replace("::", ".").replace("[", "-", 1).removesuffix("]") or "case"
-    safe = re.sub(r"[^\w.+=-]", "-", name, flags=re.ASCII)[:150]
-    parts = [
-        re.sub(r"[^\w.+=-]", "-", part, flags=re.ASCII) for part in Path(file).with_suffix("").parts if part not in ("/", "..")
-    ]
-    if (
-        not re.fullmatch(r"(?:[\w.+=-]+/)*[\w+=-]+\.py::(?:\w+::)?\w+(?:\[[\w.+=-]+\])?", case_id, re.ASCII)
-        or len(name) > 150
-        or ".." in case_id.partition("::")[0].split("/")
-    ):
-        safe += "-" + hashlib.sha256(case_id.encode(errors="surrogatepass")).hexdigest()[:8]
-    return folder.joinpath(host, *parts, f"{safe}.json")
-
-
 class _EngineFacts(TypedDict, total=False):
     """What a baseline says of its engine, as far as a verdict or its messages ask for it."""
 
@@ -118,9 +101,13 @@ def load(path: Path, host: str | None = None) -> Baseline | None:
     One that was edited by hand, or was recorded on another `host` than this, is returned with its doubts.
     """
     try:
-        text = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+        text = read_file(path)
+    except FileNotFoundError:
         return None
+    except NotADirectoryError as error:
+        raise BaselineError(
+            f"{path}: cannot be read (a file stands in the place of a folder); move it, or {_ELSEWHERE}"
+        ) from error
     except OSError as error:
         raise BaselineError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from error
     try:
@@ -205,25 +192,57 @@ def _dump_launch(launch: dict[str, Any]) -> str:
 
 def save(path: Path, baseline: Baseline) -> None:
     """Write the file as a whole or not at all; another case's file is never touched."""
-    write_text(path, dump(baseline))
+    rewrite(path, lambda: dump(baseline), durable=True)
+
+
+def amend(locate: Callable[[], Path], change: Callable[[Path], Baseline]) -> None:
+    """Write the baseline that `change` makes of what is stored at a path, while no other process writes there.
+
+    `locate` is asked again when nobody else writes: another case's file may lie there meanwhile. Raises OSError, or what
+    `change` does.
+    """
+
+    def text() -> str:
+        if locate() != path:
+            raise _ElsewhereError
+        return dump(change(path))
+
+    while True:
+        path = locate()
+        try:
+            return rewrite(path, text, durable=True)
+        except _ElsewhereError:
+            continue
+
+
+class _ElsewhereError(Exception):
+    """The file has its place somewhere else now."""
 
 
 def unused(folder: Path, host: str, rootpath: Path, collected: Iterable[str]) -> list[Path]:
     """Return this host's baselines whose test is gone: no such file any more, or no such test in a file that was collected.
 
     `collected` are the ids of all cases of the run, deselected ones too. Parameters don't count: which of them a run
-    collects depends on its options.
+    collects depends on its options. A file that was moved with its renamed test is of the test that its place names.
     """
-    tests = {case_id.partition("[")[0] for case_id in collected}
+    tests = {case_id.partition("[")[0].partition("#")[0] for case_id in collected}
     files = {test.partition("::")[0] for test in tests}
     gone = []
-    for path in sorted((folder / host).rglob("*.json")):
+    for path in _files_below(folder / host):
         try:
             stored = load(path)
         except BaselineError:
             continue  # whose it is cannot be told; its own test fails with this error
         test = stored.case_id.partition("[")[0].partition("#")[0] if stored else ""
         file = test.partition("::")[0]
-        if not (rootpath / file).is_file() or (file in files and test not in tests):
+        if test in tests or (file not in files and is_file(rootpath / file)):
+            continue
+        place = path.relative_to(folder / host)
+        if is_place_of(place, test) or not may_be_used(place, rootpath, tests):
             gone.append(path)
     return gone
+
+
+def _files_below(folder: Path) -> list[Path]:
+    walked = os.walk(folder)  # which passes over what cannot be listed
+    return sorted(Path(parent, name) for parent, _, names in walked for name in names if name.endswith(".json"))

@@ -9,11 +9,13 @@ from itertools import chain, product
 from typing import TYPE_CHECKING, Any
 
 import pytest_llmperf
+from pytest_llmperf.files import is_there, storable
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.comparison import prospects
 from pytest_llmperf.judge.gates import comparisons, gates, gates_of
 from pytest_llmperf.judge.maths.stats import Design
 from pytest_llmperf.judge.noise import beliefs
+from pytest_llmperf.judge.places import place
 from pytest_llmperf.judge.provenance import Provenance, engine_facts, model_facts
 from pytest_llmperf.judge.verdict import judge
 from pytest_llmperf.plan.kinds import kinds_in_files
@@ -111,11 +113,11 @@ class Rules:
         """Return the cases of a test: its first measurement, and the further ones that have a baseline."""
         degrees = degrees_of(plan, plan.spec, self.settings.selected, self.host).able if plan.axes.sweep else None
         first, *further = numbered(plan.case_id, degrees)
-        return first + [case_id for case_id in chain.from_iterable(further) if self._file(plan, case_id).is_file()]
+        return first + [case_id for case_id in chain.from_iterable(further) if is_there(self._file(plan, case_id))]
 
     def path(self, case_id: str, kind: str = "") -> Path:
         """Return the baseline file of a case; `kind` is that of its engine where it is not the test's own."""
-        return store.path_for(self.settings.baselines, self.host.key, case_id, kind)
+        return place(self.settings.baselines, self.host.key, case_id, kind)
 
     def _file(self, plan: Planned, case_id: str) -> Path:
         return self.stored_at(case_id, plan.file_kind, plan.spec.kind)
@@ -123,7 +125,7 @@ class Rules:
     def stored_at(self, case_id: str, file_kind: str, kind: str) -> Path:
         """Return where the baseline of a case is, or would be; before kinds had files of their own they shared one."""
         own, shared = self.path(case_id, file_kind), self.path(case_id)
-        return shared if not own.is_file() and _kind_stored(shared) == kind else own
+        return shared if own != shared and not is_there(own) and _kind_stored(shared) == kind else own
 
     def stored(self, case: Case) -> store.Baseline | None:
         """Return the baseline of a case, None where there is none; raises BaselineError for an unusable file."""
@@ -145,17 +147,17 @@ class Rules:
             facts |= {name: sorted(known)} if known else {}
         versions = {**state.launches[-1].versions, "pytest-llmperf": pytest_llmperf.__version__}
         engine = engine_facts(state.case) | model_facts(state.case, state.launches)
-        return Provenance(engine, versions, facts, self._commit)
+        return Provenance(storable(engine), versions, facts, self._commit)
 
     def load(self) -> Iterator[store.Baseline]:
         """Yield the usable baselines of the cases that will be compared; one that is unusable fails its case itself."""
-        for path in self.files.values():
+        for case_id, path in self.files.items():
             try:
                 stored = store.load(path, self.host.key)
             except store.BaselineError:
                 continue
-            if stored is not None and not stored.doubts:
-                yield stored
+            if stored is not None and not stored.doubts:  # moved with its renamed test it has the old id
+                yield replace(stored, case_id=case_id)
 
     def believed(self, case_id: str) -> dict[str, Belief]:
         """Return per metric the noise that the suite's baselines lead to expect; nothing measured now enters it."""
@@ -163,7 +165,7 @@ class Rules:
 
     def verdict(self, state: CaseState, stored: store.Baseline | None, marker: Marker, launches: int | None = None) -> Verdict:
         """Return the verdict on a case against what is stored of it, within a budget of launches."""
-        believed = self.believed(stored.case_id) if stored else {}
+        believed = self.believed(state.case.id) if stored else {}
         design = self.design(marker, launches)
         gated = self.gates(marker, state.case.workload.description)
         return judge(state.measurement, stored, design=design, gated=gated, beliefs=believed)
@@ -190,7 +192,7 @@ def _commit_of(folder: Path) -> str | None:
 
 def stored_and_new(rules: Rules) -> tuple[int, int]:
     """Return how many of the run's cases have a baseline, and how many have none."""
-    stored = sum(path.is_file() for path in rules.files.values())
+    stored = sum(map(is_there, rules.files.values()))
     return stored, len(rules.gated) - stored
 
 
@@ -217,4 +219,4 @@ def possible_files(rules: Rules, plan: Planned, host: str, kinds: Iterable[str] 
     """Yield the files that baselines of a test could have on a host, of whatever kinds of engines; not all of them exist."""
     folder = rules.settings.baselines
     for case_id, kind in product(possible_cases(rules, plan), kinds):
-        yield store.path_for(folder, host, case_id, kind)
+        yield place(folder, host, case_id, kind)
