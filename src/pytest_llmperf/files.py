@@ -74,14 +74,17 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def read_file(path: Path) -> bytes:
-    """Return what a file holds; raises OSError, for a pipe, a device or more than `LARGEST_BYTES` too, without opening them."""
+def read_file(path: Path, size: int = LARGEST_BYTES) -> bytes:
+    """Return what a file holds, or the first `size` bytes of it.
+
+    Raises OSError, for a pipe, a device or more than `LARGEST_BYTES` too, without opening them.
+    """
     try:
         _refuse_others(path, path.stat())
         # Somebody may have put a pipe there since: opening it must not wait for a writer.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             _refuse_others(path, os.fstat(file.fileno()))
-            return file.read(LARGEST_BYTES)
+            return file.read(size)
     except ValueError as error:  # a null byte in the path
         raise OSError(errno.EINVAL, str(error), str(path)) from error
 

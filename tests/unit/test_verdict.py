@@ -256,7 +256,7 @@ def test_a_metric_that_the_baseline_never_had_is_only_observed(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", GATING)
-def test_a_gate_that_a_baseline_has_lost_without_a_word_is_not_comparable(name: str) -> None:
+def test_a_gate_that_is_lost_without_a_word_is_not_comparable(name: str) -> None:
     verdict = judged(USUAL, baseline=replace(stored({**USUAL, name: None}), lacking={}))
     assert statuses(verdict, Status.NOT_COMPARABLE) == {name}
     assert verdict.status is Status.NOT_COMPARABLE

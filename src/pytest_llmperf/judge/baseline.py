@@ -161,6 +161,28 @@ def checksum(text: str | bytes) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def renamed(stored: Baseline, case_id: str) -> Baseline:
+    """Return a baseline under another case's id."""
+    return stored if stored.case_id == case_id else replace(stored, case_id=case_id)
+
+
+def head(path: Path) -> dict[str, Any]:
+    """Return the fields of a file that `dump` writes in front of its launches; empty where its beginning does not tell.
+
+    They are as they stand there: neither their types nor the checksum were looked at.
+    """
+    try:
+        begin, found, _ = read_file(path, _HEAD_BYTES).partition(_LAUNCHES)
+        fields = json.loads(begin + b"}") if found else {}
+    except (OSError, *_UNUSABLE):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+_HEAD_BYTES = 1 << 16
+_LAUNCHES = b',\n  "launches": [\n'
+
+
 def dump(baseline: Baseline) -> str:
     """Return the file's text: sorted keys, one line per round, so that a diff shows which numbers moved."""
     data = asdict(baseline)
@@ -174,7 +196,7 @@ def dump(baseline: Baseline) -> str:
 
 def _text(data: dict[str, Any], launches: str) -> str:
     lines = [f"  {json.dumps(key)}: {json.dumps(data[key], sort_keys=True, allow_nan=False)}" for key in sorted(data)]
-    return "{\n" + ",\n".join(lines) + ',\n  "launches": [\n' + launches + "\n  ]\n}\n"
+    return "{\n" + ",\n".join(lines) + _LAUNCHES.decode() + launches + "\n  ]\n}\n"
 
 
 def _dump_launch(launch: dict[str, Any]) -> str:

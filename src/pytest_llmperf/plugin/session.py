@@ -66,7 +66,10 @@ def prepare(session: pytest.Session) -> None:
     state.run = Run(rules, _pool(config, settings, host), lambda text: show(config, text))
     # Under xdist a worker may report only the item that it was told to run, so an item cannot wait for others there.
     state.turns = Turns(spec_of, alone=is_worker(config))
-    if config.option.collectonly or settings.selftest or not is_first(config):
+    if config.option.collectonly or settings.selftest:
+        return
+    rules.read_ahead()
+    if not is_first(config):
         return
     _check_targets(config, state.run)
     started = [item for item in measuring if not overrides(item, "llm_engine_url") and not _known_shortage(item, host)]

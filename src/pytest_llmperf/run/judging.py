@@ -45,7 +45,7 @@ def known_failure(rules: Rules, plan: Planned) -> Answer | None:
     if not plan.compares:
         return None
     try:
-        stored = [store.load(path, rules.host.key) for path in rules.files_of(plan)]
+        stored = [rules.reader.read(path) for path in rules.files_of(plan)]
     except store.BaselineError as error:
         return Answer(Verdict(Status.INVALID, reasons=(str(error),)), failure=str(error))
     doubts = [doubt for baseline in stored if baseline for doubt in baseline.doubts]
