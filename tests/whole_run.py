@@ -37,6 +37,11 @@ _PLAIN: dict[str, Any] = {
 }  # fmt: skip
 
 
+def settings_from(folder: Path, **given: Any) -> Settings:
+    """Return plain settings of a run in a folder, with what is given."""
+    return Settings(**_PLAIN | {"baselines": folder / "baselines"} | given)
+
+
 def launch(metrics: dict[str, float | None]) -> Launch:
     """Return a launch of one round with these figures."""
     return Launch("launch", "", (Round(metrics),), {})
@@ -49,7 +54,7 @@ def plan(settings: Settings, case_id: str = "test_it.py::test_x[tiny-tp1-c4]") -
 
 def whole_run(folder: Path, **given: Any) -> tuple[Outcome, list[str]]:
     """Measure and judge one case in a run of its own; return what came of it, and the progress lines."""
-    settings = Settings(**_PLAIN | {"baselines": folder / "baselines"} | given)
+    settings = settings_from(folder, **given)
     host, test = describe_host(simulated=kind_of(settings.kind).simulated), plan(settings)
     lines: list[str] = []
     rules = Rules(settings, host, folder, {test.case_id: test}, (test.case_id,), uuid.uuid4().hex)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.baselines import rewrite
 from tests.plugin.test_workloads import ids
 
 if TYPE_CHECKING:
@@ -83,9 +84,7 @@ def renamed(run: Run, folder: Path, change: Callable[[dict[str, Any]], None] = l
     """Record with a trace, change the stored baseline, and compare with the trace under another name."""
     run({"test_it.py": TRACED.format("a.jsonl"), "a.jsonl": ROWS}, *RECORD)
     [path] = (folder / "baselines").rglob("*.json")
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
+    rewrite(path, change)
     (folder / "a.jsonl").unlink()
     return run({"test_it.py": TRACED.format("elsewhere/b.jsonl"), "elsewhere/b.jsonl": ROWS})
 

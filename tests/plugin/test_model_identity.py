@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tests.baselines import as_version_2
 from tests.conftest import SERVING
 
 RECORD = ("--update-baselines", "--llmperf-launches=2")
@@ -78,9 +79,7 @@ def test_recording_another_model_replaces_and_says_so(run, tmp_path):
 def test_what_an_older_file_says_of_its_engine_counts(run, tmp_path, stored, reason):
     run(SERVING, *RECORD)
     path = tmp_path / FILE.format("tiny")
-    data = json.loads(path.read_text())
-    data["provenance"]["engine"] = {"args": "", "env": {}, **stored}
-    path.write_text(json.dumps(data))
+    as_version_2(path, lambda data: data["provenance"].update(engine={"args": "", "env": {}, **stored}))
     result = run(SERVING)
     assert set(result.statuses.values()) == {"NOT-COMPARABLE" if reason else "PASS"}, result.stdout
     assert reason is None or reason in result.stdout

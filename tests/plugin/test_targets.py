@@ -12,14 +12,14 @@ from tests.conftest import SERVING
 RECORD = ("--update-baselines", "--llmperf-launches=1")
 PAIR = SERVING.replace("test_serving", "test_a") + SERVING.replace("test_serving", "test_b")
 FULL = """
+import os
 import pytest
-from pytest_llmperf.judge import baseline
 
 @pytest.fixture(autouse=True)
 def full_disk(monkeypatch):
-    def refuse(path, stored):
+    def refuse(handle):
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(baseline, "save", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
 """
 
 

@@ -150,7 +150,8 @@ def test_an_asked_gate_without_a_metric_in_the_baseline_is_a_fault() -> None:
     assert [fault for (metric, _), fault in faults(checked(baseline, only(TTFT))).items() if metric == TTFT] == [
         "the baseline has no such metric: the gate can never fire"
     ]
-    assert faults(checked(baseline)) == {}
+    assert faults(checked(baseline)).keys() == {(TTFT, "none")}
+    assert faults(checked(replace(baseline, lacking={TTFT: "not measured"}))) == {}
     assert faults(checked(stored(count=lambda _: None))) == {}
 
 

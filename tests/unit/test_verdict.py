@@ -247,11 +247,47 @@ def test_a_metric_that_one_baseline_launch_lacks_is_not_comparable(name: str) ->
 
 @pytest.mark.parametrize("name", GATING)
 def test_a_metric_that_the_baseline_never_had_is_only_observed(name: str) -> None:
-    verdict = judged(USUAL, baseline=stored({**USUAL, name: None}))
+    without = replace(stored({**USUAL, name: None}), lacking={name: "not measured"})
+    verdict = judged(USUAL, baseline=without)
     row = next(row for row in verdict.metrics if row.metric == name)
     assert row.status is None
     assert row.measured == pytest.approx(USUAL[name], rel=0.01)
     assert verdict.status is Status.PASS
+
+
+@pytest.mark.parametrize("name", GATING)
+def test_a_gate_that_is_lost_without_a_word_is_not_comparable(name: str) -> None:
+    verdict = judged(USUAL, baseline=replace(stored({**USUAL, name: None}), lacking={}))
+    assert statuses(verdict, Status.NOT_COMPARABLE) == {name}
+    assert verdict.status is Status.NOT_COMPARABLE
+
+
+@pytest.mark.parametrize("name", GATING)
+def test_an_older_file_lacks_what_it_names_with_null_values(name: str) -> None:
+    verdict = judged(USUAL, baseline=stored({**USUAL, name: None}))
+    lost = {name} & {"output_tokens_per_s", "e2e_p50_s"}
+    assert statuses(verdict, Status.NOT_COMPARABLE) == lost
+    assert verdict.status is (Status.NOT_COMPARABLE if lost else Status.PASS)
+
+
+@pytest.mark.parametrize("name", GATING)
+def test_an_older_file_that_does_not_even_name_a_gate_was_damaged(name: str) -> None:
+    verdict = judged(USUAL, baseline=stored({of: value for of, value in USUAL.items() if of != name}))
+    assert statuses(verdict, Status.NOT_COMPARABLE) == {name}
+
+
+def test_a_baseline_with_doubts_is_no_evidence() -> None:
+    verdict = judged(USUAL, baseline=replace(stored(), doubts=("it was edited by hand",)))
+    assert verdict.status is Status.NOT_COMPARABLE
+    assert verdict.reasons[0] == "it was edited by hand"
+    assert "record it anew with --update-baselines" in verdict.reasons[-1]
+
+
+def test_a_baseline_that_hides_a_slow_down_of_a_half_proves_nothing() -> None:
+    wild = replace(stored(), launches=tuple(launch(slower(factor)) for factor in (1.0, 2.7, 2.7, 2.7, 2.7)))
+    verdict = judged(slower(1.5), launches=8, baseline=wild, beliefs=SHIPPED)
+    assert verdict.status is Status.INCONCLUSIVE
+    assert verdict.reasons[0].startswith("this baseline cannot find 5 %: no less than ")
 
 
 def test_a_regression_elsewhere_is_told_before_a_missing_metric() -> None:

@@ -95,7 +95,7 @@ def judged(
     gated: Mapping[str, Tolerance] = GATED,
 ) -> Verdict:
     """Return the verdict on a run, with the beliefs that its own baseline leads to."""
-    baseline, names = stored(before), tuple(gated)
+    baseline, names = replace(stored(before), lacking=dict.fromkeys(gated, "not measured")), tuple(gated)
     beliefs = {name: belief for (_, name), belief in noise.beliefs([baseline], {CASE_ID: names}).items()}
     measurement = Measurement(Case(CASE_ID, EngineSpec(), WORKLOAD), launches(now))
     return judge(measurement, baseline, design=DESIGN, gated=gated, beliefs=beliefs)

@@ -16,6 +16,7 @@ from pytest_llmperf.plan.capacity import CAPACITIES
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from pytest_llmperf.judge.baseline import Baseline
     from pytest_llmperf.judge.gates import Tolerance
     from pytest_llmperf.judge.maths.stats import Design
     from pytest_llmperf.measure.measurement import Launch
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from pytest_llmperf.plan.workload import Workload
 
 _UNMEASURED = "not measured"
+_NEVER_LACKING = frozenset({"output_tokens_per_s", "e2e_p50_s"})
+"""What every sound launch has: older files, which do not say what they lack, cannot have been recorded without it."""
+_GONE = "the baseline has lost it: restore the file, or record it anew with --update-baselines"
 
 
 def reason(metric: Metric, launches: Sequence[Launch], gate: Tolerance, design: Design) -> str | None:
@@ -60,6 +64,29 @@ def lacking(
         if why and (gate.asked or applies(metric, launches)):
             lacks[name] = why
     return lacks
+
+
+def unexplained(metric: Metric, stored: Baseline, *, measured: bool) -> str | None:
+    """Return why a metric that gates by default, and that a baseline has no value of, is no small matter; None where it is said.
+
+    What is lacking is named in the file since format 3. Older ones hold the metric's name with null values, which is taken for
+    it; one whose name is gone was damaged, or is older than the metric, and matters where it can be `measured`.
+    """
+    if stored.lacking is not None:
+        return _GONE if measured and metric.name not in stored.lacking else None
+    named = all(
+        any(metric.name in figures for figures in (launch.metrics, *(each.metrics for each in launch.rounds)))
+        for launch in stored.launches
+    )
+    return _GONE if metric.name in _NEVER_LACKING or (measured and not named) else None
+
+
+def lost(
+    before: Sequence[Launch], lacks: Collection[str], gated: Mapping[str, Tolerance], design: Design, workload: Workload
+) -> list[str]:
+    """Return which of the metrics that a new baseline lacks the one `before` could be compared by."""
+    lacked = lacking(before, gated, design, workload)
+    return [name for name in lacks if name in gated and name not in lacked and applies(judged(name, gated[name]), before)]
 
 
 def applies(metric: Metric, launches: Sequence[Launch]) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pytest_llmperf.judge.maths import stats
-from pytest_llmperf.judge.maths.prior import fit_priors, independence
+from pytest_llmperf.judge.maths.prior import Trend, fit_trend, independence
 from pytest_llmperf.measure import metrics
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class _Stored:
     """A comparison's baseline, summarized."""
 
     key: tuple[str, str]
+    kind: str
     levels: NDArray[np.float64]
     scatter: float
     round_sd: float
@@ -130,6 +131,7 @@ def _stored(
     squares, freedom = sum(float(((x - x.mean()) ** 2).sum()) for x in near if x.size), sum(max(x.size - 1, 0) for x in near)
     return _Stored(
         key=(case_id, metric.name),
+        kind=metric.kind,
         levels=of_launches,
         scatter=scatter,
         round_sd=math.sqrt(squares / freedom) if freedom else 0.0,
@@ -140,26 +142,66 @@ def _stored(
     )
 
 
-def beliefs(baselines: Iterable[Baseline], gated: Mapping[str, Iterable[str]] | None = None) -> dict[tuple[str, str], Belief]:
-    """Return per case id and metric what the suite's own baselines lead to expect; nothing of this run enters it.
+@dataclass(frozen=True)
+class Suite:
+    """What a suite's baselines tell of noise: of each class of metrics, and of each metric's drift between jobs."""
+
+    trends: dict[str, Trend]
+    drifts: dict[str, tuple[float, int]]
+    """The variance between jobs as a share of that between launches, and its degrees of freedom."""
+
+    def beliefs(self, stored: Baseline, names: Iterable[str]) -> dict[str, Belief]:
+        """Return what is believed of the noise of these metrics of a baseline; nothing of one without levels."""
+        return {row.key[1]: self.belief(row) for row in _rows(stored, names)}
+
+    def belief(self, summary: _Stored) -> Belief:
+        """Return what is believed of one comparison: what the suite's cases tell, and what is believed of the host.
+
+        One host has them all, so a case that was recorded in a single job is believed to drift like the others.
+        """
+        ss, df = summary.within
+        prior = self.trends[summary.kind].prior(ss / df if df else 0.0, df, summary.scatter)
+        measured, freedom = self.drifts.get(summary.key[1], (0.0, 0))
+        host = summary.drift or stats.Drift(0.0, (), 0)
+        total = freedom + host.df
+        share = (freedom * measured + host.df * host.share) / total if total else 0.0
+        return Belief(prior, stats.Drift(share, summary.jobs, total) if total else None)
+
+
+def suite_of(baselines: Iterable[Baseline], gated: Mapping[str, Iterable[str]] | None = None) -> Suite:
+    """Return what the noise of these baselines tells; they are read through once, and not kept.
 
     `gated` holds the gating metrics per case id; without it they are the table's defaults.
     """
-    believed: dict[tuple[str, str], Belief] = {}
-    stored = list(baselines)
+    return _suite([row for stored in baselines for row in _rows(stored, _names(stored, gated))])
+
+
+def beliefs(baselines: Iterable[Baseline], gated: Mapping[str, Iterable[str]] | None = None) -> dict[tuple[str, str], Belief]:
+    """Return per case id and metric what the suite's own baselines lead to expect; nothing of this run enters it."""
+    summaries = [row for stored in baselines for row in _rows(stored, _names(stored, gated))]
+    suite = _suite(summaries)
+    return {summary.key: suite.belief(summary) for summary in summaries}
+
+
+def _names(stored: Baseline, gated: Mapping[str, Iterable[str]] | None) -> Iterable[str]:
+    return metrics.GATING if gated is None else gated.get(stored.case_id, ())
+
+
+def _rows(stored: Baseline, names: Iterable[str]) -> list[_Stored]:
+    """Return the summaries of those of the metrics that have levels."""
+    engine, drift = json.dumps(stored.provenance.engine, sort_keys=True), drift_on(stored.host)
+    wanted = (metric for metric in map(metrics.find, names) if metric.kind in RATIOS)
+    return [row for metric in wanted if (row := _stored(stored.case_id, metric, stored.launches, engine, drift))]
+
+
+def _suite(summaries: Sequence[_Stored]) -> Suite:
+    trends = {}
     for kind in RATIOS:
-        default, summaries = stats.PRIORS[kind], list[_Stored]()
-        for baseline in stored:
-            names = metrics.GATING if gated is None else gated.get(baseline.case_id, ())
-            wanted = [metrics.find(name) for name in names if metrics.find(name).kind == kind]
-            engine, drift = json.dumps(baseline.provenance.engine, sort_keys=True), drift_on(baseline.host)
-            rows = (_stored(baseline.case_id, metric, baseline.launches, engine, drift) for metric in wanted)
-            summaries += filter(None, rows)
-        if summaries:
-            spread = [(ss / df if df else 0.0, df, summary.scatter) for summary in summaries for ss, df in [summary.within]]
-            priors = fit_priors(*zip(*spread, strict=True), default=default, weights=_weights(summaries))
-            believed |= _with_drift(dict(zip((summary.key for summary in summaries), priors, strict=True)), summaries)
-    return believed
+        of_kind = [summary for summary in summaries if summary.kind == kind]
+        spread = [(ss / df if df else 0.0, df, summary.scatter) for summary in of_kind for ss, df in [summary.within]]
+        columns = zip(*spread, strict=True) if spread else ((), (), ())
+        trends[kind] = fit_trend(*columns, default=stats.PRIORS[kind], weights=_weights(of_kind))
+    return Suite(trends, _drifts(trends, summaries))
 
 
 def _weights(summaries: Sequence[_Stored]) -> list[float]:
@@ -172,27 +214,16 @@ def _weights(summaries: Sequence[_Stored]) -> list[float]:
     return [shares[summary.engine] for summary in summaries]
 
 
-def _with_drift(priors: Mapping[tuple[str, str], stats.Prior], summaries: Iterable[_Stored]) -> dict[tuple[str, str], Belief]:
-    """Return the priors with each metric's drift between jobs: what the suite's cases tell, and what is believed of the host.
-
-    One host has them all, so a case that was recorded in a single job is believed to drift like the others.
-    """
+def _drifts(trends: Mapping[str, Trend], summaries: Iterable[_Stored]) -> dict[str, tuple[float, int]]:
+    """Return each metric's drift between jobs, and how well it is known: by the case of most jobs."""
     shares, freedom = defaultdict[str, list[float]](list), defaultdict[str, int](int)
-    stored = list(summaries)
-    for summary in (summary for summary in stored if summary.tells_jobs):
+    for summary in (summary for summary in summaries if summary.tells_jobs):
         ss, df = summary.within
-        prior, metric = priors[summary.key], summary.key[1]
+        prior, metric = trends[summary.kind].prior(ss / df if df else 0.0, df, summary.scatter), summary.key[1]
         variance = max((prior.df * prior.variance + ss) / (prior.df + df), stats.FLOOR_SD**2)
         shares[metric].append(summary.between(variance) / variance)
         freedom[metric] = max(freedom[metric], len(set(summary.jobs)) - 1)
-    believed = {}
-    for summary in stored:
-        measured, df = max(float(np.mean(shares[summary.key[1]] or 0.0)), 0.0), freedom[summary.key[1]]
-        host = summary.drift or stats.Drift(0.0, (), 0)
-        total = df + host.df
-        share = (df * measured + host.df * host.share) / total if total else 0.0
-        believed[summary.key] = Belief(priors[summary.key], stats.Drift(share, summary.jobs, total) if total else None)
-    return believed
+    return {metric: (max(float(np.mean(shares[metric])), 0.0), freedom[metric]) for metric in shares}
 
 
 def parts(metric: Metric, launches: Sequence[Launch]) -> Parts | None:

@@ -11,7 +11,9 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.judge.baseline import REMEDY, BaselineError
 from pytest_llmperf.judge.gates import judged
+from pytest_llmperf.judge.lacking import applies, unexplained
 from pytest_llmperf.judge.provenance import Provenance
 from pytest_llmperf.judge.verdict import Status, judge
 from pytest_llmperf.measure.measurement import Measurement, Round
@@ -56,6 +58,8 @@ class _Injection:
 
 def self_test(stored: Baseline, gated: Mapping[str, Tolerance], design: Design, beliefs: Mapping[str, Belief]) -> list[Check]:
     """Return what each gate says of known changes of its metric; the baseline's own launches stand in for the run's."""
+    if stored.doubts:
+        return [Check("every gate", "none", Status.NOT_COMPARABLE, doubt) for doubt in stored.doubts]
     checks = []
     case = _case(stored)
     # Its engine and workload are not at hand, and are the stored ones by definition.
@@ -64,7 +68,8 @@ def self_test(stored: Baseline, gated: Mapping[str, Tolerance], design: Design, 
         metric = judged(name, gate)
         values = [value for launch in stored.launches for value in launch.values(name) if value is not None]
         if not values:
-            fault = "the baseline has no such metric: the gate can never fire" if gate.asked else None
+            gone = unexplained(metric, stored, measured=applies(metric, stored.launches))
+            fault = "the baseline has no such metric: the gate can never fire" if gate.asked else gone
             checks.append(Check(name, "none", Status.NOT_COMPARABLE, fault))
             continue
         for injection in _injections(metric, gate.share, sum(values) / len(values)):
@@ -76,7 +81,14 @@ def self_test(stored: Baseline, gated: Mapping[str, Tolerance], design: Design, 
 
 
 def _case(stored: Baseline) -> Case:
-    """Return the case as far as verdicts ask for it: how many values a percentile has."""
+    """Return the case as far as verdicts ask for it: how many values a percentile has. Raises BaselineError for damaged data."""
+    try:
+        return _case_of(stored)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise BaselineError(f"{stored.case_id}: its baseline's workload is unusable ({error}); {REMEDY}") from error
+
+
+def _case_of(stored: Baseline) -> Case:
     known = {name: stored.workload[name] for name in ("requests",) if name in stored.workload}
     known["output_tokens"] = _lengths(stored.workload.get("output_tokens", Workload.output_tokens))
     classes = tuple(

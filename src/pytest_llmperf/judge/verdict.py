@@ -18,7 +18,7 @@ import numpy as np
 from pytest_llmperf.judge import noise
 from pytest_llmperf.judge.comparison import Comparison
 from pytest_llmperf.judge.gates import fitting, gates, judged
-from pytest_llmperf.judge.lacking import applies
+from pytest_llmperf.judge.lacking import applies, unexplained
 from pytest_llmperf.judge.maths import stats
 from pytest_llmperf.judge.noise import Parts
 from pytest_llmperf.judge.provenance import engine_facts, model_facts, unlike
@@ -26,6 +26,7 @@ from pytest_llmperf.measure import metrics
 from pytest_llmperf.measure.metric import end_name
 from pytest_llmperf.plan.capacity import CAPACITIES
 from pytest_llmperf.plan.fingerprint import fingerprint_of, is_of
+from pytest_llmperf.units import percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
 
 _IMPLAUSIBLE = 20
 """Nothing gets so many times better, but a unit that changes does."""
+_PROVES_NOTHING = 0.5
+"""As a fraction. A baseline that hides so large a slow-down has noise that the t-test's assumptions don't cover: a few quiet
+launches of the run are no proof that nothing is slower (docs/statistics.md)."""
+RESTORE = "restore the file from version control, or record it anew with --update-baselines"
 _TOO_GOOD = "so much better that the unit or what is measured must have changed; if it is real, accept it with --update-baselines"
 
 
@@ -156,19 +161,24 @@ def judge(
     if stored is None:
         return Verdict(Status.NO_BASELINE, observed(measurement.launches, None, gated), launches=launches)
     if reasons := not_comparable(measurement, stored):
+        reasons += (RESTORE,) if stored.doubts else ()
         rows = observed(measurement.launches, stored.launches, gated)
         return Verdict(Status.NOT_COMPARABLE, rows, reasons, launches, len(stored.launches))
     asked = gates(tolerance=design.tolerance) if gated is None else gated
     wanted = [judged(metric.name, asked.get(metric.name)) for metric in _metrics(measurement.launches, stored.launches, asked)]
     rows = tuple(_judge_metric(metric, measurement, stored, asked.get(metric.name), design, beliefs) for metric in wanted)
-    jobs = tuple(launch.job for launch in stored.launches)
-    return Verdict(_together(rows), rows, launches=launches, baseline_launches=len(stored.launches), baseline_jobs=jobs)
+    jobs, status = tuple(launch.job for launch in stored.launches), _together(rows)
+    reasons = tuple(filter(None, [_cannot_find(rows)])) if status is Status.INCONCLUSIVE else ()
+    return Verdict(status, rows, reasons, launches, len(stored.launches), jobs)
 
 
 def not_comparable(measurement: Measurement, stored: Baseline) -> tuple[str, ...]:
-    """Return why the two cannot be held against each other: another model, kind of engine, or workload, or other formulas."""
+    """Return why the two cannot be held against each other: another model, kind of engine, or workload, or other formulas.
+
+    A baseline with doubts is no evidence either.
+    """
     case = measurement.case
-    reasons = [*unlike(stored.provenance.engine, engine_facts(case) | model_facts(case, measurement.launches))]
+    reasons = [*stored.doubts, *unlike(stored.provenance.engine, engine_facts(case) | model_facts(case, measurement.launches))]
     if not _alike(measurement, stored):
         now = case.workload.description
         changed = sorted(name for name in now | stored.workload if now.get(name) != stored.workload.get(name))
@@ -194,6 +204,16 @@ def _together(rows: Iterable[MetricVerdict]) -> Status:
     return next(
         (status for status in order if status in statuses), Status.PASS if Status.PASS in statuses else Status.NOT_COMPARABLE
     )
+
+
+def _cannot_find(rows: Iterable[MetricVerdict]) -> str:
+    """Return which tolerances the baseline is too noisy for; empty where it is not the noise that leaves a gate undecided."""
+    noisy = [row for row in rows if row.status is Status.INCONCLUSIVE and (row.detectable or 0.0) > (row.tolerance or math.inf)]
+    if not noisy:
+        return ""
+    tolerances = " or ".join(dict.fromkeys(percent(row.tolerance or 0.0) for row in noisy))
+    found = ", ".join(f"{percent(row.detectable or 0.0, up=True)} of {row.metric}" for row in noisy)
+    return f"this baseline cannot find {tolerances}: no less than {found}; extend it with --update-baselines on a quiet host"
 
 
 def observed(
@@ -243,6 +263,8 @@ def _judge_metric(
     old, new = noise.values(metric, stored.launches), noise.values(metric, measurement.launches)
     spent = len(measurement.launches) >= design.launches
     if not any(old) and not gate.asked:
+        if why := unexplained(metric, stored, measured=any(new) or applies(metric, stored.launches)):
+            return replace(seen, status=Status.NOT_COMPARABLE, rule=why)
         return _never_had(seen, metric, measurement, new)
     if why := _not_judged(metric, measurement, stored, old, new) or _other_starts(metric, old, new, spent=spent):
         return replace(seen, status=Status.NOT_COMPARABLE, rule=why)
@@ -265,6 +287,8 @@ def _judge_metric(
     if status is Status.INCONCLUSIVE and levels and rule != stats.HOPELESS:
         needed = comparison.launches_needed
         rule += f"; {needed} would most likely do" if needed else "; the baseline needs more launches"
+    if status.green and (detectable or 0.0) > max(gate.share, _PROVES_NOTHING):
+        status, rule = Status.INCONCLUSIVE, "the baseline's noise proves nothing"
     if status.green and _implausible(metric, old, new[:look]):
         status, rule = Status.NOT_COMPARABLE, _TOO_GOOD
     if why := _beyond_bounds(metric, status, stored.launches, measurement.launches):

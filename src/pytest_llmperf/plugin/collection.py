@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_llmperf.files import storable
 from pytest_llmperf.plan.axes import labelled
 from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.kinds import kind_of
@@ -98,7 +99,7 @@ def plan_items(items: list[pytest.Item], settings: Settings) -> list[pytest.Item
             others.append(item)
             continue
         marks, axes = list(item.iter_markers("llmperf")), parameter(item, AXES_FIXTURE)
-        plan = planned(item.nodeid, marks, axes, settings, compares="baseline" in names)
+        plan = planned(storable(item.nodeid), marks, axes, settings, compares="baseline" in names)
         item.stash[ITEM] = ItemState(plan)
         (measuring if selected(plan, settings) else deselected).append(item)
     order: dict[EngineSpec, int] = {}

@@ -62,7 +62,6 @@ def _attempt(item: pytest.Item, turns: Turns[pytest.Item]) -> None:
         for call in (calls[0], pytest.CallInfo.from_call(lambda: None, when="call")):
             _report(item, call)
     else:
-        _settle(item, calls)
         _publish(item, calls)
     action = turns.next(item, again=again, running=pool.spec, stopping=_stops(item.session))
     # An item that runs next itself: with its parent as the next one, its own fixtures are torn down all the same.
@@ -81,28 +80,31 @@ def _attempt(item: pytest.Item, turns: Turns[pytest.Item]) -> None:
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
 
 
-def _settle(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
-    """Write what a test that passed has recorded; a file that cannot be written makes it fail."""
-    states = item.stash[ITEM].states
-    passed = calls[-1].when == "call" and calls[-1].excinfo is None
+def _settle(item: pytest.Item, report: pytest.TestReport) -> pytest.CallInfo[Any] | None:
+    """Write what a test that passed has recorded; return the failed call where a file cannot be written.
+
+    The report tells whether it passed: a call that raised nothing may have failed, such as one that should have under xfail.
+    """
 
     def write() -> None:
         with failing():
-            settle(states, passed=passed)
+            settle(item.stash[ITEM].states, passed=report.when == "call" and report.passed)
 
     settled = _timed(item, "call", write)
-    if settled.excinfo is not None:
-        calls[-1] = settled
-    for number, state in enumerate(states, 1):  # every metric's median becomes a JUnit property
-        prefix = "llmperf." if number == 1 else f"llmperf.{number}."
-        for row in outcome_of(state).verdict.metrics:
-            if row.measured is not None:
-                item.user_properties.append((clean(item.config, prefix + row.metric), row.measured))
+    return settled if settled.excinfo is not None else None
 
 
 def _publish(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
     """Report setup and call, with what came of the test's cases on the last of the two."""
-    kept, reports = item.stash[ITEM], [_report(item, call) for call in calls]
+    kept = item.stash[ITEM]
+    for number, state in enumerate(kept.states, 1):  # every metric's median becomes a JUnit property
+        prefix = "llmperf." if number == 1 else f"llmperf.{number}."
+        for row in outcome_of(state).verdict.metrics:
+            if row.measured is not None:
+                item.user_properties.append((clean(item.config, prefix + row.metric), row.measured))
+    reports = [_report(item, call) for call in calls]
+    if failed := _settle(item, reports[-1]):
+        calls[-1], reports[-1] = failed, _report(item, failed)
     # Ids as collected: xdist may have added a group to the item's own.
     outcomes = [outcome_of(state, kept.planned.case_id) for state in kept.states]
     outcomes = outcomes or list(kept.unmeasured)

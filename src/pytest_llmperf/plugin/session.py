@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from pytest_llmperf.files import is_stream, unwritable_folder, write_text
+from pytest_llmperf.files import is_stream, sweep, unwritable_folder, write_text
 from pytest_llmperf.measure.engines.command import find_program
 from pytest_llmperf.measure.engines.engine import EngineError, StartSettings
 from pytest_llmperf.measure.engines.vllm import find_vllm
@@ -69,7 +69,10 @@ def prepare(session: pytest.Session) -> None:
     state.run = Run(rules, _pool(config, settings, host), lambda text: show(config, text))
     # Under xdist a worker may report only the item that it was told to run, so an item cannot wait for others there.
     state.turns = Turns(spec_of, alone=is_worker(config))
-    if config.option.collectonly or settings.selftest or not is_first(config):
+    if config.option.collectonly or settings.selftest:
+        return
+    rules.read_ahead()
+    if not is_first(config):
         return
     _check_targets(config, state.run)
     started = [item for item in measuring if not overrides(item, "llm_engine_url") and not _known_shortage(item, host)]
@@ -86,6 +89,8 @@ def _check_targets(config: pytest.Config, run: Run) -> None:
     folders = sorted({path.parent for path in to_be_recorded(run.rules)})
     if problem := next(filter(None, map(unwritable_folder, folders)), None):
         refuse(config, f"--llmperf-baselines={settings.baselines}: cannot be written ({problem}); name another folder")
+    if folders:
+        sweep(settings.baselines / run.rules.host.key)
 
 
 def _pool(config: pytest.Config, settings: Settings, host: Host) -> EnginePool:
@@ -238,8 +243,12 @@ def write_results(config: pytest.Config, *, final: bool = False) -> str | None:
     """
     state, settings = config.stash[SESSION], settings_of(config)
     path = settings.json_path
-    if path is None or is_worker(config) or config.option.collectonly or (is_stream(path) and not final):
+    if path is None or is_worker(config) or config.option.collectonly:
         return None
+    if is_stream(path):
+        if state.streamed or not final:
+            return None
+        state.streamed = True
     unfinished = state.run.states.values() if state.run and final else ()
     cases = [*state.outcomes, *clean_data(config, [to_data(outcome_of(case)) for case in unfinished if case.launches])]
     try:
@@ -251,5 +260,6 @@ def write_results(config: pytest.Config, *, final: bool = False) -> str | None:
 
 def check_results(config: pytest.Config) -> None:
     """Report a test that failed where the JSON file cannot be written any more, so that the run is not green."""
-    if problem := write_results(config):
+    path = settings_of(config).json_path
+    if problem := write_results(config, final=path is not None and is_stream(path)):
         _report(config, JSON_ID, problem)

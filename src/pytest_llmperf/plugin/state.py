@@ -41,6 +41,8 @@ class SessionState:
     run: Run | None = None
     """The run, where there are llmperf tests that can be measured in this process."""
     turns: Turns[pytest.Item] | None = None
+    streamed: bool = False
+    """The JSON text is written into a device or a pipe, which cannot be written anew."""
     suite: Decision | None = None
     """The verdict on all comparisons together."""
 

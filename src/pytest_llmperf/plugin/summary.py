@@ -24,6 +24,7 @@ from pytest_llmperf.report.text import (
 )
 from pytest_llmperf.run.launches import local_limits
 from pytest_llmperf.run.rules import prospects_of, stored_and_new, unused_baselines
+from pytest_llmperf.run.stored import MOST_WITNESSES
 from pytest_llmperf.units import counted
 
 if TYPE_CHECKING:
@@ -49,11 +50,13 @@ def header(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     line += f"; {counted(len(planned), 'test')} on {counted(engines, 'engine')}; baselines: {stored} found, {new} new"
     if state.deselected:
         line += f"; {state.deselected} deselected, which their markers allow only at other values"
-    verbose = config.get_verbosity() > 0
+    verbose, quiet = config.get_verbosity() > 0, config.get_verbosity() < 0
     gaps = ((plan.case_id, local_limits(plan, rules.host, plan.spec).notes) for plan in planned)
     lines = [line, *limit_gaps(gaps, verbose=verbose)]
-    if not (rules.settings.selftest or rules.settings.calibrate or rules.settings.update == "all"):
-        lines += prospects(prospects_of(rules), verbose=verbose)
+    if not (quiet or rules.settings.selftest or rules.settings.calibrate or rules.settings.update == "all"):
+        if stored > MOST_WITNESSES and not verbose:
+            lines.append(f"llmperf: only {MOST_WITNESSES} of the baselines were asked what they can find; -v asks all")
+        lines += prospects(prospects_of(rules, every=verbose), verbose=verbose)
     return [clean(config, line) for line in lines]
 
 
@@ -83,6 +86,7 @@ def _lines(outcomes: Sequence[Outcome], state: SessionState, config: pytest.Conf
     for outcome in outcomes:
         if outcome.status is Status.INCONCLUSIVE:
             yield headline(outcome)
+            yield from (f"  {reason}" for reason in outcome.verdict.reasons)
             rows = [row for row in outcome.verdict.metrics if row.status is Status.INCONCLUSIVE]
             yield from (f"  {metric_line(row)}, {row.rule}" for row in rows)
         elif outcome.status is Status.INVALID and outcome.verdict.reasons:

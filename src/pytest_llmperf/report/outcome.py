@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pytest_llmperf.files import storable
 from pytest_llmperf.judge.verdict import Status, Verdict
 from pytest_llmperf.measure.measurement import Launch
 
@@ -52,4 +53,8 @@ def json_document(outcomes: Iterable[Outcome]) -> str:
 def json_text(cases: list[dict[str, Any]]) -> str:
     """Return that text of outcomes that are plain data already."""
     document = {"version": JSON_VERSION, "cases": cases}
-    return msgspec.json.format(msgspec.json.encode(document), indent=1).decode() + "\n"
+    try:
+        data = msgspec.json.encode(document)
+    except UnicodeEncodeError:
+        data = msgspec.json.encode(storable(document))
+    return msgspec.json.format(data, indent=1).decode() + "\n"

@@ -15,7 +15,7 @@ from pytest_llmperf.report.tables import Table, change, metrics_table
 from pytest_llmperf.units import counted, percent, quantity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from pytest_llmperf.judge.comparison import Comparison
     from pytest_llmperf.judge.maths.stats import Decision
@@ -69,7 +69,8 @@ def prospects(cases: Iterable[tuple[str, list[Comparison]]], *, verbose: bool) -
 
     A tolerance that the noise hides is told before any GPU time is spent on it.
     """
-    lines, short = [], []
+    lines: list[str] = []
+    short: list[tuple[str, Comparison, float]] = []
     for case_id, comparisons in cases:
         rated = [(comparison, comparison.detectable) for comparison in comparisons]
         able = [f"{comparison.metric.name} {percent(detectable)}" for comparison, detectable in rated if detectable is not None]
@@ -78,22 +79,22 @@ def prospects(cases: Iterable[tuple[str, list[Comparison]]], *, verbose: bool) -
             lines.append(f"llmperf: {case_id}: slow-down found 19 times in 20 within {budget}: {', '.join(able)}")
         for comparison, detectable in rated:
             if detectable is not None and detectable > comparison.gate.share:
-                short.append(_shortfall(case_id, comparison, detectable))
-    return [*lines, *_first(short, "tolerance", verbose=verbose)]
+                short.append((case_id, comparison, detectable))
+    return [*lines, *_first(short, _shortfall, "tolerance", verbose=verbose)]
 
 
 def limit_gaps(notes: Iterable[tuple[str, Iterable[str]]], *, verbose: bool) -> list[str]:
     """Return which cases have limits that are none for these accelerators: what is not asked must not look as if it were kept."""
-    lines = [f"llmperf: {case_id}: {note}" for case_id, case_notes in notes for note in case_notes]
-    return _first(lines, "limit", verbose=verbose)
+    rows = [(case_id, note) for case_id, case_notes in notes for note in case_notes]
+    return _first(rows, "llmperf: {}: {}".format, "limit", verbose=verbose)
 
 
-def _first(lines: Sequence[str], what: str, *, verbose: bool) -> list[str]:
-    shown = list(lines) if verbose else list(lines[:_SHORTFALLS])
-    more = (
-        [f"llmperf: and {counted(len(lines) - len(shown), f'more such {what}')}; -v shows all"] if len(lines) > len(shown) else []
-    )
-    return [*shown, *more]
+def _first(rows: Sequence[tuple[Any, ...]], text: Callable[..., str], what: str, *, verbose: bool) -> list[str]:
+    """Return the texts of the first rows, of all if `verbose`, and how many more there are: a text may take long to make."""
+    shown = rows if verbose else rows[:_SHORTFALLS]
+    more = len(rows) - len(shown)
+    rest = [f"llmperf: and {counted(more, f'more such {what}')}; -v shows all"] if more else []
+    return [*(text(*row) for row in shown), *rest]
 
 
 _SHORTFALLS = 4

@@ -11,6 +11,7 @@ from pytest_llmperf.plan.kinds import ENDPOINT, STARTED, kind_in_file
 from pytest_llmperf.plan.limits import NO_LIMITS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from typing import Any
 
@@ -75,6 +76,23 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class Recording:
+    """A baseline to be written when its test has passed."""
+
+    path: Path
+    baseline: Baseline
+    before: Baseline | None
+    """What was stored when it was made, and has become a part of it."""
+    path_now: Callable[[], Path]
+    stored_now: Callable[[], Baseline | None]
+    """Raises BaselineError."""
+    anew: Callable[[Baseline | None], Answer]
+    """Makes it of what is stored by now."""
+    kept: tuple[Path, Baseline] | None = None
+    """A baseline of another kind of engine that has stood in its place, and where it will be."""
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a comparison with the baseline, or the recording of one, comes to."""
 
@@ -83,10 +101,8 @@ class Answer:
     notes: tuple[str, ...] = ()
     accepted: bool = False
     """The case is as good as its baseline, or becomes it."""
-    record: tuple[Path, Baseline] | None = None
+    record: Recording | None = None
     """The baseline to be written if the test passes."""
-    kept: tuple[Path, Baseline] | None = None
-    """A baseline of another kind of engine that has stood in its place, and where it will be."""
     skip: str | None = None
     """Why the test is to be skipped."""
     failure: str | None = None
@@ -110,12 +126,10 @@ class CaseState:
     decided: bool = False
     """No further launch is needed."""
     notes: tuple[str, ...] = ()
-    record: tuple[Path, Baseline] | None = None
+    record: Recording | None = None
     """The baseline to be written if the test passes."""
     limits: LocalLimits = NO_LIMITS
     """What its metrics must not pass on the accelerators of its engine."""
-    kept: tuple[Path, Baseline] | None = None
-    """A baseline that has stood in its place, and where it will be."""
 
     @property
     def measurement(self) -> Measurement:
@@ -127,4 +141,4 @@ class CaseState:
         self.verdict = answer.verdict or self.verdict
         self.decided = not answer.undecided
         if not answer.undecided:
-            self.notes, self.record, self.kept = answer.notes, answer.record, answer.kept
+            self.notes, self.record = answer.notes, answer.record

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.files import is_there
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.diagnosis import advice
 from pytest_llmperf.judge.provenance import changes
-from pytest_llmperf.judge.verdict import Status, Verdict
+from pytest_llmperf.judge.verdict import RESTORE, Status, Verdict, observed
 from pytest_llmperf.plan.kinds import ENDPOINT
 from pytest_llmperf.run.cases import Answer
-from pytest_llmperf.run.recording import is_recorded, record
+from pytest_llmperf.run.recording import is_recorded, moved, record
 from pytest_llmperf.run.rules import possible_cases, possible_files
 
 if TYPE_CHECKING:
@@ -22,11 +23,16 @@ if TYPE_CHECKING:
 def compare(rules: Rules, state: CaseState, marker: Marker) -> Answer:
     """Return whether the case is as good as its baseline; where that was asked for, the baseline is recorded instead.
 
-    The state takes the answer too. Raises BaselineError for an unusable file.
+    The state takes the answer too. An unusable file makes the case INVALID.
     """
-    stored = rules.stored(state.case)
-    recorded = is_recorded(rules, stored=stored is not None)
-    answer = record(rules, state, stored, marker) if recorded else _judged(rules, state, stored, marker)
+    try:
+        stored = rules.stored(state.case)
+    except store.BaselineError as error:
+        verdict = Verdict(Status.INVALID, observed(state.launches, None), (str(error),), launches=len(state.launches))
+        answer = Answer(verdict, failure=str(error))
+    else:
+        recorded = is_recorded(rules, stored=stored is not None)
+        answer = record(rules, state, stored, marker) if recorded else _judged(rules, state, stored, marker)
     state.take(answer)
     return answer
 
@@ -39,14 +45,16 @@ def known_failure(rules: Rules, plan: Planned) -> Answer | None:
     if not plan.compares:
         return None
     try:
-        for path in rules.files_of(plan):
-            store.load(path)
+        stored = [rules.reader.read(path) for path in rules.files_of(plan)]
     except store.BaselineError as error:
         return Answer(Verdict(Status.INVALID, reasons=(str(error),)), failure=str(error))
+    doubts = [doubt for baseline in stored if baseline for doubt in baseline.doubts]
+    if doubts and not is_recorded(rules, stored=True):
+        return Answer(Verdict(Status.NOT_COMPARABLE, reasons=(*doubts, RESTORE)))
     # The fixture `llm_engine_url` may have an endpoint measured in the place of the planned engine.
     kinds = dict.fromkeys(("", plan.file_kind, ENDPOINT))
     possible = possible_files(rules, plan, rules.host.key, kinds)
-    if is_recorded(rules, stored=False) or any(path.is_file() for path in possible):
+    if is_recorded(rules, stored=False) or any(map(is_there, possible)):
         return None
     return _missing(rules, next(possible_cases(rules, plan)), plan.file_kind, Verdict(Status.NO_BASELINE))
 
@@ -71,8 +79,9 @@ def _judged(rules: Rules, state: CaseState, stored: store.Baseline | None, marke
 
 def _explained(rules: Rules, verdict: Verdict, state: CaseState, stored: store.Baseline) -> tuple[str, ...]:
     """Return what has changed since the baseline, and which setting to move."""
+    recorded_as = moved(state.case, stored)
     if verdict.status is Status.PASS:
-        return ()
+        return tuple(recorded_as)
     changed = changes(stored.provenance, rules.provenance(state))
     notes = [f"changed since the baseline: {line}" for line in changed]
     if not changed:
@@ -80,4 +89,4 @@ def _explained(rules: Rules, verdict: Verdict, state: CaseState, stored: store.B
     if stored.provenance.commit:
         notes.append(f"the baseline was recorded at commit {stored.provenance.commit}, {stored.launches[0].started}")
     spec = state.case.engine
-    return (*notes, *advice(verdict, dict(spec.args), {"tp": spec.tp, "pp": spec.pp}))
+    return (*recorded_as, *notes, *advice(verdict, dict(spec.args), {"tp": spec.tp, "pp": spec.pp}))

@@ -113,7 +113,7 @@ class Bench:
         state.launches = (*state.launches, launch)
         state.starts |= {run.pool.starts}
         if launch.invalid:
-            state.decided = True
+            state.verdict, state.decided = None, True  # what the launches before it came to does not count any more
             raise RunError("INVALID: " + "\n".join(launch.invalid))
 
     def arrange(self, ids: Sequence[str]) -> None:

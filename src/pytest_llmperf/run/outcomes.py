@@ -38,6 +38,9 @@ def outcome_of(state: CaseState, nodeid: str = "") -> Outcome:
         verdict = Verdict(status, observed(state.launches, None), invalid, launches=len(state.launches))
     elif verdict.status is Status.UNDECIDED:
         verdict = replace(verdict, status=Status.INCONCLUSIVE, reasons=("the run ended before it was decided",))
+    notes = state.notes
+    if state.record and verdict.status is Status.RECORDED:  # it is written only behind the test
+        verdict, notes = replace(verdict, status=Status.MEASURED), ("not recorded, because the run ended before its test",)
     warnings = dict.fromkeys(chain.from_iterable(launch.warnings for launch in state.launches))
     return Outcome(
         id=state.case.id,
@@ -47,7 +50,7 @@ def outcome_of(state: CaseState, nodeid: str = "") -> Outcome:
         launches=tuple(_without_samples(launch, verdict) for launch in state.launches),
         engine=engine_facts(state.case) | model_facts(state.case, state.launches),
         workload=state.case.workload.description,
-        notes=(*state.notes, *state.limits.notes, *warnings),
+        notes=(*notes, *state.limits.notes, *warnings),
     )
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.files import is_file, is_there
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.calibration import calibrated, noise_of
-from pytest_llmperf.judge.lacking import lacking, sentence, without
+from pytest_llmperf.judge.gates import gates_of
+from pytest_llmperf.judge.lacking import lacking, lost, sentence, without
 from pytest_llmperf.judge.provenance import changes
 from pytest_llmperf.judge.verdict import Status, Verdict, not_comparable, observed
 from pytest_llmperf.plan.kinds import exchangeable
 from pytest_llmperf.report.text import metric_line
-from pytest_llmperf.run.cases import Answer, RunError
+from pytest_llmperf.run.cases import Answer, Recording, RunError
 from pytest_llmperf.units import counted
 
 if TYPE_CHECKING:
@@ -20,8 +23,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_llmperf.judge.gates import Tolerance
+    from pytest_llmperf.judge.maths.stats import Design
     from pytest_llmperf.plan.case import Case
     from pytest_llmperf.plan.marker import Marker
+    from pytest_llmperf.plan.workload import Workload
     from pytest_llmperf.run.cases import CaseState
     from pytest_llmperf.run.rules import Rules
 
@@ -37,7 +42,7 @@ def to_be_recorded(rules: Rules) -> list[Path]:
     """Return the files that this run will write, as far as is known before anything is measured: of each test the first."""
     plans = rules.compared.values()
     files = ((rules.path(plan.case_id, plan.file_kind), rules.files.get(plan.case_id)) for plan in plans)
-    return [path for path, stored_at in files if is_recorded(rules, stored=bool(stored_at and stored_at.is_file()))]
+    return [path for path, stored_at in files if is_recorded(rules, stored=bool(stored_at and is_file(stored_at)))]
 
 
 def record(rules: Rules, state: CaseState, stored: store.Baseline | None, marker: Marker) -> Answer:
@@ -62,6 +67,13 @@ def record(rules: Rules, state: CaseState, stored: store.Baseline | None, marker
         provenance=rules.provenance(state),
         launches=tuple(launch.keeping(gated) for launch in state.launches),
     )
+    return _joined(rules, state, new, marker, stored)
+
+
+def _joined(rules: Rules, state: CaseState, new: store.Baseline, marker: Marker, stored: store.Baseline | None) -> Answer:
+    """Return the baseline that new launches and the stored ones come to, and what is told of it."""
+    case, settings = state.case, rules.settings
+    gated, design = rules.gates(marker, new.workload), rules.design(marker)
     other = _other_version(rules, state, stored, new, marker) if stored and settings.extend else []
     if other and stored and settings.calibrate:
         verdict = Verdict(Status.NOT_COMPARABLE, observed(state.launches, stored.launches), tuple(other))
@@ -73,11 +85,54 @@ def record(rules: Rules, state: CaseState, stored: store.Baseline | None, marker
         merged = replace(merged, noise=noise_of(rows))
     path = rules.path(case.id, case.file_kind)
     verdict = Verdict(Status.RECORDED, rows, launches=len(state.launches), baseline_launches=len(merged.launches))
-    notes = [f"recorded {rules.shown(path)}: {how}"]
-    if lacks := lacking(merged.launches, gated, design, case.workload):
-        notes.append(sentence(lacks))
-        merged = replace(merged, launches=without(merged.launches, lacks))
-    return Answer(verdict, tuple(notes), accepted=True, record=(path, merged), kept=_kept(rules, case, stored))
+    notes = [f"recorded {rules.shown(path)}: {how}", *moved(case, stored)]
+    merged, said = _without_what_lacks(merged, stored, gated, design, case.workload)
+    notes += said
+    recording = Recording(
+        path,
+        merged,
+        before=stored,
+        path_now=partial(rules.path, case.id, case.file_kind),
+        stored_now=partial(rules.stored, case),
+        anew=partial(_joined_late, rules, state, new, marker),
+        kept=_kept(rules, case, stored),
+    )
+    return Answer(verdict, tuple(notes), accepted=True, record=recording)
+
+
+def _joined_late(rules: Rules, state: CaseState, new: store.Baseline, marker: Marker, stored: store.Baseline | None) -> Answer:
+    """Return what new launches come to with a baseline that was stored while they were measured."""
+    settings = rules.settings
+    if (
+        stored
+        and settings.update != "all"
+        and not settings.calibrate
+        and (other := _other_version(rules, state, stored, new, marker))
+    ):
+        why = f"another run has recorded it meanwhile, of another version: {'; '.join(other)}"
+        return Answer(Verdict(Status.NOT_COMPARABLE, observed(state.launches, stored.launches), tuple(other)), failure=why)
+    return _joined(rules, state, new, marker, stored)
+
+
+def moved(case: Case, stored: store.Baseline | None) -> list[str]:
+    """Return that a baseline was recorded under another id; empty where it was not."""
+    if stored is None or stored.case_id == case.id:
+        return []
+    return [f"the baseline was recorded as {stored.case_id}"]
+
+
+def _without_what_lacks(
+    new: store.Baseline, stored: store.Baseline | None, gated: Mapping[str, Tolerance], design: Design, workload: Workload
+) -> tuple[store.Baseline, list[str]]:
+    """Return a baseline that names what it can never be compared by, and what is to be said of it.
+
+    What the table has gate by default is named too where the project has switched it off: it may be switched on again.
+    """
+    lacks = lacking(new.launches, gates_of((), new.workload, tolerance=design.tolerance) | dict(gated), design, workload)
+    notes = [sentence(of_gates)] if (of_gates := {name: why for name, why in lacks.items() if name in gated}) else []
+    if stored and (gone := lost(stored.launches, of_gates, gated, design, workload)):
+        notes.append(f"the stored baseline was compared by {', '.join(gone)}; this one is no more")
+    return replace(new, launches=without(new.launches, lacks), lacking=lacks), notes
 
 
 def _without_a_gate(state: CaseState, gated: Mapping[str, Tolerance], lacks: Mapping[str, str]) -> str | None:
@@ -101,7 +156,7 @@ def _kept(rules: Rules, case: Case, stored: store.Baseline | None) -> tuple[Path
     if stored is None or case.file_kind or kind == case.engine.kind or not {kind, case.engine.kind}.issubset(exchangeable()):
         return None
     path = rules.path(case.id, str(kind))
-    return None if path.exists() else (path, stored)
+    return None if is_there(path) else (path, stored)
 
 
 _REFUSED = """--llmperf-calibrate: this is not what the stored baseline was recorded of:
@@ -145,10 +200,10 @@ def settle(states: Iterable[CaseState], *, passed: bool) -> None:
     for state in states:
         if not state.record:
             continue
-        why = failure if passed else "because the test failed"
+        why = failure if passed else "because the test failed or was skipped"
         if not why:
-            why = failure = _written(state)
-        if why:
+            why = failure = _written(state, state.record)
+        if why and state.verdict and state.verdict.status is Status.RECORDED:
             state.verdict = Verdict(Status.MEASURED, observed(state.launches, None), launches=len(state.launches))
             state.notes = (f"not recorded, {why}",)
         state.record = None
@@ -156,11 +211,32 @@ def settle(states: Iterable[CaseState], *, passed: bool) -> None:
         raise RunError(f"The baseline is not recorded, {failure}.")
 
 
-def _written(state: CaseState) -> str:
-    """Write what a case has recorded; return why that failed, empty where it did not."""
-    for path, baseline in filter(None, (state.kept, state.record)):
-        try:
-            store.save(path, baseline)
-        except OSError as error:
-            return f"because {path} cannot be written ({error.strerror or error}); see --llmperf-baselines"
+class _RefusedError(Exception):
+    """What is stored by now is not to be replaced."""
+
+
+def _written(state: CaseState, recording: Recording) -> str:
+    """Write what a case has recorded; return why that failed, empty where it did not.
+
+    What another run has stored since the case was judged is kept: the launches join that too, or replace it knowingly.
+    """
+
+    def latest(path: Path) -> store.Baseline:
+        now, made = recording.stored_now(), recording
+        if now != recording.before or path != recording.path:
+            answer = recording.anew(now)
+            if answer.record is None:
+                raise _RefusedError(answer.failure)
+            state.take(answer)
+            made = answer.record
+        if made.kept and not is_there(made.kept[0]):
+            store.save(*made.kept)
+        return made.baseline
+
+    try:
+        store.amend(recording.path_now, latest)
+    except OSError as error:
+        return f"because {recording.path} cannot be written ({error.strerror or error}); see --llmperf-baselines"
+    except (_RefusedError, store.BaselineError) as error:
+        return f"because {error}"
     return ""

@@ -9,14 +9,17 @@ from itertools import chain, product
 from typing import TYPE_CHECKING, Any
 
 import pytest_llmperf
+from pytest_llmperf.files import is_there, storable
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.comparison import prospects
 from pytest_llmperf.judge.gates import comparisons, gates, gates_of
 from pytest_llmperf.judge.maths.stats import Design
-from pytest_llmperf.judge.noise import beliefs
+from pytest_llmperf.judge.noise import suite_of
+from pytest_llmperf.judge.places import place
 from pytest_llmperf.judge.provenance import Provenance, engine_facts, model_facts
 from pytest_llmperf.judge.verdict import judge
 from pytest_llmperf.plan.kinds import kinds_in_files
+from pytest_llmperf.run.stored import Reader, case_files, witnesses, workloads
 from pytest_llmperf.run.sweep import MOST_DEGREES, degrees_of, named_degrees, numbered
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
     from pytest_llmperf.judge.comparison import Comparison
     from pytest_llmperf.judge.gates import Tolerance
-    from pytest_llmperf.judge.noise import Belief
+    from pytest_llmperf.judge.noise import Belief, Suite
     from pytest_llmperf.judge.verdict import Verdict
     from pytest_llmperf.measure.host.machine import Host
     from pytest_llmperf.plan.case import Case
@@ -49,8 +52,15 @@ class Rules:
     """Names the run, the same for all its processes: launches of one run share the state that the host was in."""
 
     def __post_init__(self) -> None:
-        """Count the comparisons now: a baseline that is recorded later in the run must not change their error rates."""
-        _ = self.gated, self.files
+        """See now which baselines there are: one that is recorded later in the run must not change any error rate."""
+        _ = self.present
+
+    def read_ahead(self) -> None:
+        """Read what a run must know of its baselines before anything is measured: their workloads, and the noise of a suite.
+
+        Where nobody asks for that, it is read when the first case is judged.
+        """
+        _ = self._comparisons, self._noise
 
     def gates(self, marker: Marker, workload: Mapping[str, Any] | None = None) -> dict[str, Tolerance]:
         """Return what gates a test: its marker over the run's settings.
@@ -67,67 +77,75 @@ class Rules:
 
     def design(self, marker: Marker, launches: int | None = None) -> Design:
         """Return tolerance, error rates and the budget of launches, by default the run's."""
-        count = max(1, sum(map(comparisons, self.gated.values())))
-        return Design(tolerance=self.tolerance(marker), comparisons=count, launches=launches or self.settings.max_launches)
+        budget = launches or self.settings.max_launches
+        return Design(tolerance=self.tolerance(marker), comparisons=self._comparisons, launches=budget)
+
+    @cached_property
+    def _comparisons(self) -> int:
+        return max(1, sum(map(comparisons, self.gated.values())))
 
     @cached_property
     def markers(self) -> dict[str, Marker]:
         """The marker of each case that will be compared, as far as is known before anything is measured."""
-        return {case_id: plan.marker for case_id, plan in self._plans.items()}
+        return {case_id: self.compared[first].marker for first, of_plan in self._files.items() for case_id in of_plan}
 
     @cached_property
     def files(self) -> dict[str, Path]:
         """The baseline file of each of these cases, whether there is one or not."""
-        return {case_id: self._file(plan, case_id) for case_id, plan in self._plans.items()}
+        return {case_id: path for of_plan in self._files.values() for case_id, path in of_plan.items()}
 
     def files_of(self, plan: Planned) -> list[Path]:
         """Return those of them that are a test's."""
-        return [self.files[case_id] for case_id, of in self._plans.items() if of is plan]
+        return list(self._files[plan.case_id].values())
 
     @cached_property
-    def _plans(self) -> dict[str, Planned]:
-        return {case_id: plan for plan in self.compared.values() for case_id in self._cases_of(plan)}
+    def _files(self) -> dict[str, dict[str, Path]]:
+        return case_files(self.compared.values(), self._ids_of, self.file)
+
+    def _ids_of(self, plan: Planned) -> list[list[str]]:
+        degrees = degrees_of(plan, plan.spec, self.settings.selected, self.host).able if plan.axes.sweep else None
+        return list(numbered(plan.case_id, degrees))
+
+    @cached_property
+    def present(self) -> dict[str, Path]:
+        """Those of these files that are there, before anything is measured."""
+        return {case_id: path for case_id, path in self.files.items() if is_there(path)}
 
     @cached_property
     def gated(self) -> dict[str, dict[str, Tolerance]]:
         """What gates each of these cases."""
-        workloads = {baseline.case_id: baseline.workload for baseline in self.baselines}
-        return {case_id: self.gates(marker, workloads.get(case_id)) for case_id, marker in self.markers.items()}
+        known = workloads(self.reader, self.present)
+        return {case_id: self.gates(marker, known.get(case_id)) for case_id, marker in self.markers.items()}
 
     @cached_property
-    def baselines(self) -> tuple[store.Baseline, ...]:
-        """The usable baselines of these cases, as they are before anything is measured."""
-        return tuple(self.load())
+    def reader(self) -> Reader:
+        """What reads the run's baselines."""
+        return Reader(self.host.key)
 
     @cached_property
     def _commit(self) -> str | None:
         return _commit_of(self.rootpath)
 
     @cached_property
-    def _beliefs(self) -> dict[tuple[str, str], Belief]:
-        return beliefs(self.baselines, self.gated)
-
-    def _cases_of(self, plan: Planned) -> list[str]:
-        """Return the cases of a test: its first measurement, and the further ones that have a baseline."""
-        degrees = degrees_of(plan, plan.spec, self.settings.selected, self.host).able if plan.axes.sweep else None
-        first, *further = numbered(plan.case_id, degrees)
-        return first + [case_id for case_id in chain.from_iterable(further) if self._file(plan, case_id).is_file()]
+    def _noise(self) -> Suite:
+        return suite_of(self.reader.sound(witnesses(self.present)), self.gated)
 
     def path(self, case_id: str, kind: str = "") -> Path:
         """Return the baseline file of a case; `kind` is that of its engine where it is not the test's own."""
-        return store.path_for(self.settings.baselines, self.host.key, case_id, kind)
+        return place(self.settings.baselines, self.host.key, case_id, kind)
 
-    def _file(self, plan: Planned, case_id: str) -> Path:
+    def file(self, plan: Planned, case_id: str) -> Path:
+        """Return the baseline file of a test's case, as far as its engine is known before it runs."""
         return self.stored_at(case_id, plan.file_kind, plan.spec.kind)
 
     def stored_at(self, case_id: str, file_kind: str, kind: str) -> Path:
         """Return where the baseline of a case is, or would be; before kinds had files of their own they shared one."""
         own, shared = self.path(case_id, file_kind), self.path(case_id)
-        return shared if not own.is_file() and _kind_stored(shared) == kind else own
+        return shared if own != shared and not is_there(own) and _kind_stored(shared) == kind else own
 
     def stored(self, case: Case) -> store.Baseline | None:
         """Return the baseline of a case, None where there is none; raises BaselineError for an unusable file."""
-        return store.load(self.stored_at(case.id, case.file_kind, case.engine.kind))
+        return self.reader.read(self.stored_at(case.id, case.file_kind, case.engine.kind))
 
     def shown(self, path: Path) -> str:
         """Return a path as messages name it: relative to the rootdir where it is inside."""
@@ -145,25 +163,17 @@ class Rules:
             facts |= {name: sorted(known)} if known else {}
         versions = {**state.launches[-1].versions, "pytest-llmperf": pytest_llmperf.__version__}
         engine = engine_facts(state.case) | model_facts(state.case, state.launches)
-        return Provenance(engine, versions, facts, self._commit)
+        return Provenance(storable(engine), versions, facts, self._commit)
 
-    def load(self) -> Iterator[store.Baseline]:
-        """Yield the usable baselines of the cases that will be compared; one that is unusable fails its case itself."""
-        for path in self.files.values():
-            try:
-                stored = store.load(path)
-            except store.BaselineError:
-                continue
-            if stored is not None:
-                yield stored
-
-    def believed(self, case_id: str) -> dict[str, Belief]:
+    def believed(self, case_id: str, stored: store.Baseline | None) -> dict[str, Belief]:
         """Return per metric the noise that the suite's baselines lead to expect; nothing measured now enters it."""
-        return {metric: belief for (of, metric), belief in self._beliefs.items() if of == case_id}
+        if stored is None or stored.doubts or case_id not in self.present:
+            return {}
+        return self._noise.beliefs(stored, self.gated[case_id])
 
     def verdict(self, state: CaseState, stored: store.Baseline | None, marker: Marker, launches: int | None = None) -> Verdict:
         """Return the verdict on a case against what is stored of it, within a budget of launches."""
-        believed = self.believed(stored.case_id) if stored else {}
+        believed = self.believed(state.case.id, stored)
         design = self.design(marker, launches)
         gated = self.gates(marker, state.case.workload.description)
         return judge(state.measurement, stored, design=design, gated=gated, beliefs=believed)
@@ -171,6 +181,9 @@ class Rules:
 
 def _kind_stored(path: Path) -> str | None:
     """Return the kind of engine that a file's launches were measured on; None where it is not known, or there is no file."""
+    provenance = store.head(path).get("provenance")
+    if isinstance(provenance, dict) and isinstance(engine := provenance.get("engine"), dict):
+        return engine.get("kind")
     try:
         stored = store.load(path)
     except store.BaselineError:
@@ -190,8 +203,7 @@ def _commit_of(folder: Path) -> str | None:
 
 def stored_and_new(rules: Rules) -> tuple[int, int]:
     """Return how many of the run's cases have a baseline, and how many have none."""
-    stored = sum(path.is_file() for path in rules.files.values())
-    return stored, len(rules.gated) - stored
+    return len(rules.present), len(rules.files) - len(rules.present)
 
 
 def unused_baselines(rules: Rules) -> list[str]:
@@ -200,11 +212,15 @@ def unused_baselines(rules: Rules) -> list[str]:
     return [rules.shown(path) for path in gone]
 
 
-def prospects_of(rules: Rules) -> Iterator[tuple[str, list[Comparison]]]:
-    """Yield for each case that has a baseline what could be found, before anything is measured."""
-    for stored in rules.baselines:
+def prospects_of(rules: Rules, *, every: bool = True) -> Iterator[tuple[str, list[Comparison]]]:
+    """Yield for each case that has a baseline what could be found, before anything is measured.
+
+    If not `every`, of so many of them as are read anyway.
+    """
+    for stored in rules.reader.sound(rules.present if every else witnesses(rules.present)):
         design = rules.design(rules.markers[stored.case_id])
-        yield stored.case_id, prospects(stored, rules.gated[stored.case_id], design, rules.believed(stored.case_id))
+        believed = rules.believed(stored.case_id, stored)
+        yield stored.case_id, prospects(stored, rules.gated[stored.case_id], design, believed)
 
 
 def possible_cases(rules: Rules, plan: Planned) -> Iterator[str]:
@@ -217,4 +233,4 @@ def possible_files(rules: Rules, plan: Planned, host: str, kinds: Iterable[str] 
     """Yield the files that baselines of a test could have on a host, of whatever kinds of engines; not all of them exist."""
     folder = rules.settings.baselines
     for case_id, kind in product(possible_cases(rules, plan), kinds):
-        yield store.path_for(folder, host, case_id, kind)
+        yield place(folder, host, case_id, kind)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.noise import beliefs
+from pytest_llmperf.judge.places import place
 from pytest_llmperf.judge.selftest import self_test
 from pytest_llmperf.plan.kinds import kinds_in_files
-from pytest_llmperf.run.rules import possible_files
+from pytest_llmperf.run.rules import possible_cases
 from pytest_llmperf.units import counted
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ def _checks(rules: Rules, tested: Planned) -> list[tuple[str, Check]]:
         stored: dict[str, list[store.Baseline]] = {}
         gated: dict[str, dict[str, Tolerance]] = {}
         for plan in rules.compared.values():
-            paths = possible_files(rules, plan, host, [kind])
-            stored[plan.case_id] = [baseline for path in paths if path.is_file() and (baseline := store.load(path))]
+            stored[plan.case_id] = _loaded(rules, plan, host, kind, strict=plan is tested)
             gated |= {baseline.case_id: rules.gates(plan.marker, baseline.workload) for baseline in stored[plan.case_id]}
         believed = beliefs([baseline for of_plan in stored.values() for baseline in of_plan], gated)
         for baseline in stored[tested.case_id]:
@@ -65,3 +65,17 @@ def _checks(rules: Rules, tested: Planned) -> list[tuple[str, Check]]:
             where = f"{host}, {kind}" if kind else host
             checks += [(where, check) for check in self_test(baseline, gated[baseline.case_id], design, own)]
     return checks
+
+
+def _loaded(rules: Rules, plan: Planned, host: str, kind: str, *, strict: bool) -> list[store.Baseline]:
+    """Return a test's baselines by the ids that their paths are of; raises BaselineError for an unusable one where `strict`."""
+    loaded = []
+    for case_id in possible_cases(rules, plan):
+        try:
+            stored = store.load(place(rules.settings.baselines, host, case_id, kind), host)
+        except store.BaselineError:
+            if strict:
+                raise
+            continue  # its own test fails with this error
+        loaded += [replace(stored, case_id=case_id)] if stored else []
+    return loaded

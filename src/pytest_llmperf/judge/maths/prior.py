@@ -42,6 +42,24 @@ def fit_prior(
     return _fit(v[usable], df[usable], weight[usable], np.ones(int(usable.sum())), 0.0, default).prior(1.0, cap)
 
 
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """What a suite tells of the noise of any comparison, be it one of those that it was fitted to or not."""
+
+    plain: Prior
+    fit: _Fit | None = None
+    mean_square: float = 1.0
+    """Mean square of the fitted comparisons' scatter."""
+    cap: float = 50.0
+
+    def prior(self, variance: float, df: float, scatter: float) -> Prior:
+        """Return the prior of a comparison with this variance between its launches, and this scatter of their rounds."""
+        usable = np.isfinite(variance) and variance >= 0 and np.isfinite(df) and df >= 1 and np.isfinite(scatter) and scatter >= 0
+        if self.fit is None or not usable:
+            return self.plain
+        return self.fit.prior(max(scatter, FLOOR_SD) ** 2 / self.mean_square, self.cap)
+
+
 def fit_priors(
     variances: ArrayLike,
     dfs: ArrayLike,
@@ -51,7 +69,22 @@ def fit_priors(
     cap: float = 50.0,
     weights: ArrayLike = 1.0,
 ) -> list[Prior]:
-    """Return one prior per comparison: `fit_prior` that also knows each comparison's `round_scatter`.
+    """Return one prior per comparison: `fit_trend` at its own place."""
+    trend = fit_trend(variances, dfs, scatters, default=default, cap=cap, weights=weights)
+    rows = np.broadcast_arrays(variances, dfs, scatters)
+    return [trend.prior(*map(float, row)) for row in zip(*(x.ravel() for x in rows), strict=True)]
+
+
+def fit_trend(
+    variances: ArrayLike,
+    dfs: ArrayLike,
+    scatters: ArrayLike,
+    *,
+    default: Prior = PRIORS["ratio"],
+    cap: float = 50.0,
+    weights: ArrayLike = 1.0,
+) -> Trend:
+    """Return the noise that a suite leads to expect: `fit_prior` that also knows each comparison's `round_scatter`.
 
     Noise of a launch level = a part that its rounds show (known well: many rounds) + a part between engine starts
     (borrowed from the suite).  The suite's likelihood chooses how much the rounds explain, none included.  What they
@@ -63,11 +96,11 @@ def fit_priors(
     usable = np.isfinite(v) & (v >= 0) & np.isfinite(df) & (df >= 1) & np.isfinite(scatter) & (scatter >= 0)
     plain = fit_prior(v, df, default=default, cap=cap, weights=weight)
     if weight[usable].sum() < _ENOUGH_FOR_TREND:
-        return [plain] * v.size
-    shown = np.maximum(scatter, FLOOR_SD) ** 2 / (np.maximum(scatter[usable], FLOOR_SD) ** 2).mean()
+        return Trend(plain)
+    mean_square = float((np.maximum(scatter[usable], FLOOR_SD) ** 2).mean())
+    shown = np.maximum(scatter, FLOOR_SD) ** 2 / mean_square
     fits = [_fit(v[usable], df[usable], weight[usable], shown[usable], tenth / 10, default) for tenth in range(10)]
-    best = max(fits, key=lambda fit: fit.likelihood)
-    return [best.prior(float(x), cap) if ok else plain for x, ok in zip(shown, usable, strict=True)]
+    return Trend(plain, max(fits, key=lambda fit: fit.likelihood), mean_square, cap)
 
 
 _DEFAULT_WEIGHT: Final = 4.0

@@ -1,0 +1,97 @@
+"""Where baselines lie: a readable path for each case, of its own on every file system, and which case a path is of."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.files import is_file, is_there
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_LONGEST_NAME = 150
+
+
+def path_for(folder: Path, host: str, case_id: str, kind: str = "") -> Path:
+    """Return the file of a case: `<folder>/<host>/<test file without .py>/<test name and parameters>.json`.
+
+    A kind of engine that is not the test's own, `kind`, stands behind the parameters. Characters that file systems or shells
+    dislike become `-`; where that could make two ids alike, a short hash of the id keeps them apart.
+    """
+    case_id += f"#{kind}" if kind else ""
+    parts, name = _named(case_id)
+    return folder.joinpath(host, *parts, f"{name if _is_plain(case_id) else _apart(name, case_id)}.json")
+
+
+def place(folder: Path, host: str, case_id: str, kind: str = "") -> Path:
+    """Return where the baseline of a case is, or would be.
+
+    That is its own path, but where a file system folds upper and lower case, and the file of another case lies there: then a
+    short hash keeps them apart. A file with that hash is read on any file system, for somebody may have recorded it on such.
+    """
+    path, full_id = path_for(folder, host, case_id, kind), case_id + (f"#{kind}" if kind else "")
+    if not _is_plain(full_id):
+        return path
+    apart = path.with_name(f"{_apart(path.stem, full_id)}.json")
+    if is_there(path):
+        return apart if _is_spelled_otherwise(path, folder) else path
+    return apart if is_there(apart) or _is_spelled_otherwise(path.parent, folder) else path
+
+
+def _named(case_id: str) -> tuple[list[str], str]:
+    """Return the folders of a case below its host's, and the readable part of its file's name."""
+    file, name = _split(case_id)
+    stem = Path(file).with_suffix("") if Path(file).name else Path()
+    return [_safe(part) for part in stem.parts if part not in ("/", "..")], _safe(name)[:_LONGEST_NAME]
+
+
+def _split(case_id: str) -> tuple[str, str]:
+    """Return the file of a case, and its test and parameters as a name."""
+    file, _, rest = case_id.partition("::")
+    return file, rest.replace("::", ".").replace("[", "-", 1).removesuffix("]") or "case"
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^\w.+=-]", "-", name, flags=re.ASCII)
+
+
+def _is_plain(case_id: str) -> bool:
+    """Return whether no other id can have the same readable path."""
+    file, name = _split(case_id)
+    pattern = r"(?:[\w.+=-]+/)*[\w+=-]+\.py::(?:\w+::)?\w+(?:\[[\w.+=-]+\])?"
+    return bool(re.fullmatch(pattern, case_id, re.ASCII)) and len(name) <= _LONGEST_NAME and ".." not in file.split("/")
+
+
+def _apart(name: str, case_id: str) -> str:
+    return f"{name}-{hashlib.sha256(case_id.encode(errors='surrogatepass')).hexdigest()[:8]}"
+
+
+def _is_spelled_otherwise(path: Path, folder: Path) -> bool:
+    """Return whether what lies at a path, or a folder on the way from `folder` to it, has a name of other upper or lower case."""
+    for part in (path, *path.parents):
+        if part == folder:
+            return False
+        swapped = part.with_name(part.name.swapcase())
+        try:
+            if swapped.name != part.name and part.samefile(swapped) and part not in part.parent.iterdir():
+                return True
+        except OSError:
+            continue  # nothing lies there by the other name
+    return False
+
+
+def is_place_of(path: Path, test: str) -> bool:
+    """Return whether a path below the host's folder is that of a test with some parameters."""
+    parts, name = _named(test)
+    return path.parts[:-1] == tuple(parts) and (path.stem == name or path.stem.startswith(f"{name}-"))
+
+
+def may_be_used(path: Path, rootpath: Path, tests: Iterable[str]) -> bool:
+    """Return whether a path is that of a test that was collected, or names a test file of which none was."""
+    parts = [_named(test)[0] for test in tests]
+    if list(path.parts[:-1]) in parts:
+        return any(is_place_of(path, test) for test in tests)
+    return is_file((rootpath / path.parent).with_name(f"{path.parent.name}.py"))
