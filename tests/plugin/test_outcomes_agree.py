@@ -82,7 +82,7 @@ def test_a_teardown_that_fails_comes_behind_the_recording(run, tmp_path):
     assert (tmp_path / FILE).exists()
 
 
-def test_a_run_that_is_interrupted_behind_a_comparison_has_recorded_nothing(run, tmp_path):
+def test_a_run_interrupted_behind_a_comparison_has_recorded_nothing(run, tmp_path):
     result = run(SERVING + "    raise KeyboardInterrupt\n", *RECORD)
     assert result.returncode == 2
     assert result.statuses == {CASE: "MEASURED"}
@@ -103,7 +103,7 @@ def test_an_invalid_launch_behind_an_undecided_one_is_invalid(run):
 # ------------------------------------------------------------------------------------------------ moved, linked
 
 
-def test_a_baseline_that_was_moved_with_its_renamed_test_is_compared_with(run, tmp_path):
+def test_a_baseline_moved_with_its_renamed_test_is_compared_with(run, tmp_path):
     run(SERVING, "--update-baselines", "--llmperf-launches=2")
     renamed = SERVING.replace("test_serving", "test_chat")
     (tmp_path / FILE).rename(moved := tmp_path / FILE.replace("serving", "chat"))
@@ -120,7 +120,7 @@ def test_a_baseline_that_was_moved_with_its_renamed_test_is_compared_with(run, t
     assert json.loads(moved.read_text())["case"] == case
 
 
-def test_a_moved_baseline_is_unused_only_when_the_test_of_its_place_is_gone(run, tmp_path):
+def test_a_moved_baseline_is_unused_when_its_places_test_is_gone(run, tmp_path):
     run(SERVING, *RECORD)
     (tmp_path / FILE).rename(tmp_path / FILE.replace("serving", "gone"))
     result = run(SERVING.replace("serving", "other"), *RECORD)
@@ -151,7 +151,7 @@ def test_a_linked_folder_is_written_into(run, tmp_path):
     assert (tmp_path / "baselines").is_symlink()
 
 
-def test_a_test_in_a_folder_whose_name_is_no_text_has_a_baseline(run, tmp_path):
+def test_a_folder_whose_name_is_no_text_has_baselines(run, tmp_path):
     source, uncached = {"d\udcff/test_it.py": SERVING}, ("-p", "no:cacheprovider")  # which cannot write such a name
     run(source, *uncached, *RECORD)
     result = run(source, *uncached, "--llmperf-tolerance=90%", "--llmperf-max-launches=2")
