@@ -21,7 +21,8 @@ from pytest_llmperf.plugin.fixtures import (
     llmperf_sweep,
     simulated_engine,
 )
-from pytest_llmperf.plugin.options import add_options, any_given
+from pytest_llmperf.plugin.options import add_options, any_given, fill_in_values
+from pytest_llmperf.plugin.private import read_again
 from pytest_llmperf.plugin.state import AXES_FIXTURE, ITEM, SESSION, SessionState, settings_of
 from pytest_llmperf.plugin.workers import hear_worker, is_worker, refuse, tell_controller
 
@@ -50,6 +51,13 @@ def _used(items: list[pytest.Item]) -> bool:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the options."""
     add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
+    """Give options the value that was left out, so that they take no path for it."""
+    if fill_in_values(args):
+        read_again(early_config, parser, args)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -160,6 +168,10 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 
         judge_suite(session.config)
         check_results(session.config)
+    if any_given(session.config) or session.config.stash[SESSION].used:
+        from pytest_llmperf.plugin.comparisons import check_comparisons
+
+        check_comparisons(session.config)
     return result
 
 

@@ -7,7 +7,7 @@ import sys
 import uuid
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,6 +22,7 @@ from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.plugin.private import overrides
 from pytest_llmperf.plugin.progress import show
 from pytest_llmperf.plugin.protocol import spec_of
+from pytest_llmperf.plugin.reported import report_as_test, was_red
 from pytest_llmperf.plugin.settings import check_json
 from pytest_llmperf.plugin.state import ITEM, SESSION, run_of, settings_of
 from pytest_llmperf.plugin.workers import is_first, is_worker, refuse
@@ -196,23 +197,8 @@ def judge_suite(config: pytest.Config) -> None:
     if state.suite is None:
         return
     red = is_red_alone(state.suite, outcomes)
-    cache = getattr(config, "cache", None)  # absent with -p no:cacheprovider
-    was_red = cache is not None and SUITE_ID in cache.get("cache/lastfailed", {})
-    if red or was_red:
-        _report(config, SUITE_ID, suite_line(state.suite) + SUITE_ADVICE if red else "")
-
-
-def _report(config: pytest.Config, name: str, failure: str) -> None:
-    """Report something that is no test as one: failed with this text, or passed, which takes it off the list of `--lf`."""
-    location = (name.partition("::")[0], None, name)
-    phases: tuple[Literal["setup", "call", "teardown"], ...] = ("setup", "call", "teardown")
-    config.hook.pytest_runtest_logstart(nodeid=name, location=location)
-    for when in phases[bool(failure) :]:
-        is_red = when == "call" and bool(failure)
-        made: Any = {"outcome": "failed" if is_red else "passed", "longrepr": failure if is_red else None}
-        report = pytest.TestReport(nodeid=name, location=location, keywords={}, when=when, **made)
-        config.hook.pytest_runtest_logreport(report=report)
-    config.hook.pytest_runtest_logfinish(nodeid=name, location=location)
+    if red or was_red(config, SUITE_ID):
+        report_as_test(config, SUITE_ID, suite_line(state.suite) + SUITE_ADVICE if red else "")
 
 
 def end(config: pytest.Config) -> None:
@@ -249,4 +235,4 @@ def write_results(config: pytest.Config, *, final: bool = False) -> str | None:
 def check_results(config: pytest.Config) -> None:
     """Report a test that failed where the JSON file cannot be written any more, so that the run is not green."""
     if problem := write_results(config):
-        _report(config, JSON_ID, problem)
+        report_as_test(config, JSON_ID, problem)
