@@ -119,9 +119,14 @@ def _require_vllm(config: pytest.Config, python: str) -> None:
 
 def set_up(item: pytest.Item) -> None:
     """Skip or fail a test that this host cannot run, before any of its fixtures are made."""
-    plan, run = item.stash[ITEM].planned, item.config.stash[SESSION].run
-    if plan.error or run is None:
-        pytest.fail(plan.error or "another test of this run has an unusable llmperf marker", pytrace=False)
+    kept, state = item.stash.get(ITEM, None), item.config.stash[SESSION]
+    run = state.run
+    if kept is None or run is None or kept.planned.error:
+        why = "the plugin itself failed before this test was planned (see llmperf::faults)"
+        if kept is not None:
+            why = kept.planned.error or (why if state.faults else "another test of this run has an unusable llmperf marker")
+        pytest.fail(why, pytrace=False)
+    plan = kept.planned
     if not overrides(item, "llm_engine_url") and not plan.axes.sweep:  # a sweep itself leaves out the degrees that do not fit
         _refuse(item, _known_shortage(item, run.rules.host))
     if not item.config.getoption("setuponly", False):
@@ -201,14 +206,18 @@ def judge_suite(config: pytest.Config) -> None:
         report_as_test(config, SUITE_ID, suite_line(state.suite) + SUITE_ADVICE if red else "")
 
 
-def end(config: pytest.Config) -> None:
-    """Stop what still runs, and write the JSON file; the cases that were never finished are in it too."""
+def stop(config: pytest.Config) -> None:
+    """Stop what still runs."""
     state = config.stash[SESSION]
     if state.run is not None:
         try:
             state.run.pool.shutdown()
         except EngineError as error:
             show(config, str(error))
+
+
+def end(config: pytest.Config) -> None:
+    """Write the JSON file; the cases that were never finished are in it too."""
     if problem := write_results(config, final=True):
         show(config, problem)
 
