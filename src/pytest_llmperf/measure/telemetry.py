@@ -68,6 +68,8 @@ class Telemetry:
     """It is the decoding half of a pair: KV caches come from outside by design."""
     doubt: str | None = None
     """Why its counters are not believed; then they are all None."""
+    unusable: str | None = None
+    """Which of the metrics that are read have no usable value, and what they have instead."""
 
 
 def software_of(text: str | None) -> str | None:
@@ -133,6 +135,7 @@ class Recorder:
             external_hit_tokens=deltas["external_hits"],
             acceptance_length=None if accepted is None or not drafts else 1 + accepted / drafts,
             counters=_all_deltas(before, after),
+            unusable=_unusable(self._seen[0], after),
             receives_kv=any(canonical(each.name).startswith(NIXL) for each in after.series),
         )
 
@@ -147,6 +150,13 @@ class Recorder:
             threading.Event().wait(_ASK_AGAIN_S)
             after = read_scrape(self._read())
         return after
+
+
+def _unusable(*answers: Scrape) -> str | None:
+    """Return in words what stands in place of a value of metrics that are read, None where nothing does."""
+    read = spellings((*COUNTERS, *_SAMPLED))
+    said = {name: value for answer in answers for name, value in answer.unusable.items() if name.startswith(read)}
+    return "; ".join(f"{name} is {value}" for name, value in sorted(said.items())) or None
 
 
 def _known(samples: Iterable[Scrape], feature: Feature) -> list[float]:
