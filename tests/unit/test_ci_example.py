@@ -148,14 +148,14 @@ def runner(tmp_path: Path) -> dict[str, object]:
         "RESULTS": tmp_path / "results",
         "GITHUB_STEP_SUMMARY": tmp_path / "summary",
         "TESTS": "test_it.py",
-        "UPDATE": "",
+        "MODE": "",
         **{name: WORKFLOW["env"][name] for name in ("MODEL", "DEGREES")},
         "PYTEST_ADDOPTS": "-p no:cacheprovider --llmperf-engine=simulated --llmperf-launches=1 --llmperf-rounds=2",
     }
 
 
 def test_recording_is_green_and_its_table_is_in_the_summary(tmp_path: Path, runner: dict[str, object]) -> None:
-    done = run(SCRIPTS["Measure"], tmp_path, **runner | {"UPDATE": "--update-baselines"})
+    done = run(SCRIPTS["Measure"], tmp_path, **runner | {"MODE": "--update-baselines"})
     assert done.returncode == 0, done.stdout
     assert len(list((tmp_path / "baselines").rglob("*.json"))) == 3  # TP 1, 2 and 4
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"llmperf.json", "junit.xml", "logs", "output.txt"}
@@ -170,7 +170,7 @@ def test_recording_is_green_and_its_table_is_in_the_summary(tmp_path: Path, runn
 def test_a_failing_test_keeps_the_baselines_of_the_others(tmp_path: Path, runner: dict[str, object]) -> None:
     with (tmp_path / "test_it.py").open("a") as file:
         file.write("\n\ndef test_fails(llmperf, baseline):\n    test_it(llmperf, baseline)\n    assert False\n")
-    done = run(SCRIPTS["Measure"], tmp_path, **runner | {"UPDATE": "--update-baselines", "DEGREES": "1"})
+    done = run(SCRIPTS["Measure"], tmp_path, **runner | {"MODE": "--update-baselines", "DEGREES": "1"})
     assert done.returncode == 1, done.stdout
     assert [path.stem for path in (tmp_path / "baselines").rglob("*.json")] == ["test_it-qwen2.5_7b_shape-tp1-c8"]
 
@@ -185,7 +185,7 @@ def test_a_failure_is_red_though_its_output_is_copied(tmp_path: Path, runner: di
 
 
 def test_too_few_gpus_are_red(tmp_path: Path, runner: dict[str, object]) -> None:
-    done = run(SCRIPTS["Measure"], tmp_path, **runner | {"LLMPERF_SIMULATED_GPUS": 2, "UPDATE": "--update-baselines"})
+    done = run(SCRIPTS["Measure"], tmp_path, **runner | {"LLMPERF_SIMULATED_GPUS": 2, "MODE": "--update-baselines"})
     assert done.returncode == 1, done.stdout
     assert "needs 4 GPUs" in done.stdout
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
-from pytest_llmperf.plugin.private import calls, overrides, parameter, renew, terminal
+from pytest_llmperf.plugin.private import calls, overrides, parameter, read_again, renew, terminal
 
 
 @pytest.fixture
@@ -57,3 +59,16 @@ def test_the_terminal_can_be_written_to(request: pytest.FixtureRequest, pytestco
         assert hasattr(pytestconfig, "workerinput")
     else:
         assert all(hasattr(reporter, name) for name in ("write_line", "section", "rewrite", "ensure_newline", "isatty"))
+
+
+def test_paths_are_read_anew_where_arguments_have_changed(pytestconfig: pytest.Config) -> None:
+    class Early:
+        known_args_namespace = argparse.Namespace(file_or_dir=["old"])
+
+    class Parser:
+        def parse_known_args(self, args: list[str]) -> argparse.Namespace:
+            return argparse.Namespace(file_or_dir=args)
+
+    read_again(Early(), Parser(), ["new"])  # type: ignore[arg-type]  # what is asked of them is all here
+    assert Early.known_args_namespace.file_or_dir == ["new"]
+    assert hasattr(pytestconfig, "known_args_namespace")

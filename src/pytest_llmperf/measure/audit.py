@@ -103,6 +103,8 @@ def without_source(telemetry: Telemetry, workload: Workload) -> str | None:
         "" if telemetry.output_tokens is not None else f"output-token audit {_OFF} tells no output tokens",
         "" if telemetry.preemptions is not None else "preemptions are not known: this engine does not tell them",
     ]
+    if telemetry.unusable and any(texts):
+        texts.append(f"of its /metrics {telemetry.unusable}")
     return "; ".join(filter(None, texts)) or None
 
 

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.exposition import Scrape, Series
 
 Feature = Literal[
-    "preemptions", "prompt_tokens", "output_tokens", "prefix_hits", "external_hits", "accepted_tokens", "drafts",
+    "preemptions", "prompt_tokens", "output_tokens", "prefix_hits", "external_hits", "accepted_tokens", "drafts", "requests",
     "kv_usage", "running", "kv_tokens", "kv_blocks", "block_tokens",
 ]  # fmt: skip
 COUNTERS: tuple[Feature, ...] = (
-    "preemptions", "prompt_tokens", "output_tokens", "prefix_hits", "external_hits", "accepted_tokens", "drafts",
+    "preemptions", "prompt_tokens", "output_tokens", "prefix_hits", "external_hits", "accepted_tokens", "drafts", "requests",
 )  # fmt: skip
 """Features that only grow; the others are gauges."""
 _RANKS = frozenset({"tp_rank", "pp_rank", "moe_ep_rank", "ep_rank"})
@@ -64,6 +64,8 @@ TABLE: tuple[Row, ...] = (
     # vllm/v1/spec_decode/metrics.py
     Row("vllm", "accepted_tokens", "vllm:spec_decode_num_accepted_tokens_total"),
     Row("vllm", "drafts", "vllm:spec_decode_num_drafts_total"),
+    # Requests that are over, one series for each reason why.
+    Row("vllm", "requests", "vllm:request_success_total"),
     Row("vllm", "kv_usage", "vllm:kv_cache_usage_perc"),
     Row("vllm", "kv_usage", "vllm:gpu_cache_usage_perc"),  # until 0.9
     Row("vllm", "running", "vllm:num_requests_running"),
@@ -76,12 +78,14 @@ TABLE: tuple[Row, ...] = (
     Row("sglang", "prompt_tokens", "sglang:prompt_tokens_total", proves="sglang:max_total_num_tokens"),
     Row("sglang", "output_tokens", "sglang:generation_tokens_total", proves="sglang:max_total_num_tokens"),
     Row("sglang", "prefix_hits", "sglang:cached_tokens_total", proves="sglang:max_total_num_tokens"),
+    Row("sglang", "requests", "sglang:num_requests_total", proves="sglang:max_total_num_tokens"),
     Row("sglang", "kv_usage", "sglang:token_usage"),
     Row("sglang", "running", "sglang:num_running_reqs"),
     Row("sglang", "kv_tokens", "sglang:max_total_num_tokens", ranks="min"),
     # TGI. huggingface.co/docs/text-generation-inference/reference/metrics: histograms, of which the sums are the tokens.
     Row("tgi", "prompt_tokens", "tgi_request_input_length_sum"),
     Row("tgi", "output_tokens", "tgi_request_generated_tokens_sum"),
+    Row("tgi", "requests", "tgi_request_success"),
     Row("tgi", "running", "tgi_batch_current_size"),
     # llama.cpp. github.com/ggml-org/llama.cpp: tools/server/README.md, GET /metrics; hits and drafts since 2026, the usage of the
     # KV cache until 2025.
@@ -96,6 +100,7 @@ TABLE: tuple[Row, ...] = (
     # /prometheus/metrics, Dynamo under /metrics, in 2025 as `trtllm:`. Until 1.1 only latencies and counts of requests.
     Row("tensorrt-llm", "prompt_tokens", "trtllm_prompt_tokens_total"),
     Row("tensorrt-llm", "output_tokens", "trtllm_generation_tokens_total"),
+    Row("tensorrt-llm", "requests", "trtllm_request_success_total"),
     Row("tensorrt-llm", "prefix_hits", "trtllm_prompt_cached_tokens_total"),
     Row("tensorrt-llm", "prefix_hits", "trtllm_kv_cache_reused_blocks_total", "blocks"),
     Row("tensorrt-llm", "kv_usage", "trtllm_kv_cache_utilization"),

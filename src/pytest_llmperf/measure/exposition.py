@@ -6,6 +6,7 @@ OpenMetrics has, and the types, which it forgets between lines.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,17 +14,21 @@ from typing import TYPE_CHECKING
 from prometheus_client.parser import text_string_to_metric_families
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-_MALFORMED = (ValueError, IndexError, OverflowError, KeyError, TypeError, AttributeError)
-"""What the parser raises for a malformed line: IndexError for `{a="b", ="c"}`, OverflowError for a count beyond all floats, the
-others for texts that look half like its newer syntax."""
+_MALFORMED = (ValueError, IndexError, KeyError, TypeError, AttributeError)
+"""What the parser raises for a malformed line: IndexError for `{a="b", ="c"}`, the others for texts that look half like its newer
+syntax."""
 _NAME = re.compile(r"[a-zA-Z_:][\w:]*", re.ASCII)
 _EXEMPLAR = re.compile(r"""^((?:[^"#]|"(?:[^"\\]|\\.)*")*?)\s#\s*\{.*$""")
 """What follows a sample's value in OpenMetrics: ` # {trace_id="a"} 0.5`; a `#` inside of a label's quotes is no exemplar."""
 _SUFFIXES = ("_total", "_sum", "_count", "_bucket", "_created", "_info")
 CUMULATIVE = ("counter", "histogram", "summary")
 """Types whose samples only grow while a process lives."""
+LARGEST = 1e18
+"""Nothing that an engine tells is larger: tokens, bytes, nanoseconds of 30 years. Infinity and 400 digits are."""
+LONGEST_LINE = 65_536
+"""The longest of a vLLM, with its whole configuration in labels, has 3,000 characters. The parser takes time in squares."""
 _NEVER_ASKED = ("_bucket", "_created")
 """Samples that are no counters of their own: `_bucket` says how a histogram is spread, `_created` when a counter began."""
 
@@ -49,6 +54,8 @@ class Scrape:
     types: Mapping[str, str] = field(default_factory=dict)
     """Per family, as `# TYPE` says it."""
     helps: Mapping[str, str] = field(default_factory=dict)
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    """Why samples are left out, by name: their value is no number that could be reckoned with."""
     is_partial: bool = False
     """Only some names were read: that one is missing says nothing."""
 
@@ -77,31 +84,57 @@ class Scrape:
 
 
 def read_scrape(text: str | None) -> Scrape:
-    """Return what is in an answer; a line that cannot be read is passed over. None and HTML pages are empty."""
+    """Return what is in an answer; a line that cannot be read is passed over. None and HTML pages are empty.
+
+    Left out is what has no finite value, or two of them, and a counter below 0: nothing could be reckoned with them.
+    """
     types: dict[str, str] = {}
     helps: dict[str, str] = {}
     series: list[Series] = []
-    for line in (text or "").splitlines():
+    for line in _lines(text):
         if line.startswith("#"):
             words = line.split(None, 3)
             if len(words) == 4 and words[1] in ("TYPE", "HELP"):
                 (types if words[1] == "TYPE" else helps)[words[2]] = words[3].strip()
         elif (name := _NAME.match(line)) and not name[0].endswith("_bucket"):
             series += _samples(line)
-    return Scrape(tuple(series), types, helps)
+    usable, unusable = _usable(series)
+    return Scrape(usable, types, helps, unusable)
 
 
 def parse_metrics(text: str, *names: str) -> list[tuple[str, dict[str, str], float]]:
     """Return (name, labels, value) of every series whose name begins like one of these; malformed lines are passed over."""
     # Only these lines are parsed: all 466 series of a vLLM take 9 ms, twice a second beside the load; two of them 0.1 ms.
-    lines = (line for line in text.splitlines() if line.startswith(names))
+    lines = (line for line in _lines(text) if line.startswith(names))
     return [(each.name, dict(each.labels), each.value) for line in lines for each in _samples(line)]
 
 
 def read_series(text: str | None, names: tuple[str, ...]) -> Scrape:
     """Return only the series whose names begin like one of these, without types."""
-    lines = (line for line in (text or "").splitlines() if line.startswith(names))
-    return Scrape(tuple(each for line in lines for each in _samples(line)), is_partial=True)
+    lines = (line for line in _lines(text) if line.startswith(names))
+    usable, unusable = _usable([each for line in lines for each in _samples(line)])
+    return Scrape(usable, unusable=unusable, is_partial=True)
+
+
+def _lines(text: str | None) -> Iterator[str]:
+    """Yield the lines of an answer but monstrous ones: what else splits lines may stand in a label's value."""
+    return (line.rstrip("\r") for line in (text or "").split("\n") if len(line) <= LONGEST_LINE)
+
+
+def _usable(series: Iterable[Series]) -> tuple[tuple[Series, ...], dict[str, str]]:
+    """Return the samples that can be reckoned with, and why the others can't, by name."""
+    usable: dict[tuple[str, frozenset[tuple[str, str]]], Series] = {}
+    unusable: dict[str, str] = {}
+    for each in series:
+        key = each.name, each.labels
+        if not -LARGEST <= each.value <= LARGEST:  # not a number, neither
+            unusable[each.name] = f"{each.value:g}" if abs(each.value) < math.inf else "no finite number"
+        elif each.value < 0 and each.name.endswith(("_total", "_count")):
+            unusable[each.name] = f"{each.value:g}, and a counter begins at 0"
+        elif (other := usable.setdefault(key, each)).value != each.value:
+            unusable[each.name] = f"{other.value:g} and {each.value:g} for the same labels"
+    # Of several series of one name none is believed where one cannot be: their sum would be too small.
+    return tuple(each for each in usable.values() if each.name not in unusable), unusable
 
 
 def _samples(line: str) -> Iterable[Series]:
@@ -109,5 +142,8 @@ def _samples(line: str) -> Iterable[Series]:
     try:
         [family] = text_string_to_metric_families(exemplar[1] if exemplar else line)
         return [Series(sample.name, frozenset(sample.labels.items()), float(sample.value)) for sample in family.samples]
+    except OverflowError:  # a whole number beyond all floats
+        name = _NAME.match(line)
+        return [Series(name[0], frozenset(), math.inf)] if name else []
     except _MALFORMED:
         return []

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.client.prompts import Prompt
     from pytest_llmperf.measure.client.response import RequestRecord
     from pytest_llmperf.measure.engines.engine import Engine
+    from pytest_llmperf.measure.exposition import Scrape
     from pytest_llmperf.measure.gpus.summary import GpuRound
     from pytest_llmperf.plan.workload import Workload
 
@@ -201,6 +202,8 @@ class Player:
         self.early: str | None = None
         """That the requests of some round were used up before its time was over."""
         self.played_s = 0.0
+        self._last: Scrape | None = None
+        """What the engine told after the last round, or the warm-up."""
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
 
     def launch(
@@ -242,7 +245,12 @@ class Player:
 
         Where the load process was busy, one more is started now: not between two rounds, which would then not be alike.
         """
-        log = self._send(self._prompts(WARM_UP))
+        recorder, drawn = telemetry.Recorder(self.engine), self._prompts(WARM_UP)
+        with recorder:
+            log = self._send(drawn)
+        # Counted late, these requests would be the first round's, and an engine that is restarted now would be two.
+        recorder.result(caused_by(sum(prompt.output_tokens for prompt in drawn), log.records))
+        self._last = recorder.last
         while audit.is_busy(log) and self.client.processes < audit.MOST_PROCESSES:
             self.client.grow()
             log = self._send(self._prompts(WARM_UP - self.client.processes))
@@ -256,6 +264,7 @@ class Player:
         with recorder, gpu_watch or contextlib.nullcontext():
             log, sent = self._send(drawn, stop_s=workload.stops_s).sent()
         gpus = gpu_watch.result() if gpu_watch else None
+        between = f"round {self._number} and {self._number + 1}" if self._number else "the warm-up and round 1"
         self._number += 1
         classes = tuple(drawn[index].request_class for index in sent) if workload.classes else ()
         sample = formulas.RoundSample(
@@ -270,6 +279,8 @@ class Player:
         # Not strict: there may be no classes.
         of_complete = tuple(name for name, record in zip(classes, log.records, strict=False) if record.error is None)
         problems = audit.problems(log, sample.telemetry, workload, ranks=self.engine.spec.ranks)
+        problems += filter(None, [telemetry.restarted(self._last, recorder.first, between)])
+        self._last = recorder.last
         self.late = self.late or audit.lateness(log)
         self.unstamped |= audit.is_unstamped(log)
         self.early = self.early or audit.used_up(log, workload)

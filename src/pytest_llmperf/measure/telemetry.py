@@ -41,6 +41,8 @@ SETTLE_S = 2.0
 RAY_SETTLE_S = 15.0
 """Ray's metrics agents export every 10 s."""
 _ASK_AGAIN_S = 0.1
+_SLACK, _PROBES = 1.1, 8
+"""An engine may count so many more requests than were sent, as a factor and a number, before somebody else is seen in it."""
 _SAMPLED: tuple[Feature, ...] = ("kv_usage", "running", "prompt_tokens", "output_tokens")
 
 
@@ -68,6 +70,8 @@ class Telemetry:
     """It is the decoding half of a pair: KV caches come from outside by design."""
     doubt: str | None = None
     """Why its counters are not believed; then they are all None."""
+    unusable: str | None = None
+    """Which of the metrics that are read have no usable value, and what they have instead."""
 
 
 def software_of(text: str | None) -> str | None:
@@ -85,6 +89,8 @@ class Recorder:
         self._sampler = threading.Thread(target=self._sample, name="llmperf-telemetry", daemon=True)
         self._seen: list[Scrape] = []
         """The answers before the round, in full: two, because a balancer may give the second to another replica."""
+        self.last: Scrape | None = None
+        """The answer after the round, once `result` was asked for."""
         self._samples: list[Scrape] = []
 
     def __enter__(self) -> Self:
@@ -112,15 +118,17 @@ class Recorder:
         """Return what the round brought; call it after the block. Without `caused` its size is not doubted."""
         if not self._seen[0].series:
             return Telemetry()
-        before, after = self._seen[-1], self._settled(caused)
+        after = self._settled(caused)
+        self.last = after
+        answers = _alike([*self._seen, *self._samples, after])
+        before, after = answers[len(self._seen) - 1], answers[-1]
         gauges = Telemetry(
             kv_cache_peak=max(_known(self._samples, "kv_usage"), default=None),
             running_mean=_mean(_known(self._samples, "running")),
             answered=True,
         )
-        answers = [*self._seen, *self._samples, after]
         deltas = {feature: _delta(before, after, feature) for feature in COUNTERS}
-        if doubt := moved(answers, caused) or implausible(deltas, caused):
+        if doubt := moved(answers, caused) or implausible(deltas, caused) or foreign(deltas["requests"], caused):
             # Gauges of several engines in turn are of none of them.
             return Telemetry(answered=True, doubt=doubt)
         accepted, drafts = deltas["accepted_tokens"], deltas["drafts"]
@@ -133,8 +141,14 @@ class Recorder:
             external_hit_tokens=deltas["external_hits"],
             acceptance_length=None if accepted is None or not drafts else 1 + accepted / drafts,
             counters=_all_deltas(before, after),
+            unusable=_unusable(self._seen[0], after),
             receives_kv=any(canonical(each.name).startswith(NIXL) for each in after.series),
         )
+
+    @property
+    def first(self) -> Scrape:
+        """Return the answer before the round."""
+        return self._seen[0]
 
     def _settled(self, caused: Caused | None) -> Scrape:
         """Return the answer after the round, as soon as it has counted what the client has received."""
@@ -147,6 +161,50 @@ class Recorder:
             threading.Event().wait(_ASK_AGAIN_S)
             after = read_scrape(self._read())
         return after
+
+
+def foreign(requests: float | None, caused: Caused | None) -> str | None:
+    """Return that the engine has served others meanwhile, as the number of its requests says; None where it may not have.
+
+    Tokens alone don't tell where answers are short: engines may count some more than were asked for. A probe of an orchestrator
+    now and then is no load, and neither are requests of the warm-up that an engine counts late.
+    """
+    if caused is None or requests is None or requests <= caused.requests * _SLACK + _PROBES:
+        return None
+    return (
+        f"the engine counted {requests:,.0f} requests, though only {caused.requests:,} were sent: others send requests too,"
+        " and their load is in the figures; measure where nobody else does"
+    )
+
+
+def restarted(earlier: Scrape | None, later: Scrape, between: str) -> str | None:
+    """Return that the engine of a later answer is not the one of an earlier one, None where it may be.
+
+    A launch is one start of an engine: what its rounds have in common is what makes them a launch. Load of others in the pause
+    between two rounds is no business of either.
+    """
+    if earlier is None or not earlier.series or not later.series:
+        return None
+    what = moved(_alike([earlier, later]), None)
+    if what is None:
+        return None
+    anew = "the engine was restarted between {}: its counters began anew, and a launch is one start of an engine"
+    return anew.format(between) if "restarted" in what else f"between {between}, {what}"
+
+
+def _alike(answers: Sequence[Scrape]) -> list[Scrape]:
+    """Return the answers without the metrics that one of them has no usable value of: none of these is gone, or went down."""
+    unusable = {name for answer in answers for name in answer.unusable}
+    if not unusable:
+        return list(answers)
+    return [replace(answer, series=tuple(each for each in answer.series if each.name not in unusable)) for answer in answers]
+
+
+def _unusable(*answers: Scrape) -> str | None:
+    """Return in words what stands in place of a value of metrics that are read, None where nothing does."""
+    read = spellings((*COUNTERS, *_SAMPLED))
+    said = {name: value for answer in answers for name, value in answer.unusable.items() if name.startswith(read)}
+    return "; ".join(f"{name} is {value}" for name, value in sorted(said.items())) or None
 
 
 def _known(samples: Iterable[Scrape], feature: Feature) -> list[float]:

@@ -11,8 +11,9 @@ from pytest_llmperf.files import storable
 from pytest_llmperf.plan.axes import labelled
 from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.kinds import kind_of
+from pytest_llmperf.plugin.guard import guarded
 from pytest_llmperf.plugin.private import calls, parameter
-from pytest_llmperf.plugin.state import AXES_FIXTURE, ITEM, ItemState
+from pytest_llmperf.plugin.state import AXES_FIXTURE, ITEM, SESSION, ItemState
 from pytest_llmperf.run.selection import marker_of, planned, points, selected
 
 if TYPE_CHECKING:
@@ -90,18 +91,25 @@ def restrict(metafunc: pytest.Metafunc, grids: list[tuple[Marks, list[Axes]]]) -
     generated[:] = kept
 
 
+@guarded(hook="pytest_collection_modifyitems")
+def _group(item: pytest.Item, settings: Settings, *groups: list[pytest.Item]) -> list[pytest.Item] | None:
+    """Plan a test; return whether it is to be measured or is deselected, of these groups, and None where it cannot be planned."""
+    if item.nodeid.partition("[")[0] in item.config.stash[SESSION].unplanned:
+        return None
+    marks, axes = list(item.iter_markers("llmperf")), parameter(item, AXES_FIXTURE)
+    plan = planned(storable(item.nodeid), marks, axes, settings, compares="baseline" in getattr(item, "fixturenames", ()))
+    measuring, deselected = groups
+    group = measuring if selected(plan, settings) else deselected
+    item.stash[ITEM] = ItemState(plan)
+    return group
+
+
 def plan_items(items: list[pytest.Item], settings: Settings) -> list[pytest.Item]:
     """Plan every llmperf test, put them behind the others grouped by engine, and return the deselected ones."""
     others, measuring, deselected = list[pytest.Item](), list[pytest.Item](), list[pytest.Item]()
     for item in items:
-        names = getattr(item, "fixturenames", ())
-        if AXES_FIXTURE not in names:
-            others.append(item)
-            continue
-        marks, axes = list(item.iter_markers("llmperf")), parameter(item, AXES_FIXTURE)
-        plan = planned(storable(item.nodeid), marks, axes, settings, compares="baseline" in names)
-        item.stash[ITEM] = ItemState(plan)
-        (measuring if selected(plan, settings) else deselected).append(item)
+        group = others if AXES_FIXTURE not in getattr(item, "fixturenames", ()) else _group(item, settings, measuring, deselected)
+        (others if group is None else group).append(item)
     order: dict[EngineSpec, int] = {}
     for item in measuring:
         spec = item.stash[ITEM].planned.spec

@@ -83,6 +83,12 @@ OPTIONS: tuple[tuple[str, str | bool | None, str], ...] = (
         "fail, not skip, where there are too few GPUs: a run that skips all is not green",
     ),
     (
+        "--llmperf-require-comparisons",
+        None,
+        "fail a run in which fewer cases than =N are compared with a baseline (without =N: 1; 0: off): one that skips all, or"
+        " records all, is not green",
+    ),
+    (
         "--llmperf-exclusive",
         "on",
         "on: no other run's engine on this host while one of ours is measured; off: only none on the same GPUs",
@@ -104,6 +110,9 @@ MAY_HOLD_SECRETS = frozenset({"--llmperf-url", "--llmperf-header", "--llmperf-co
 REPEATED = frozenset({"--llmperf-header"})
 """Options that may be given several times: their values may hold commas."""
 
+OPTIONAL_VALUES: dict[str, str] = {"--llmperf-require-comparisons": "1"}
+"""Options whose value may be left out, and what it is then; one that is given stands behind a `=`."""
+
 
 def add_options(parser: pytest.Parser) -> None:
     """Declare every option and its ini twin."""
@@ -114,11 +123,24 @@ def add_options(parser: pytest.Parser) -> None:
         shown = f" ({'; '.join(facts)})" if facts else ""
         action: dict[str, Any] = {"action": "store_true"} if default is False else {"metavar": _metavar(flag)}
         action |= {"action": "append"} if flag in REPEATED else {}
+        action |= {"nargs": "?", "const": OPTIONAL_VALUES[flag]} if flag in OPTIONAL_VALUES else {}
         group.addoption(flag, dest=ini_name(flag), default=None, help=(text + shown).replace("%", "%%"), **action)
         if default is False:
             parser.addini(ini_name(flag), text, type="bool", default=default)
         else:
             parser.addini(ini_name(flag), text, type="string", default=default)
+
+
+def fill_in_values(args: list[str]) -> bool:
+    """Write the value behind each option that was given without; return whether there was one.
+
+    argparse takes the next word for it, and that is a path: `--llmperf-require-comparisons tests/`.
+    """
+    end = args.index("--") if "--" in args else len(args)
+    bare = [place for place, word in enumerate(args[:end]) if word in OPTIONAL_VALUES]
+    for place in bare:
+        args[place] += f"={OPTIONAL_VALUES[args[place]]}"
+    return bool(bare)
 
 
 def ini_name(flag: str) -> str:
@@ -131,5 +153,9 @@ def _metavar(flag: str) -> str:
 
 
 def any_given(config: pytest.Config) -> bool:
-    """Return whether the command line has any of the options; they are checked even when no test uses them."""
-    return any(config.getoption(ini_name(flag), None) is not None for flag, _, _ in OPTIONS)
+    """Return whether the command line has any of the options; they are checked even when no test uses them.
+
+    So is what demands something of a run whose tests may not use us at all, wherever it stands.
+    """
+    given = any(config.getoption(ini_name(flag), None) is not None for flag, _, _ in OPTIONS)
+    return given or any(config.getini(ini_name(flag)) for flag in OPTIONAL_VALUES)

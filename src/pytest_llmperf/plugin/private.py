@@ -43,6 +43,13 @@ def calls(metafunc: pytest.Metafunc) -> list[Any]:
     return generated
 
 
+def read_again(config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
+    """Have pytest look for the first conftest.py files at the paths of these arguments, which were changed since it read them."""
+    early = getattr(config, "known_args_namespace", None)
+    if early is not None:
+        early.file_or_dir = parser.parse_known_args(list(args)).file_or_dir
+
+
 def terminal(config: pytest.Config) -> Any:
     """Return what writes to the terminal, None with -p no:terminal."""
     return config.pluginmanager.getplugin("terminalreporter")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmperf.plugin.guard import fail_item, guarded
 from pytest_llmperf.plugin.measuring import Undecided, failing
 from pytest_llmperf.plugin.outlet import clean, clean_data, clean_report
 from pytest_llmperf.plugin.private import renew
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_llmperf.plan.engine import EngineSpec
+    from pytest_llmperf.plugin.state import Fault
     from pytest_llmperf.run.turns import Turns
 
 
 def run_item(item: pytest.Item, nextitem: pytest.Item | None, turns: Turns[pytest.Item]) -> None:
     """Run an item, and behind the last one of its engine also those that wait."""
     item.stash[ITEM].states.clear()
+    item.stash[ITEM].published = False
     turns.offer(item, nextitem)
     while (current := turns.current) is not None:
         if _stops(item.session):
@@ -35,6 +38,24 @@ def run_item(item: pytest.Item, nextitem: pytest.Item | None, turns: Turns[pytes
         _attempt(current, turns)
 
 
+def _broken(fault: Fault, item: pytest.Item, turns: Turns[pytest.Item]) -> None:
+    """Report an item in whose turn the plugin itself has failed, and take what it has begun back; the others go on.
+
+    Where its engine stands is not known: it is stopped.
+    """
+    following = turns.give_up(item)
+    fail_item(item, fault, following, reported=item.stash[ITEM].published)
+    run = run_of(item.config)
+    run.pool.discard()
+    for state in item.stash[ITEM].states:
+        run.states.pop(state.case.id, None)
+
+
+@guarded(
+    hook="pytest_runtest_protocol",
+    otherwise=_broken,
+    catches=(Exception, pytest.fail.Exception, pytest.skip.Exception, Undecided),  # none of them may leave a test
+)
 def _attempt(item: pytest.Item, turns: Turns[pytest.Item]) -> None:
     """Run setup, call and teardown, and report them if they are final.
 
@@ -115,6 +136,7 @@ def _publish(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
     shown = [outcome for outcome in outcomes if outcome.verdict.metrics]
     reports[-1].sections += [(f"llmperf {outcome.id}", clean(item.config, section(outcome))) for outcome in shown]
     clear(item.config)
+    kept.published = True
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for call, report in zip(calls, reports, strict=True):
         _log(item, call, report)

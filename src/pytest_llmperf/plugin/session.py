@@ -7,7 +7,7 @@ import sys
 import uuid
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,10 +20,11 @@ from pytest_llmperf.measure.host.preflight import device_shortage, shortage
 from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.plan.secrets import shown
-from pytest_llmperf.plugin.outlet import clean, clean_data
+from pytest_llmperf.plugin.outlet import clean_data
 from pytest_llmperf.plugin.private import overrides
 from pytest_llmperf.plugin.progress import show
 from pytest_llmperf.plugin.protocol import spec_of
+from pytest_llmperf.plugin.reported import report_as_test, was_red
 from pytest_llmperf.plugin.settings import check_json
 from pytest_llmperf.plugin.state import ITEM, SESSION, run_of, settings_of
 from pytest_llmperf.plugin.workers import is_first, is_worker, refuse
@@ -126,9 +127,14 @@ def _require_vllm(config: pytest.Config, python: str) -> None:
 
 def set_up(item: pytest.Item) -> None:
     """Skip or fail a test that this host cannot run, before any of its fixtures are made."""
-    plan, run = item.stash[ITEM].planned, item.config.stash[SESSION].run
-    if plan.error or run is None:
-        pytest.fail(plan.error or "another test of this run has an unusable llmperf marker", pytrace=False)
+    kept, state = item.stash.get(ITEM, None), item.config.stash[SESSION]
+    run = state.run
+    if kept is None or run is None or kept.planned.error:
+        why = "the plugin itself failed before this test was planned (see llmperf::faults)"
+        if kept is not None:
+            why = kept.planned.error or (why if state.faults else "another test of this run has an unusable llmperf marker")
+        pytest.fail(why, pytrace=False)
+    plan = kept.planned
     if not overrides(item, "llm_engine_url") and not plan.axes.sweep:  # a sweep itself leaves out the degrees that do not fit
         _refuse(item, _known_shortage(item, run.rules.host))
     if not item.config.getoption("setuponly", False):
@@ -204,33 +210,22 @@ def judge_suite(config: pytest.Config) -> None:
     if state.suite is None:
         return
     red = is_red_alone(state.suite, outcomes)
-    cache = getattr(config, "cache", None)  # absent with -p no:cacheprovider
-    was_red = cache is not None and SUITE_ID in cache.get("cache/lastfailed", {})
-    if red or was_red:
-        _report(config, SUITE_ID, suite_line(state.suite) + SUITE_ADVICE if red else "")
+    if red or was_red(config, SUITE_ID):
+        report_as_test(config, SUITE_ID, suite_line(state.suite) + SUITE_ADVICE if red else "")
 
 
-def _report(config: pytest.Config, name: str, failure: str) -> None:
-    """Report something that is no test as one: failed with this text, or passed, which takes it off the list of `--lf`."""
-    location = (name.partition("::")[0], None, name)
-    phases: tuple[Literal["setup", "call", "teardown"], ...] = ("setup", "call", "teardown")
-    config.hook.pytest_runtest_logstart(nodeid=name, location=location)
-    for when in phases[bool(failure) :]:
-        is_red = when == "call" and bool(failure)
-        made: Any = {"outcome": "failed" if is_red else "passed", "longrepr": clean(config, failure) if is_red else None}
-        report = pytest.TestReport(nodeid=name, location=location, keywords={}, when=when, **made)
-        config.hook.pytest_runtest_logreport(report=report)
-    config.hook.pytest_runtest_logfinish(nodeid=name, location=location)
-
-
-def end(config: pytest.Config) -> None:
-    """Stop what still runs, and write the JSON file; the cases that were never finished are in it too."""
+def stop(config: pytest.Config) -> None:
+    """Stop what still runs."""
     state = config.stash[SESSION]
     if state.run is not None:
         try:
             state.run.pool.shutdown()
         except EngineError as error:
             show(config, str(error))
+
+
+def end(config: pytest.Config) -> None:
+    """Write the JSON file; the cases that were never finished are in it too."""
     if problem := write_results(config, final=True):
         show(config, problem)
 
@@ -262,4 +257,4 @@ def check_results(config: pytest.Config) -> None:
     """Report a test that failed where the JSON file cannot be written any more, so that the run is not green."""
     path = settings_of(config).json_path
     if problem := write_results(config, final=path is not None and is_stream(path)):
-        _report(config, JSON_ID, problem)
+        report_as_test(config, JSON_ID, problem)

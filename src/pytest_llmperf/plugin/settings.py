@@ -13,7 +13,7 @@ import pytest
 
 from pytest_llmperf.files import as_shell, unwritable_file
 from pytest_llmperf.plan.axes import AXES, axis_value
-from pytest_llmperf.plan.checks import PlanError, degree, parse_fraction
+from pytest_llmperf.plan.checks import PlanError, degree, parse_fraction, parse_whole
 from pytest_llmperf.plan.command import check_command
 from pytest_llmperf.plan.engine import check_url, parse_engine_args, url_name
 from pytest_llmperf.plan.gates import parse_gate
@@ -94,6 +94,7 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         tolerance=parse_fraction("--llmperf-tolerance", raw["--llmperf-tolerance"]),
         fail_inconclusive=_choice(raw, "--llmperf-inconclusive") == "fail",
         require_gpus=bool(raw["--llmperf-require-gpus"]),
+        require_comparisons=_comparisons(raw),
         exclusive=_choice(raw, "--llmperf-exclusive") == "on",
         json_path=None if raw["--llmperf-json"] is None else config.invocation_params.dir / as_shell(raw["--llmperf-json"]),
     )
@@ -137,6 +138,16 @@ def _only_one(raw: dict[str, Any], *flags: str) -> None:
     given = [flag for flag in flags if raw[flag]]
     if len(given) > 1:
         raise pytest.UsageError(f"{' and '.join(given)}: give only one of them")
+
+
+def _comparisons(raw: dict[str, Any]) -> int:
+    """Return how many comparisons the run must come to; raises UsageError where it is one that compares nothing."""
+    flag = "--llmperf-require-comparisons"
+    number = 0 if raw[flag] is None else parse_whole(flag, raw[flag])
+    without = next((other for other in ("--update-baselines", "--llmperf-calibrate", "--llmperf-selftest") if raw[other]), None)
+    if number and without:
+        raise pytest.UsageError(f"{without} and {flag}={number}: the first compares nothing; leave one of them out ({flag}=0)")
+    return number
 
 
 def _axis(axis: str, text: str) -> tuple[Any, ...]:

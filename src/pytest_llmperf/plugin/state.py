@@ -16,6 +16,25 @@ if TYPE_CHECKING:
     from pytest_llmperf.run.turns import Turns
 
 
+@dataclass(frozen=True)
+class Fault:
+    """Something that the core has raised, and no code of it expects."""
+
+    hook: str
+    about: str
+    """The test that it was about; empty where it was about all."""
+    error: str
+    place: str
+    """The innermost line of code that it went through."""
+    trace: str
+
+    @property
+    def text(self) -> str:
+        """Return what has failed, in one line."""
+        about = f", {self.about}" if self.about else ""
+        return f"pytest-llmperf itself failed ({self.hook}{about}): {self.error}, at {self.place}"
+
+
 @dataclass
 class SessionState:
     """What is kept of a session; set up step by step, as pytest goes on."""
@@ -43,6 +62,14 @@ class SessionState:
     turns: Turns[pytest.Item] | None = None
     streamed: bool = False
     """The JSON text is written into a device or a pipe, which cannot be written anew."""
+    session: pytest.Session | None = None
+    """pytest's own."""
+    faults: list[Fault] = field(default_factory=list)
+    """What the core has raised unforeseen."""
+    faults_reported: int = 0
+    """How many of them stand in a report."""
+    unplanned: set[str] = field(default_factory=set)
+    """The tests, without parameters, whose grid could not be made because of such a fault."""
     suite: Decision | None = None
     """The verdict on all comparisons together."""
 
@@ -60,6 +87,8 @@ class ItemState:
     """What came of its cases, where that is known before an engine is started."""
     properties: list[tuple[str, Any]] = field(default_factory=list)
     """The JUnit properties that it had before it ran for the first time."""
+    published: bool = False
+    """Its set-up and call are reported."""
 
 
 AXES_FIXTURE = "llmperf_axes"

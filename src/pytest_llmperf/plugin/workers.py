@@ -11,7 +11,7 @@ from pytest_llmperf.units import printable
 if TYPE_CHECKING:
     from typing import NoReturn
 
-_REFUSAL, _USED = "llmperf_refusal", "llmperf_used"
+_REFUSAL, _USED, _FAULTS = "llmperf_refusal", "llmperf_used", "llmperf_faults"
 """Keys of xdist's `workeroutput`, which a worker sends when it ends."""
 
 
@@ -37,6 +37,17 @@ def tell_controller(config: pytest.Config, *, used: bool) -> None:
     """Tell the controller, where this is a worker, whether any of its tests measures."""
     if is_worker(config):
         _output(config)[_USED] = used
+
+
+def send_fault(config: pytest.Config, fault: dict[str, str]) -> None:
+    """Tell the controller what has failed in this worker, when it ends."""
+    _output(config).setdefault(_FAULTS, []).append(fault)
+
+
+def faults_of(node: Any) -> list[dict[str, str]]:
+    """Return what has failed in a worker that has ended."""
+    faults: list[dict[str, str]] = getattr(node, "workeroutput", {}).get(_FAULTS, [])
+    return faults
 
 
 def hear_worker(node: Any) -> bool:

@@ -53,6 +53,8 @@ class Settings:
     """How long each engine idles before its rounds are played again; None: not at all."""
     command: str = ""
     """The command line that starts engines of the kind `command`; empty for other kinds."""
+    require_comparisons: int = 0
+    """A run that compares fewer cases is red."""
     headers: Headers = field(default=(), repr=False)
     """Of every request to an endpoint."""
 

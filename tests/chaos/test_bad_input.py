@@ -1,0 +1,120 @@
+"""Bad input of every kind: what an engine tells, what options, markers and workloads hold. None of it ends in a traceback of ours."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import time
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from pytest_llmperf.measure import audit
+from pytest_llmperf.measure.engines.server import ServerEngine
+from pytest_llmperf.measure.exposition import LARGEST, read_scrape
+from pytest_llmperf.measure.kv_cache import read_capacity
+from pytest_llmperf.measure.plausibility import Caused
+from pytest_llmperf.measure.telemetry import Recorder
+from pytest_llmperf.plan.workload import Workload
+from tests.conftest import SERVING
+
+TRACEBACKS = ("INTERNALERROR", "Traceback", "fault of pytest-llmperf")
+NO_NUMBERS = ("NaN", "+Inf", "-Inf", "1e999", "9" * 400, "-5", "9" * 300)
+NAMES = (
+    "vllm:generation_tokens_total", "vllm:prompt_tokens_total", "vllm:num_preemptions_total", "vllm:prefix_cache_hits_total",
+    "vllm:kv_cache_usage_perc", "vllm:num_requests_running", "vllm:spec_decode_num_drafts_total",
+    "vllm:spec_decode_num_accepted_tokens_total", "vllm:request_success_total", "sglang:max_total_num_tokens",
+    "trtllm_kv_cache_max_blocks", "trtllm_kv_cache_tokens_per_block", "process_start_time_seconds",
+)  # fmt: skip
+
+
+def recorded(*answers: str):
+    """Return what is known of a round with these answers: two before it, samples, and one after it."""
+    given_answers = itertools.chain(answers, itertools.repeat(answers[-1]))
+    with Recorder(SimpleNamespace(metrics_text=lambda: next(given_answers))) as recorder:  # type: ignore[arg-type]
+        pass
+    return recorder.result(Caused(requests=4, asked_tokens=40, counted_tokens=0, prompt_tokens=40))
+
+
+def finite(value: object) -> bool:
+    """Return whether JSON holds a value without NaN and infinity."""
+    json.dumps(value, allow_nan=False)
+    return True
+
+
+SAMPLES = st.lists(
+    st.tuples(
+        st.sampled_from([*NAMES, "vllm:x", "", "vllm:", "x_total", "http_requests_total"]),
+        st.dictionaries(st.sampled_from(["engine", "tp_rank", "le", "model_name", "kv_cache_size_tokens"]), st.text(max_size=8)),
+        st.one_of(st.sampled_from([*NO_NUMBERS, "0", "1", "7", "12", "1_0", "١٢", "0x1", "", "1 1e400"]), st.text(max_size=6)),
+    ),
+    max_size=12,
+)
+
+
+def exposed(samples) -> str:
+    """Return samples as a `/metrics` answer."""
+    return "".join(
+        name + ("{" + ",".join(f"{key}={json.dumps(value)}" for key, value in labels.items()) + "}" if labels else "") + f" {value}\n"
+        for name, labels, value in samples
+    )
+
+
+@pytest.mark.fault("bad input is told", "NaN, infinity, 400 digits, negative or repeated counters in /metrics")
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(before=SAMPLES, after=SAMPLES)
+@example([(NAMES[0], {}, "1")], [(NAMES[0], {}, "NaN")])
+@example([(NAMES[0], {}, "1")], [(NAMES[0], {}, "5"), (NAMES[0], {}, "9")])
+def test_whatever_metrics_hold_no_figure_is_without_number(before, after) -> None:
+    telemetry = recorded(exposed(before), exposed(before), exposed(after))
+    finite([vars(telemetry)["counters"], *(value for value in vars(telemetry).values() if isinstance(value, (int, float)))])
+    capacity = read_capacity(exposed(after), "")
+    assert finite([capacity.kv_cache_tokens, capacity.max_concurrency])
+    assert audit.without_source(telemetry, Workload()) is None or "audit" in str(audit.without_source(telemetry, Workload()))
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
+def test_a_counter_without_a_number_is_not_known_and_says_why(value: str) -> None:
+    text = f"vllm:prompt_tokens_total 5\n{NAMES[0]} {value}\n"
+    telemetry = recorded(text, text, text)
+    assert telemetry.output_tokens is None
+    assert re.search(rf"tells no output tokens; .*of its /metrics {NAMES[0]} is ", audit.without_source(telemetry, Workload()) or "")
+
+
+def test_a_counter_told_twice_is_believed_where_both_agree() -> None:
+    [once] = read_scrape('x_total{a="1"} 5\nx_total{a="1"} 5\n').series
+    assert once.value == 5
+    twice = read_scrape('x_total{a="1"} 5\nx_total{a="1"} 7\nx_total{a="2"} 1\n')
+    assert (twice.series, twice.unusable) == ((), {"x_total": "5 and 7 for the same labels"})
+
+
+def test_the_largest_number_is_read_and_none_beyond() -> None:
+    assert [each.value for each in read_scrape(f"x {LARGEST:g}\ny {2 * LARGEST:g}\n").series] == [LARGEST]
+
+
+@pytest.mark.fault("no hang", "a line of a million quotes in /metrics")
+def test_monstrous_lines_are_passed_over(attempts) -> None:
+    for _ in attempts(quick=1, full=3):
+        begin_s = time.monotonic()
+        lines = ['x{a="' + '\\"' * 1_000_000 + ' # {"} 1', "y " + "{" * 1_000_000, 'z{a="' + "\\" * 1_000_001 + '"} 1', "w 1"]
+        assert [each.name for each in read_scrape("\n".join(lines)).series] == ["w"]
+        attempts.took(time.monotonic() - begin_s)
+
+
+@pytest.mark.fault("bad input is told", "metrics without a number through a run that records")
+@pytest.mark.parametrize(("name", "value"), [(NAMES[0], "NaN"), (NAMES[2], "9" * 400), ("sglang:max_total_num_tokens", "+Inf")])
+def test_a_run_gets_over_metrics_without_numbers(run, monkeypatch, name: str, value: str) -> None:
+    ask = ServerEngine.metrics_text
+
+    def changed(engine: ServerEngine) -> str:
+        text = re.sub(r"kv_cache_size_tokens=", "other=", ask(engine) or "")
+        return re.sub(rf"^{name}.*\n", "", text, flags=re.MULTILINE) + f'{name}{{engine="0"}} {value}\n'
+
+    monkeypatch.setattr(ServerEngine, "metrics_text", changed)
+    result = run(SERVING, "--update-baselines", "--llmperf-launches=2")
+    assert not any(word in result.stdout for word in TRACEBACKS), result.stdout
+    assert set(result.statuses.values()) <= {"RECORDED", "NOT-COMPARABLE", "INVALID"}, result.stdout
+    assert name.startswith("sglang") or f"{name} is " in result.stdout + json.dumps(result.cases)

@@ -1,0 +1,138 @@
+"""Whatever the core raises in a hook ends no run: it is told in a few lines, the other tests go on, and the run is red."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+
+import pytest
+
+import pytest_llmperf.plugin
+from pytest_llmperf.plugin.collector import Collector
+from pytest_llmperf.testing import Example
+from tests.conftest import ENVIRONMENT, QUICK, SERVING
+
+PROJECT = {
+    "test_it.py": SERVING
+    + "\n\ndef test_second(llmperf, baseline):\n    assert llmperf(requests=8, output_tokens=4) == baseline\n",
+    "test_plain.py": "def test_plain():\n    pass\n",
+}
+SELFTEST, TWICE = "--llmperf-selftest", "--llmperf-gate=tpot_p50_s=60%"
+SLOWER = "--llmperf-engine-args=--sim-slow-down 4"
+
+# hook, what raises in it, options of the run
+RAISING = [
+    ("pytest_load_initial_conftests", "pytest_llmperf.plugin:fill_in_values", ()),
+    ("pytest_configure", "pytest_llmperf.plugin.settings:check_json", ()),
+    ("pytest_generate_tests", "pytest_llmperf.plugin.collection:parametrize", ()),
+    ("pytest_generate_tests", "pytest_llmperf.plugin.collection:restrict", ()),
+    ("pytest_collection_modifyitems", "pytest_llmperf.plugin.collection:plan_items", ()),
+    ("pytest_collection_modifyitems", "pytest_llmperf.plugin.collection:planned", ()),
+    ("pytest_collection_finish", "pytest_llmperf.plugin.session:prepare", ()),
+    ("pytest_report_collectionfinish", "pytest_llmperf.plugin.summary:header", ()),
+    ("pytest_runtestloop", "pytest_llmperf.plugin.session:judge_suite", ()),
+    ("pytest_runtestloop", "pytest_llmperf.plugin.comparisons:check_comparisons", ()),
+    ("pytest_runtest_protocol", "pytest_llmperf.plugin.protocol:run_item", ()),
+    ("pytest_runtest_protocol", "pytest_llmperf.plugin.protocol:_publish", ()),
+    ("pytest_runtest_protocol", "pytest_llmperf.plugin.protocol:outcome_of", ()),
+    ("pytest_runtest_protocol", "pytest_llmperf.run.turns:Turns.next", ()),
+    ("pytest_runtest_protocol", "pytest_llmperf.plugin.selftest:report", (SELFTEST,)),
+    ("pytest_runtest_setup", "pytest_llmperf.plugin.session:set_up", ()),
+    ("pytest_assertrepr_compare", "pytest_llmperf.plugin.measuring:explain", (SLOWER,)),
+    ("pytest_runtest_logreport", "pytest_llmperf.plugin.session:write_results", ()),
+    ("pytest_terminal_summary", "pytest_llmperf.plugin.summary:summarize", ()),
+    ("pytest_sessionfinish", "pytest_llmperf.plugin.session:end", ()),
+    ("pytest_sessionfinish", "pytest_llmperf.plugin.session:stop", ()),
+]
+XDIST = [
+    *RAISING,
+    ("pytest_testnodedown", "pytest_llmperf.plugin.collector:hear_worker", ()),
+]  # fmt: skip
+NAMES = [f"{hook}-{place.rpartition(':')[2]}" for hook, place, _ in XDIST]
+UNGUARDED = {"pytest_addoption", "pytest_sessionstart"}
+"""Without options there is no plugin, and pytest says so itself; the other one keeps a reference."""
+
+INJECT = """
+import importlib, operator
+
+def boom(*_, **__):
+    raise RuntimeError("no such luck")
+
+place, _, name = {place!r}.partition(":")
+owner, _, name = name.rpartition(".")
+module = importlib.import_module(place)
+whose = operator.attrgetter(owner)(module) if owner else module
+stopping = getattr(whose, name)
+setattr(whose, name, boom if name != "stop" else lambda config: (stopping(config), boom()))
+"""
+
+
+def test_every_hook_is_tried() -> None:
+    hooks = {name for name in vars(pytest_llmperf.plugin) if name.startswith("pytest_")}
+    hooks |= {name for name, _ in inspect.getmembers(Collector) if name.startswith("pytest_")}
+    assert hooks - UNGUARDED == {hook for hook, _, _ in XDIST}
+
+
+def check(result, hook):
+    output = result.stdout + result.stderr
+    assert result.returncode == 1, output
+    assert "INTERNALERROR" not in output
+    assert "RuntimeError: no such luck" in output
+    assert "fault of pytest-llmperf" in output
+    assert "Traceback" not in output
+    assert hook in output
+    assert result.outcomes.get("passed", 0) >= 1, output
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Return a folder of baselines, recorded once."""
+    folder = tmp_path_factory.mktemp("recorded")
+    project = Example(PROJECT, QUICK, ENVIRONMENT)
+    assert project.run(folder, "--update-baselines", "--llmperf-launches=2", TWICE, in_process=True).returncode == 0
+    return folder / "baselines"
+
+
+@pytest.fixture
+def stored(recorded, tmp_path):
+    """Have baselines to compare with."""
+    shutil.copytree(recorded, tmp_path / "baselines")
+
+
+@pytest.mark.fault("bad input is told", "the core raises in one of pytest's hooks")
+@pytest.mark.parametrize(("hook", "place", "options"), RAISING, ids=NAMES[: len(RAISING)])
+def test_what_the_core_raises_in_a_hook_ends_no_run(run, stored, monkeypatch, hook, place, options):
+    name = place.replace(":", ".")
+    stopping = pytest_llmperf.plugin.session.stop if place.endswith(":stop") else None
+
+    def boom(*args, **_):
+        if stopping:
+            stopping(*args)
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(name, boom)
+    result = run(PROJECT, TWICE, *options)
+    check(result, hook)
+
+
+@pytest.mark.fault("bad input is told", "the core raises in one of pytest's hooks, in a worker of xdist", full=True)
+@pytest.mark.parametrize(("hook", "place", "options"), XDIST, ids=NAMES)
+def test_what_the_core_raises_in_a_worker_ends_no_run(run, stored, hook, place, options):
+    result = run({**PROJECT, "conftest.py": INJECT.format(place=place)}, TWICE, "-n", "1", *options)
+    if hook in ("pytest_load_initial_conftests", "pytest_configure"):  # they are over when a conftest.py is read
+        return
+    check(result, hook)
+
+
+@pytest.mark.fault("bad input is told", "the core raises in one of pytest's hooks, without a terminal")
+@pytest.mark.parametrize("place", ["summary:header", "session:prepare", "protocol:_publish", "session:end"])
+def test_without_a_terminal_the_run_is_red_all_the_same(run, stored, monkeypatch, place):
+    def boom(*_, **__):
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(f"pytest_llmperf.plugin.{place.replace(':', '.')}", boom)
+    result = run(PROJECT, TWICE, "-p", "no:terminal")
+    if place == "summary:header":  # the terminal alone asks for it
+        assert result.returncode == 0
+    else:
+        assert result.returncode == 1
