@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from pytest_llmperf.measure.client.claims import doubt_of
 from pytest_llmperf.measure.client.events import DECODER, Counter, Stream, decoded, failure_of_text, whole
 from pytest_llmperf.measure.client.framing import headers_of, is_chunked, payload
 from pytest_llmperf.measure.client.reasons import ending_error, ending_name, http_error, reason_of_body
@@ -90,7 +91,9 @@ def parse_response(
             return RequestRecord(sent_s, error=error or f"an event is not the JSON of a completion: {broken}")
     # What the server says of itself comes first: a connection that then breaks is only a consequence.
     error = read.failure or error or _incomplete(read, wanted, exact=exact, stream=stream)
-    times_s, counts, ending = tuple(read.times_s), (read.prompt_tokens, read.output_tokens), ending_name(read.ending)
+    # An answer that has failed may hold a hundred thousand of what looks like tokens, and a round thousands of answers.
+    times_s = tuple(read.times_s if error is None else read.times_s[:wanted])
+    counts, ending = (read.prompt_tokens, read.output_tokens), ending_name(read.ending)
     return RequestRecord(sent_s, times_s, end_s, *counts, error, finish_reason=ending)
 
 
@@ -103,6 +106,8 @@ def _incomplete(read: Stream, wanted: int, *, exact: bool, stream: bool) -> str 
             return wrong
     if tokens is None:
         return "the server reports neither usage nor token ids, so its tokens cannot be counted"
+    if read.seen and (doubt := doubt_of(tokens, read.seen, stream=stream)):
+        return doubt
     if tokens != wanted and (exact or not 0 < tokens < wanted):
         return f"{tokens} of {wanted} tokens"
     return None if read.done else "the stream ended without [DONE] and without usage"
@@ -170,7 +175,7 @@ def _streamed(reads: Sequence[tuple[int, bytes]], pieces: Sequence[tuple[int, by
     """
     body = b"".join(piece for _, piece in pieces)
     starts = list(itertools.accumulate((len(piece) for _, piece in pieces), initial=0))
-    counter, stray = Counter(reads), list[bytes]()
+    counter, stray, before = Counter(reads), list[bytes](), b""
     for block in blocks(body, flush=is_complete):
         stray += [block.stray] if block.stray else []
         if block.data and block.data.strip() == b"[DONE]":
@@ -179,7 +184,8 @@ def _streamed(reads: Sequence[tuple[int, bytes]], pieces: Sequence[tuple[int, by
             counter.stream.failure = f"error in the stream: {reason_of_body(block.data)}"
         elif block.data:
             piece = bisect.bisect_right(starts, block.end - 1) - 1
-            counter.take(decoded(block.data), pieces[piece][0] + block.end - starts[piece])
+            counter.take(decoded(block.data), pieces[piece][0] + block.end - starts[piece], repeated=block.data == before)
+            before = block.data
         if counter.stream.failure:
             break
     if stray and not counter.stream.failure and not counter.stream.ending:

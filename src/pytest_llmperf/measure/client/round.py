@@ -276,16 +276,15 @@ class Round:
         exchange.reads.append((stamp, data))
         exchange.received += len(data)
         self.bytes_under_way += len(data)
-        if exchange.received > exchange.most or self.bytes_under_way > _MOST_BYTES:
-            if flood := self._flood(exchange):
-                self._lose(connection, flood)
-                return
+        if (exchange.received > exchange.most or self.bytes_under_way > _MOST_BYTES) and (flood := self._flood(exchange)):
+            self._lose(connection, flood)
+            return
         if exchange.chunked and exchange.chunks is None and data.endswith(b"}\n\n\r\n"):
             return  # an event of a stream: most reads end here
         try:
             complete = exchange.is_complete(data)
-        except FloodError as flood:
-            self._lose(connection, str(flood))
+        except FloodError as error:
+            self._lose(connection, str(error))
             return
         if complete:
             self.progressed = True
