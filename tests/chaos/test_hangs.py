@@ -177,7 +177,7 @@ def test_an_answer_that_comes_byte_by_byte_is_no_stall(client: LoadClient) -> No
     def answer(asked: Asked) -> bool:
         for byte in STREAM + chunks(tokens(4)) + b"0\r\n\r\n":
             asked.connection.sendall(bytes([byte]))
-            time.sleep(0.004)
+            time.sleep(0.001)
         return True
 
     with hostile_server({"/v1/completions": answer}) as server:
@@ -228,7 +228,8 @@ def test_serving(llmperf, baseline):
 
 OPTIONS = (
     "--update-baselines",
-    "--llmperf-rounds=2",
+    "--llmperf-rounds=1",
+    "--llmperf-launches=1",
     "--llmperf-tolerance=60%",
     "-p",
     "no:benchmark",

@@ -113,8 +113,8 @@ class Counter:
         self._reported: int | None = None
         self._seen = Seen()
 
-    def take(self, event: _Event, end: int, *, repeated: bool = False) -> None:
-        """Count an event whose last byte is in front of the place `end` on the wire, `repeated` if it is the one before it."""
+    def take(self, event: _Event, end: int) -> None:
+        """Count an event whose last byte is in front of the place `end` on the wire."""
         stream = self.stream
         while self._read_ends[self._read] < end:
             self._read += 1
@@ -126,7 +126,7 @@ class Counter:
                 self._has_ids = True
                 new = len(choice.token_ids)
             else:
-                new = self._see(choice, repeated=repeated)
+                new = self._see(choice)
             self._count += new
             stream.times_s += [self._seconds[self._read]] * new
             stream.ending = choice.finish_reason or stream.ending
@@ -134,7 +134,7 @@ class Counter:
             stream.prompt_tokens, self._reported = whole(event.usage.prompt_tokens), whole(event.usage.completion_tokens)
             self._seen.reasoning = _hidden_tokens(event.usage)
 
-    def _see(self, choice: _Choice, *, repeated: bool) -> int:
+    def _see(self, choice: _Choice) -> int:
         """Note what a choice without token ids says; return 1 if that is anything."""
         seen, size = self._seen, _bytes_said(choice)
         if not size:
@@ -142,7 +142,6 @@ class Counter:
             return 0
         seen.pieces += 1
         seen.text_bytes += size
-        seen.repeated += repeated
         return 1
 
     def result(self) -> Stream:

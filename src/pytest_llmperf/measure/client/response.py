@@ -175,7 +175,7 @@ def _streamed(reads: Sequence[tuple[int, bytes]], pieces: Sequence[tuple[int, by
     """
     body = b"".join(piece for _, piece in pieces)
     starts = list(itertools.accumulate((len(piece) for _, piece in pieces), initial=0))
-    counter, stray, before = Counter(reads), list[bytes](), b""
+    counter, stray = Counter(reads), list[bytes]()
     for block in blocks(body, flush=is_complete):
         stray += [block.stray] if block.stray else []
         if block.data and block.data.strip() == b"[DONE]":
@@ -184,8 +184,7 @@ def _streamed(reads: Sequence[tuple[int, bytes]], pieces: Sequence[tuple[int, by
             counter.stream.failure = f"error in the stream: {reason_of_body(block.data)}"
         elif block.data:
             piece = bisect.bisect_right(starts, block.end - 1) - 1
-            counter.take(decoded(block.data), pieces[piece][0] + block.end - starts[piece], repeated=block.data == before)
-            before = block.data
+            counter.take(decoded(block.data), pieces[piece][0] + block.end - starts[piece])
         if counter.stream.failure:
             break
     if stray and not counter.stream.failure and not counter.stream.ending:
