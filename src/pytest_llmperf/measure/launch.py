@@ -22,7 +22,7 @@ from pytest_llmperf.measure.host.model import model_config
 from pytest_llmperf.measure.host.preflight import link_warning, power_warning
 from pytest_llmperf.measure.kv_cache import read_capacity
 from pytest_llmperf.measure.measurement import Launch, Round
-from pytest_llmperf.measure.plausibility import caused_by
+from pytest_llmperf.measure.plausibility import caused_by, counted_by_usage
 from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.units import duration, quantity
 
@@ -287,7 +287,8 @@ class Player:
         played = Round(metrics.round_metrics(sample), dict(sample.telemetry.counters))
         failed = audit.failed_text(log.records)
         tolerated = f"{failed} (tolerated)" if failed and not problems else ""
-        notes = tuple(filter(None, (tolerated, audit.without_source(sample.telemetry, workload))))
+        unproven = counted_by_usage(log.records) if workload.stream and sample.telemetry.output_tokens is None else None
+        notes = tuple(filter(None, (tolerated, audit.without_source(sample.telemetry, workload), unproven)))
         return Played(played, log.records, tuple(sample.complete), of_complete, problems, notes, gpus)
 
     def wait_until_undisturbed(self) -> bool:

@@ -24,6 +24,8 @@ _SLACK, _SLACK_OF_REQUEST = 1.1, 16
 """Engines may count a little more than was asked for: stop tokens, a health check of the orchestrator's."""
 _SLACK_OF_PROMPT = 256
 """A chat template in front of each prompt, and prompts that are computed anew after a preemption."""
+_SEEN = 0.95
+"""Tokens count as seen where at least so many of them came as pieces of their own: some decode to no text."""
 _OTHER_ENGINES = "its counters come from more than one engine (a balancer in front?)"
 
 
@@ -55,6 +57,22 @@ def caused_by(asked_tokens: int, records: Sequence[RequestRecord]) -> Caused:
         asked_tokens=asked_tokens,
         counted_tokens=sum(record.output_tokens or 0 for record in answered),
         prompt_tokens=sum(prompts) if len(prompts) == len(records) else None,
+    )
+
+
+def counted_by_usage(records: Sequence[RequestRecord]) -> str | None:
+    """Return that nothing but `usage` tells how many tokens these streams had; None where as many were seen.
+
+    Several tokens may come in one piece of text, and one that claims more of them than it has is found only where its text is
+    too short for them.
+    """
+    streams = [record for record in records if record.error is None and record.output_tokens is not None]
+    tokens, pieces = sum(record.output_tokens or 0 for record in streams), sum(len(record.token_times_s) for record in streams)
+    if pieces >= _SEEN * tokens:
+        return None
+    return (
+        f"output tokens are known from usage alone: it counts {tokens:,}, which came in {pieces:,} pieces of text; this engine"
+        " gives neither token ids nor counters that would prove them"
     )
 
 

@@ -36,10 +36,16 @@ class Connections:
         self._server = plan.host, plan.port
         self._tls = ssl.create_default_context() if plan.tls else None
         self._address: tuple[socket.AddressFamily, Any] | None = None
+        self._most_s = max(_CONNECT_TIMEOUT_S, plan.stall_timeout_s)
+        self._until_s: float | None = None
+        """When all connections that are made before a round must be there, from the first of them on."""
 
     def connect(self) -> Connection:
         """Return a connection that is made now, before the round begins, or raise OSError."""
-        raw = socket.create_connection(self._server, timeout=_CONNECT_TIMEOUT_S)
+        begun_s = time.monotonic()
+        self._until_s = self._until_s or begun_s + self._most_s
+        until_s = min(begun_s + _CONNECT_TIMEOUT_S, self._until_s)
+        raw = socket.create_connection(self._server, timeout=_left_s(until_s))
         try:
             self._address = raw.family, raw.getpeername()
             secure = self._secured()
@@ -47,6 +53,7 @@ class Connections:
                 out, done = secure.shake_hands(b"")
                 while not done:
                     raw.sendall(out)
+                    raw.settimeout(_left_s(until_s))
                     data = raw.recv(_READ_BYTES)
                     if not data:
                         raise ConnectionError(_CLOSED)
@@ -116,3 +123,10 @@ class Connections:
         self.epoll.register(connection.fd, mask)
         self.open[connection.fd] = connection
         return connection
+
+
+def _left_s(until_s: float) -> float:
+    """Return the seconds until then; raises TimeoutError where it has passed."""
+    if (left_s := until_s - time.monotonic()) <= 0:
+        raise TimeoutError("timed out")
+    return left_s

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pytest_llmperf.measure.client.claims import Seen
 from pytest_llmperf.measure.client.reasons import reason_in, reason_of_body
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class _Message(msgspec.Struct):
 class _Choice(msgspec.Struct):
     text: Any = None
     delta: _Message | None = None
+    message: Any = None
     token_ids: list[int] | None = None
     finish_reason: Any = None
     error: msgspec.Raw = _NOTHING
@@ -41,6 +43,7 @@ class _Choice(msgspec.Struct):
 class _Usage(msgspec.Struct):
     prompt_tokens: int | float | None = None
     completion_tokens: int | float | None = None
+    completion_tokens_details: msgspec.Raw = _NOTHING
 
 
 class _Event(msgspec.Struct):
@@ -68,6 +71,8 @@ class Stream:
     """`[DONE]` came, or nothing needs it: the response is no stream."""
     failure: str | None = None
     """Why the server gave up, in its words, or what it sent that is no answer."""
+    seen: Seen | None = None
+    """What was seen of tokens that only `usage` counts; None where they were counted one by one."""
 
 
 DECODER = msgspec.json.Decoder(_Event)
@@ -106,6 +111,7 @@ class Counter:
         self._count = 0
         self._has_ids = False
         self._reported: int | None = None
+        self._seen = Seen()
 
     def take(self, event: _Event, end: int) -> None:
         """Count an event whose last byte is in front of the place `end` on the wire."""
@@ -120,12 +126,23 @@ class Counter:
                 self._has_ids = True
                 new = len(choice.token_ids)
             else:
-                new = 1 if choice.text or (choice.delta is not None and _says(choice.delta)) else 0
+                new = self._see(choice)
             self._count += new
             stream.times_s += [self._seconds[self._read]] * new
             stream.ending = choice.finish_reason or stream.ending
         if event.usage is not None:
             stream.prompt_tokens, self._reported = whole(event.usage.prompt_tokens), whole(event.usage.completion_tokens)
+            self._seen.reasoning = _hidden_tokens(event.usage)
+
+    def _see(self, choice: _Choice) -> int:
+        """Note what a choice without token ids says; return 1 if that is anything."""
+        seen, size = self._seen, _bytes_said(choice)
+        if not size:
+            seen.silent += 1
+            return 0
+        seen.pieces += 1
+        seen.text_bytes += size
+        return 1
 
     def result(self) -> Stream:
         """Return the stream with its counts."""
@@ -135,6 +152,7 @@ class Counter:
         if self._has_ids and reported is not None and reported != self._count:
             stream.failure = f"usage says {reported} tokens, the stream held {self._count}"
         stream.output_tokens = reported if reported is not None else self._count if self._has_ids else None
+        stream.seen = None if self._has_ids else self._seen
         # A proxy may take [DONE] for its own: reason and usage say as much.
         stream.done |= bool(stream.ending) and reported is not None
         return stream
@@ -173,6 +191,27 @@ def whole(number: float | None) -> int | None:
     return int(number) if number is not None and number >= 0 and number == int(number) else None
 
 
-def _says(delta: _Message) -> bool:
-    texts = delta.content or delta.reasoning or delta.reasoning_content or delta.refusal
-    return bool(texts or _value(delta.tool_calls) or _value(delta.function_call))
+def _bytes_said(choice: _Choice) -> int:
+    """Return how many bytes of text a choice brings; of calls and parts their JSON."""
+    size = _size_of(choice.text)
+    if choice.delta is not None:
+        said = choice.delta
+        # Some servers have the same reasoning under both names.
+        size += _size_of(said.content) + max(_size_of(said.reasoning), _size_of(said.reasoning_content)) + _size_of(said.refusal)
+        size += sum(len(bytes(raw)) for raw in (said.tool_calls, said.function_call) if _value(raw))
+    if isinstance(choice.message, dict):
+        size += sum(_size_of(value) for name, value in choice.message.items() if name != "role")
+    return size
+
+
+def _size_of(said: Any) -> int:
+    if isinstance(said, str):
+        return len(said) if said.isascii() else len(said.encode(errors="replace"))
+    return len(msgspec.json.encode(said)) if said else 0
+
+
+def _hidden_tokens(usage: _Usage) -> int:
+    """Return how many tokens a server says that it has kept to itself."""
+    details = _value(usage.completion_tokens_details)
+    hidden = details.get("reasoning_tokens") if isinstance(details, dict) else None
+    return hidden if isinstance(hidden, int) and hidden > 0 else 0

@@ -11,6 +11,10 @@ import re
 from typing import Any
 
 _MOST_CHARACTERS = 300
+_MOST_BYTES = 64 << 10
+"""What of an error's body is looked at."""
+_MOST_DEPTH = 8
+"""How deep reasons may be wrapped; three is the most that was seen."""
 _WORDS = ("message", "msg", "detail", "error_message", "error", "reason", "description", "title", "errors", "error_type", "type")
 """Where a reason may stand in an object, the most telling first."""
 _TELLING_HEADERS = {"location": "redirects to {}", "retry-after": "retry after {} s", "www-authenticate": "wants {}"}
@@ -63,14 +67,16 @@ def reason_in(value: Any) -> str:
     return _shortened(_words(value) or json.dumps(value, ensure_ascii=False, default=str))
 
 
-def _words(value: Any) -> str:
+def _words(value: Any, depth: int = 0) -> str:
     if isinstance(value, str):
         return value.strip()
+    if depth > _MOST_DEPTH:
+        return ""
     if isinstance(value, (list, tuple)):
-        return "; ".join(filter(None, map(_words, value[:3])))
+        return "; ".join(filter(None, (_words(each, depth + 1) for each in value[:3])))
     if not isinstance(value, dict):
         return ""
-    words = next((text for name in _WORDS if value.get(name) and (text := _words(value[name]))), "")
+    words = next((text for name in _WORDS if value.get(name) and (text := _words(value[name], depth + 1))), "")
     where = value.get("loc")  # FastAPI names the field that it refuses
     if words and isinstance(where, (list, tuple)):
         return f"{'.'.join(map(str, where))}: {words}"
@@ -79,17 +85,27 @@ def _words(value: Any) -> str:
 
 def reason_of_body(body: bytes) -> str:
     """Return the words of an error's body: of JSON its message, of HTML its title, else the text."""
-    text = body.decode(errors="replace").strip()
+    text = body[:_MOST_BYTES].decode(errors="replace").strip()
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         value = None
     if isinstance(value, (dict, list)):
         return _shortened(_words(value) or text)
-    if re.match(r"(?:<!doctype html|<html)", text, re.I):
-        title = re.search(r"<(title|h1)[^>]*>\s*(.*?)\s*</\1>", text, re.I | re.S)
-        return _shortened(title[2] if title else text)
+    if text[:14].lower().startswith(("<!doctype html", "<html")):
+        return _shortened(_title(text) or text)
     return _shortened(text)
+
+
+def _title(page: str) -> str:
+    """Return the title of a page of HTML; empty where it has none. Not by a pattern, which a page could keep busy for hours."""
+    low = page.lower()
+    for name in ("title", "h1"):
+        begin = low.find(">", low.find(f"<{name}")) + 1 if f"<{name}" in low else 0
+        end = low.find(f"</{name}", begin)
+        if begin and end >= 0:
+            return page[begin:end].strip()
+    return ""
 
 
 _OURS = ("return_token_ids", "ignore_eos", "stream_options", "temperature", "max_tokens")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from pytest_llmperf.measure.client.claims import doubt_of
 from pytest_llmperf.measure.client.events import DECODER, Counter, Stream, decoded, failure_of_text, whole
 from pytest_llmperf.measure.client.framing import headers_of, is_chunked, payload
 from pytest_llmperf.measure.client.reasons import ending_error, ending_name, http_error, reason_of_body
@@ -90,7 +91,9 @@ def parse_response(
             return RequestRecord(sent_s, error=error or f"an event is not the JSON of a completion: {broken}")
     # What the server says of itself comes first: a connection that then breaks is only a consequence.
     error = read.failure or error or _incomplete(read, wanted, exact=exact, stream=stream)
-    times_s, counts, ending = tuple(read.times_s), (read.prompt_tokens, read.output_tokens), ending_name(read.ending)
+    # An answer that has failed may hold a hundred thousand of what looks like tokens, and a round thousands of answers.
+    times_s = tuple(read.times_s if error is None else read.times_s[:wanted])
+    counts, ending = (read.prompt_tokens, read.output_tokens), ending_name(read.ending)
     return RequestRecord(sent_s, times_s, end_s, *counts, error, finish_reason=ending)
 
 
@@ -103,6 +106,8 @@ def _incomplete(read: Stream, wanted: int, *, exact: bool, stream: bool) -> str 
             return wrong
     if tokens is None:
         return "the server reports neither usage nor token ids, so its tokens cannot be counted"
+    if read.seen and (doubt := doubt_of(tokens, read.seen, stream=stream)):
+        return doubt
     if tokens != wanted and (exact or not 0 < tokens < wanted):
         return f"{tokens} of {wanted} tokens"
     return None if read.done else "the stream ended without [DONE] and without usage"

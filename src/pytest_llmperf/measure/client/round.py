@@ -9,7 +9,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure.client.agenda import FOREVER_NS, Agenda
-from pytest_llmperf.measure.client.exchange import Exchange
+from pytest_llmperf.measure.client.exchange import Exchange, most_bytes
+from pytest_llmperf.measure.client.framing import FloodError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,10 +31,13 @@ _IDLE_NS = 2_000_000
 _NAP_S = 200e-6
 """Where reads come in quicker succession than this, they are let gather for as long: a wake costs more than a read, and the
 kernel has stamped each arrival by then. The shortest gaps between an engine's tokens are ten times as long."""
+_CLOSED = "the server closed the connection"
+_MIDDLE, _NO_ANSWER = "in the middle of the response", "without an answer"
 _LOOK_S = 0.25
 """How often time-outs are looked at."""
-_AT_ONCE_NS = 1_000_000_000
-"""A server that closes a connection within this time has not worked on the request."""
+_MOST_BYTES = 256 << 20
+_MOST_BYTES_OF_TOKEN = 2 << 10
+"""All responses under way together may have so many bytes, and so many more for each token that was asked for."""
 
 
 class Round:
@@ -53,6 +57,10 @@ class Round:
         self.cap = plan.max_concurrency if plan.max_concurrency and plan.due_ns else len(plan.requests) + 1
         self.freed_ns = 0
         """When an answer made room under the cap last."""
+        self.bytes_under_way = 0
+        """Of the responses that have not ended."""
+        self.progressed = False
+        """A response has ended since time-outs were looked at last."""
         self.kernel_stamps = self.clock_stamps = 0
         self.offset_ns = time.time_ns() - time.monotonic_ns()
         self.waited_s = 1.0
@@ -66,8 +74,7 @@ class Round:
         self.in_flight += 1
         if connection.dialed_s is not None:
             return  # it is sent as soon as there is somebody to send it to
-        # One that is sent again counts from the first time: whoever closed the connection, it is the user who waits.
-        exchange.sent_ns = exchange.sent_ns or time.monotonic_ns()
+        exchange.sent_ns = time.monotonic_ns()
         if connection.secure:
             exchange.unsent = memoryview(connection.secure.encrypted(bytes(exchange.unsent)))
         self._send(connection, exchange)
@@ -90,13 +97,23 @@ class Round:
         if self.agenda.follow(connection.queue, from_ns):
             self._begin(connection, from_ns)
         elif self.agenda.timed:
-            connection.rested = True
             self.idle.append(connection)
 
     def _begin(self, connection: Connection, from_ns: int) -> None:
         """Send the next request of a connection's conversation."""
-        index = connection.queue.popleft()
-        self._start(connection, Exchange(index, self.plan.requests[index], from_ns))
+        index, plan = connection.queue.popleft(), self.plan
+        connection.rests_since_s = None
+        most = most_bytes(plan.requests[index], plan.output_tokens[index])
+        self._start(connection, Exchange(index, plan.requests[index], from_ns, most))
+
+    def _free_connection(self) -> Connection:
+        """Return the connection that rested last, a new one where the server may have closed it; raises OSError."""
+        while self.idle:
+            connection = self.idle.pop()
+            if not connection.is_stale():
+                return connection
+            self.links.drop(connection)
+        return self.links.dial()
 
     def _send_due(self) -> int:
         """Send what is due and return the nanoseconds until something is; a long time where nothing is to come."""
@@ -106,7 +123,7 @@ class Round:
                 return due - now
             talk = self.agenda.take_due(due)
             try:
-                connection = self.idle.pop() if self.idle else self.links.dial()
+                connection = self._free_connection()
             except OSError as error:
                 self.agenda.lose(talk, f"cannot connect: {error}")
                 continue
@@ -147,29 +164,41 @@ class Round:
         else:
             self.idle = list(self.connections.values())
             for connection in self.idle:
-                connection.rested = True
-        last_read_s = look_s = time.monotonic()
+                connection.rest()
+        token_s = look_s = time.monotonic()
         while True:
             until_ns = self._send_due() if self.agenda.timed else FOREVER_NS
             if not self.in_flight and not self.agenda.paused and not (self.plan.due_ns and self.agenda.talks):
                 self.agenda.end()
                 return False
-            came = self._receive(until_ns)
+            self._receive(until_ns)
             now_s = time.monotonic()
-            if came or not self.in_flight:
-                last_read_s = now_s  # between two arrivals nobody owes us a token
-            elif now_s - last_read_s > self.plan.stall_timeout_s:
+            if now_s - look_s <= _LOOK_S:
+                continue
+            look_s = now_s
+            if self._moves():
+                token_s = now_s
+            elif now_s - token_s > self.plan.stall_timeout_s:
                 self.agenda.rest()
                 self._abandon(f"no token on any connection for {self.plan.stall_timeout_s:g} s", lambda _: True)
                 return True
-            if now_s - look_s > _LOOK_S:
-                look_s = now_s
-                self._abandon(f"not complete after {self.plan.request_timeout_s:g} s", self._is_overdue)
-                for connection in self.links.overdue(now_s):
-                    self._unreachable(connection, TimeoutError("timed out"))
+            self._abandon(f"not complete after {self.plan.request_timeout_s:g} s", self._is_overdue)
+            for connection in self.links.overdue(now_s):
+                self._unreachable(connection, TimeoutError("timed out"))
 
-    def _receive(self, until_ns: int) -> bool:
-        """Read what has arrived; else parse, or wait until something arrives, at most `until_ns`. Return whether bytes came."""
+    def _moves(self) -> bool:
+        """Return whether a token has come, or a response has ended, since this was asked last, or nobody owes us any.
+
+        Bytes that bring no token are no progress: pings, a head that drips, a body that never ends.
+        """
+        moves, self.progressed = self.progressed or not self.in_flight, False
+        for connection in self.connections.values():
+            if connection.exchange is not None:
+                moves |= connection.exchange.brought_token(known=moves)
+        return moves
+
+    def _receive(self, until_ns: int) -> None:
+        """Read what has arrived; else parse, or wait until something arrives, at most `until_ns`."""
         # A few at a time: while one parses, what arrives is not read, and tokens that gather there share a stamp.
         answers = self.answers
         for _ in range(_PARSED_AT_ONCE):
@@ -183,7 +212,6 @@ class Round:
                 answers.parse()
         else:
             events = self._wait(until_ns)
-        came = False
         for fd, mask in events:
             connection = self.connections.get(fd)
             if connection is None:
@@ -193,8 +221,7 @@ class Round:
                 continue
             if mask & select.EPOLLOUT and connection.exchange is not None and connection.exchange.unsent:
                 self._send(connection, connection.exchange)
-            came |= self._read(connection)
-        return came
+            self._read(connection)
 
     def _wait(self, until_ns: int) -> list[tuple[int, int]]:
         if self.waited_s < _NAP_S < until_ns / 1e9:
@@ -209,15 +236,15 @@ class Round:
         self.waited_s = time.monotonic() - began_s
         return events
 
-    def _read(self, connection: Connection) -> bool:
+    def _read(self, connection: Connection) -> None:
         try:
             # Into one buffer, and out of it what came: a new buffer for each read would leave holes in memory.
             size, ancillary, _, _ = connection.receive(self.buffers, 64)
         except BlockingIOError:
-            return False
+            return
         except OSError as error:
             self._closed(connection, str(error))
-            return False
+            return
         if ancillary:  # nothing else has been asked of the kernel
             seconds, nanoseconds = _UNPACK(ancillary[0][2])
             stamp = seconds * 1_000_000_000 + nanoseconds - self.offset_ns
@@ -226,39 +253,60 @@ class Round:
             stamp = time.monotonic_ns()
             self.clock_stamps += 1
         if not size:
-            self._closed(connection, "the server closed the connection")
-            return False
+            self._closed(connection, _CLOSED)
+            return
         data = bytes(self.buffer[:size])
         if connection.secure:
             try:
                 data = connection.secure.decrypted(data)
             except OSError as error:
                 self._closed(connection, f"TLS: {error}")
-                return False
+                return
         exchange = connection.exchange
         if exchange is None:
             if data or not connection.secure or connection.secure.closed:
                 self._drop_idle(connection)  # bytes that nobody asked for, or an end
-            return True
+            return
         if data:
             self._take(connection, exchange, stamp, data)
         if connection.secure and connection.secure.closed and self.connections.get(connection.fd) is connection:
-            self._closed(connection, "the server closed the connection")
-        return True
+            self._closed(connection, _CLOSED)
 
     def _take(self, connection: Connection, exchange: Exchange, stamp: int, data: bytes) -> None:
         exchange.reads.append((stamp, data))
         exchange.received += len(data)
-        if exchange.chunked and exchange.rest is None and data.endswith(b"}\n\n\r\n"):
+        self.bytes_under_way += len(data)
+        if (exchange.received > exchange.most or self.bytes_under_way > _MOST_BYTES) and (flood := self._flood(exchange)):
+            self._lose(connection, flood)
+            return
+        if exchange.chunked and exchange.chunks is None and data.endswith(b"}\n\n\r\n"):
             return  # an event of a stream: most reads end here
-        if exchange.is_complete(data):
+        try:
+            complete = exchange.is_complete(data)
+        except FloodError as error:
+            self._lose(connection, str(error))
+            return
+        if complete:
+            self.progressed = True
             self._finish(connection, None)
+            connection.rest(exchange.keep_s)
             # What was not even taken whole leaves a connection of which nobody knows where it stands.
-            if exchange.closes or exchange.unsent:
+            if exchange.closes or exchange.unsent or connection.is_stale():
                 self._replace(connection, stamp)
             else:
-                connection.rested = True
                 self._advance(connection, stamp)
+
+    def _flood(self, exchange: Exchange) -> str | None:
+        """Return why no more of a response is taken; None where it, or all of them, are not too long yet."""
+        plan = self.plan
+        if exchange.received > exchange.most:
+            asked = plan.output_tokens[exchange.index]
+            return f"the answer is longer than {exchange.most:,} bytes, for {asked:,} tokens that were asked for"
+        most = _MOST_BYTES + self.in_flight * max(plan.output_tokens) * _MOST_BYTES_OF_TOKEN
+        # The longest give way: those that have more than an equal share.
+        if self.bytes_under_way > most and exchange.received > most / self.in_flight:
+            return f"the answers under way are longer than {most:,} bytes together, and this one than its share of them"
+        return None
 
     def _closed(self, connection: Connection, why: str) -> None:
         exchange = connection.exchange
@@ -266,15 +314,12 @@ class Round:
             self._drop_idle(connection)
             return
         complete = exchange.head and not exchange.chunked and exchange.length is None
-        at_once = time.monotonic_ns() - exchange.sent_ns < _AT_ONCE_NS
-        if not exchange.reads and not exchange.retried and connection.rested and at_once:
-            # A kept-alive connection that the server had closed meanwhile: the request was never looked at.
-            self.in_flight -= 1
-            again = Exchange(exchange.index, self.plan.requests[exchange.index], exchange.from_ns, retried=True)
-            again.sent_ns = exchange.sent_ns
-            self._replace(connection, 0, again)
-            return
-        self._finish(connection, None if complete else f"{why} in the middle of the response")
+        self._lose(connection, None if complete else f"{why} {_MIDDLE if exchange.reads else _NO_ANSWER}")
+
+    def _lose(self, connection: Connection, error: str | None) -> None:
+        """End a response that no more comes of, well or not, and go on on another connection."""
+        self.progressed = True
+        self._finish(connection, error)
         self._replace(connection, time.monotonic_ns())
 
     def _drop_idle(self, connection: Connection) -> None:
@@ -282,24 +327,19 @@ class Round:
             self.idle.remove(connection)
         self.links.drop(connection)
 
-    def _replace(self, connection: Connection, from_ns: int, exchange: Exchange | None = None) -> None:
+    def _replace(self, connection: Connection, from_ns: int) -> None:
         """Go on with a connection's work on a new one; where none can be made, that work and all that was to follow is lost."""
         queue = connection.queue
         self.links.drop(connection)
-        if not exchange and not self.agenda.follow(queue, from_ns):
+        if not self.agenda.follow(queue, from_ns):
             return
         try:
             fresh = self.links.dial()
         except OSError as error:
-            lost = deque([exchange.index] if exchange else ())
-            lost.extend(queue)
-            self.agenda.lose(lost, f"cannot connect: {error}")
+            self.agenda.lose(deque(queue), f"cannot connect: {error}")
             return
         fresh.queue = queue
-        if exchange:
-            self._start(fresh, exchange)
-        else:
-            self._begin(fresh, from_ns)
+        self._begin(fresh, from_ns)
 
     def _finish(self, connection: Connection, error: str | None) -> None:
         exchange = connection.exchange
@@ -308,6 +348,7 @@ class Round:
         if self.in_flight >= self.cap:
             self.freed_ns = exchange.reads[-1][0] if exchange.reads else time.monotonic_ns()
         self.in_flight -= 1
+        self.bytes_under_way -= exchange.received
         self.answers.add(exchange, error)
 
     def _abandon(self, error: str, hopeless: Callable[[Exchange], bool]) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.measure.client.endpoint import PATHS
 from pytest_llmperf.measure.client.reasons import http_error
 from pytest_llmperf.measure.engines.engine import Completion, EngineError
+from pytest_llmperf.measure.engines.plain_http import MOST_BYTES, exchange
 
 if TYPE_CHECKING:
     from pytest_llmperf.measure.client.endpoint import Endpoint
@@ -19,15 +17,8 @@ if TYPE_CHECKING:
 _COMPLETION_TIMEOUT_S = 120.0
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: a POST would become a GET, and a key would be sent to whoever is named."""
-
-    def redirect_request(self, *_: object) -> None:
-        """Return nothing, which makes the redirect an answer like any other."""
-        return
-
-
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects())  # engines are reached directly
+_MOST_BYTES_OF_A_ROUND = 1 << 30
+"""What an engine of ours may send for a round that it has played itself: the stamped bytes of all its answers."""
 
 
 @dataclass(frozen=True)
@@ -58,19 +49,22 @@ _REMEDIES = {401: _KEY, 403: _KEY} | dict.fromkeys((301, 302, 303, 307, 308), ";
 
 
 def ask(endpoint: Endpoint, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = 5.0) -> Answer:
-    """Return the answer to a GET, or with a body to a POST of JSON, of a path below an endpoint's root; raises OSError."""
+    """Return the answer to a GET, or with a body to a POST of JSON, of a path below an endpoint's root.
+
+    Raises OSError where it is not whole after `timeout_s`, however its bytes come, or longer than `plain_http.MOST_BYTES`.
+    """
     return _send(endpoint.address(path), body, endpoint.head(), timeout_s)
 
 
 def get(url: str, *, timeout_s: float = 5.0, api_key: str | None = None) -> tuple[int, str]:
-    """Return (status, body) of a GET; raises OSError where no answer comes."""
+    """Return (status, body) of a GET; raises OSError where no whole answer comes in time."""
     answer = _send(url, None, _bearer(api_key), timeout_s)
     return answer.status, answer.text
 
 
 def post(url: str, body: dict[str, Any], *, timeout_s: float = 60.0, api_key: str | None = None) -> tuple[int, str]:
-    """Return (status, body) of a POST of JSON; raises OSError where no answer comes."""
-    answer = _send(url, body, _bearer(api_key), timeout_s)
+    """Return (status, body) of a POST of JSON to an engine of ours; raises OSError where no whole answer comes in time."""
+    answer = _send(url, body, _bearer(api_key), timeout_s, _MOST_BYTES_OF_A_ROUND)
     return answer.status, answer.text
 
 
@@ -78,23 +72,12 @@ def _bearer(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 
-def _send(url: str, body: dict[str, Any] | None, headers: dict[str, str], timeout_s: float) -> Answer:
+def _send(
+    url: str, body: dict[str, Any] | None, headers: dict[str, str], timeout_s: float, most_bytes: int = MOST_BYTES
+) -> Answer:
     data = None if body is None else json.dumps(body).encode()
-    usual = {} if body is None else {"Content-Type": "application/json"}
-    request = urllib.request.Request(url, data, {**usual, **headers})
-    try:
-        with _DIRECT.open(request, timeout=timeout_s) as response:
-            return _answer(response.status, response)
-    except urllib.error.HTTPError as error:
-        with error:
-            return _answer(error.code, error)
-    except http.client.HTTPException as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
-
-
-def _answer(status: int, response: Any) -> Answer:
-    headers = {name.lower(): value for name, value in response.headers.items()}
-    return Answer(status, response.read().decode(errors="replace"), headers)
+    response = exchange(url, data, headers, timeout_s=timeout_s, most_bytes=most_bytes)
+    return Answer(response.status, response.body.decode(errors="replace"), response.headers)
 
 
 def served_models(url: str, *, api_key: str | None = None, timeout_s: float = 5.0) -> list[str]:
