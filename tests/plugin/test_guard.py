@@ -49,8 +49,8 @@ XDIST = [
     ("pytest_testnodedown", "pytest_llmperf.plugin.collector:hear_worker", ()),
 ]  # fmt: skip
 NAMES = [f"{hook}-{place.rpartition(':')[2]}" for hook, place, _ in XDIST]
-UNGUARDED = {"pytest_addoption", "pytest_sessionstart"}
-"""Without options there is no plugin, and pytest says so itself; the other one keeps a reference."""
+OTHERS = {"pytest_addoption", "pytest_sessionstart", "pytest_keyboard_interrupt"}
+"""Without options there is no plugin, and pytest says so itself; the second keeps a reference; the third has a test below."""
 
 INJECT = """
 import importlib, operator
@@ -70,7 +70,7 @@ setattr(whose, name, boom if name != "stop" else lambda config: (stopping(config
 def test_every_hook_is_tried() -> None:
     hooks = {name for name in vars(pytest_llmperf.plugin) if name.startswith("pytest_")}
     hooks |= {name for name, _ in inspect.getmembers(Collector) if name.startswith("pytest_")}
-    assert hooks - UNGUARDED == {hook for hook, _, _ in XDIST}
+    assert hooks - OTHERS == {hook for hook, _, _ in XDIST}
 
 
 def check(result, hook):
@@ -82,6 +82,17 @@ def check(result, hook):
     assert "Traceback" not in output
     assert hook in output
     assert result.outcomes.get("passed", 0) >= 1, output
+
+
+def test_an_interruption_whose_text_cannot_be_cleaned_stays_one(run, monkeypatch) -> None:
+    def boom(_):
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr("pytest_llmperf.plugin.outlet.clean_interrupt", boom)
+    result = run("def test_x(llmperf):\n    llmperf(requests=8, output_tokens=2)\n    raise KeyboardInterrupt\n", quick=True)
+    assert result.returncode == 2, result.stdout
+    assert "RuntimeError: no such luck" in result.stdout + result.stderr
+    assert "INTERNALERROR" not in result.stdout + result.stderr
 
 
 @pytest.fixture(scope="module")

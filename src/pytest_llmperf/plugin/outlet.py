@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.plan.secrets import secrets_of, without
 from pytest_llmperf.plugin.private import rewrite, rewrite_interrupt
-from pytest_llmperf.plugin.state import SESSION
+from pytest_llmperf.plugin.state import SESSION, SessionState
 from pytest_llmperf.units import printable
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def clean_interrupt(config: pytest.Config) -> None:
 
 def _secrets(config: pytest.Config) -> frozenset[str]:
     """Return every secret that is known now: of the environment, the options, the tests, and of each engine so far."""
-    state = config.stash[SESSION]
+    state = config.stash.setdefault(SESSION, SessionState())  # options are read before the plugin is configured
     known = {value for value in secrets_of(os.environ) if len(value) >= _LEAST_CHARACTERS} | state.secrets
     known.add(os.environ.get("LLMPERF_API_KEY", ""))
     known.update(state.settings.secrets if state.settings else ())
