@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import psutil
 
 from pytest_llmperf.testing import Example
 from tests.processes import marked, wait_until
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 LONG = """
 def test_long(llmperf):
@@ -37,8 +36,8 @@ class Background:
     def __init__(self, folder: Path, source: str = LONG, *args: str, kind: str = "simulated", **env: str) -> None:
         """Start it in a folder of its own."""
         self.folder = folder
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir(parents=True)
+        folder.mkdir(parents=True)
+        self.temporary = Path(tempfile.mkdtemp(prefix="kills-"))  # a short name: engines put sockets there
         project = Example({"test_it.py": source}, (f"--llmperf-engine={kind}", "-p", "no:cacheprovider"))
         project.write(folder)
         own = {"LLMPERF_TEST_MARK": str(folder), "TMPDIR": str(self.temporary), "PYTHONUNBUFFERED": "1"}
@@ -95,6 +94,10 @@ class Background:
         """Return its load process."""
         return self.processes("pytest_llmperf.measure.client.load")[0]
 
+    def tree(self) -> list[psutil.Process]:
+        """Return all processes that it has now, by the process tree: engines may write over their environment."""
+        return psutil.Process(self.pytest.pid).children(recursive=True)
+
     def left(self) -> list[object]:
         """Return what is left of it: processes, and what it has put into the folder for temporary files."""
         folders = [path for path in self.temporary.glob("*llmperf*") if path.name != "llmperf-locks"]
@@ -114,3 +117,4 @@ class Background:
         for process in marked(self.folder):
             process.kill()
         self.pytest.wait()
+        shutil.rmtree(self.temporary, ignore_errors=True)

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llmperf.testing import Example
-from tests.conftest import LONG
-from tests.processes import marked, wait_until
-from tests.real.conftest import ENGINE, PYTHON
+from tests.real.conftest import ENGINE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,14 +107,6 @@ def test_preemptions(llmperf, baseline):
     assert rows["preemptions"]["baseline"] == stored
     assert rows["preemptions"]["measured"] > 1.5 * stored
     assert "--num-gpu-blocks-override (now 20): raise it" in halved.stdout
-
-
-def test_no_engine_process_is_left_15_s_after_sigkill_of_pytest(start, tmp_path: Path):
-    child = start(kind="server", python=PYTHON, source=LONG.replace("output_tokens=2000", "output_tokens=1900"), timeout_s=120)
-    assert len(marked(tmp_path)) >= 4  # supervisor, API server, engine core, load process
-    child.kill()
-    child.wait()
-    assert wait_until(lambda: not marked(tmp_path), 15), marked(tmp_path)
 
 
 def test_a_server_against_the_engine_alone(tmp_path: Path):
