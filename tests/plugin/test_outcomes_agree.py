@@ -86,7 +86,8 @@ def test_a_run_interrupted_behind_a_comparison_has_recorded_nothing(run, tmp_pat
     result = run(SERVING + "    raise KeyboardInterrupt\n", *RECORD)
     assert result.returncode == 2
     assert result.statuses == {CASE: "MEASURED"}
-    assert result.cases[0]["notes"][0] == "not recorded, because the run ended before its test"
+    assert "0 compared, 1 not compared (1 MEASURED)" in result.stdout
+    assert result.cases[0]["notes"][0] == "not recorded, because the run ended before its test did"
     assert not (tmp_path / FILE).exists()
 
 

@@ -225,7 +225,12 @@ def stop(config: pytest.Config) -> None:
 
 
 def end(config: pytest.Config) -> None:
-    """Write the JSON file; the cases that were never finished are in it too."""
+    """Write the JSON file; the cases that were never finished are in it, and in the summary, too."""
+    state = config.stash[SESSION]
+    if state.run is not None:
+        unfinished = [to_data(outcome_of(case)) for case in state.run.states.values() if case.launches]
+        state.outcomes += clean_data(config, unfinished)
+        state.run.states.clear()
     if problem := write_results(config, final=True):
         show(config, problem)
 
@@ -233,8 +238,8 @@ def end(config: pytest.Config) -> None:
 def write_results(config: pytest.Config, *, final: bool = False) -> str | None:
     """Write the JSON file with all outcomes so far; return why it could not be.
 
-    What is measured later may crash this process, and must not take along what there is. `final`: the cases that were never
-    finished are in it too.
+    What is measured later may crash this process, and must not take along what there is. `final`: nothing will follow, so that
+    it can be written into a device or a pipe too.
     """
     state, settings = config.stash[SESSION], settings_of(config)
     path = settings.json_path
@@ -244,10 +249,8 @@ def write_results(config: pytest.Config, *, final: bool = False) -> str | None:
         if state.streamed or not final:
             return None
         state.streamed = True
-    unfinished = state.run.states.values() if state.run and final else ()
-    cases = [*state.outcomes, *clean_data(config, [to_data(outcome_of(case)) for case in unfinished if case.launches])]
     try:
-        write_text(path, json_text(cases))
+        write_text(path, json_text(state.outcomes))
     except OSError as error:
         return f"--llmperf-json={path}: could not be written ({error.strerror or error}); its figures are lost"
     return None
