@@ -20,6 +20,8 @@ ORDERS = (
     "\x1b]0;owned\x07 \x1b[2J\x1b[1;31m \x1b]8;;http://evil\x1b\\click\x1b]8;;\x1b\\"
     " \x9b5n \u202etxt.exe\u2066 \x08 \x00 \x7f \ufffe"
 )
+TIMEOUT_S = 600.0
+"""A run may have to wait until the engines of others have left this host."""
 SHORT = ("--llmperf-rounds=1", "--llmperf-launches=2", "-p", "no:hypothesispytest", "-p", "no:benchmark", "-p", "no:anyio")
 SHOWING = ("-l", "--tb=long", "-vv", "-rA", "--junitxml=junit.xml")
 MEASURING = """
@@ -34,7 +36,7 @@ def test_x(llmperf, baseline):
 
 def _run(folder: Path, source: str, *args: str) -> Result:
     """Run a project, and fail where anything that it shows or writes gives an order."""
-    result = Example({"test_it.py": source}, (*SHORT, *SHOWING)).run(folder, *args)
+    result = Example({"test_it.py": source}, (*SHORT, *SHOWING)).run(folder, *args, timeout_s=TIMEOUT_S)
     for text in (result.stdout, result.stderr, (folder / "junit.xml").read_text(), (folder / "llmperf.json").read_text()):
         wrong = [line for line in text.splitlines() if printable(line) != line]
         assert wrong == []
@@ -58,7 +60,7 @@ def test_errors_of_a_server_give_no_orders(tmp_path: Path, status: int) -> None:
     assert "\\u202etxt.exe" in result.stdout
 
 
-@pytest.mark.fault("no stranger", "orders to a terminal in the names of models and versions")
+@pytest.mark.fault("no stranger", "orders to a terminal in the names of models and versions", full=True)
 def test_names_of_a_server_give_no_orders(tmp_path: Path) -> None:
     several = {"data": [{"id": ORDERS + name, "owned_by": ORDERS} for name in "ab"]}
     with odd_server(VLLM, models=several) as server:

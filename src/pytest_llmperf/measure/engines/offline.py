@@ -80,7 +80,7 @@ def _begin(engine: ServerEngine, body: dict[str, Any]) -> Future[tuple[int, str]
 
     def post() -> None:
         try:
-            playing.set_result(api.post(f"{engine.url}/play", body, timeout_s=_A_DAY_S, api_key=engine.api_key))
+            playing.set_result(api.post(f"{engine.url}/play", body, timeout_s=_A_DAY_S, api_key=engine.endpoint.api_key))
         except BaseException as error:
             playing.set_exception(error)
 
@@ -95,7 +95,7 @@ def _moves(engine: ServerEngine, playing: Future[tuple[int, str]], stall_timeout
     while not playing.done():
         wait([playing], timeout=_LOOK_S)
         try:
-            now = json.loads(api.get(f"{engine.url}/progress", api_key=engine.api_key)[1])
+            now = json.loads(api.get(f"{engine.url}/progress", api_key=engine.endpoint.api_key)[1])
         except (OSError, ValueError):
             now = {"tokens": before, "open": 1}  # not even that is answered
         if now["tokens"] != before or not now["open"]:

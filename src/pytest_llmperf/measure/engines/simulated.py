@@ -71,7 +71,7 @@ def play_virtually(engine: ServerEngine, prompts: Sequence[Prompt], client: Load
         "stop_ns": plan.stop_ns,
     }
     try:
-        status, answer = api.post(f"{engine.url}/play", body, timeout_s=_ROUND_TIMEOUT_S, api_key=engine.api_key)
+        status, answer = api.post(f"{engine.url}/play", body, timeout_s=_ROUND_TIMEOUT_S, api_key=engine.endpoint.api_key)
     except OSError as error:
         engine.check()
         raise ClientError(f"the simulated engine gave no answer to a round ({error})") from error
@@ -103,7 +103,7 @@ def _record(plan: RoundPlan, index: int, exchange: _Exchange, start_ns: int) -> 
 def idle_virtually(engine: ServerEngine, idle_s: float) -> None:
     """Let time pass on the engine's clock, and nowhere else; raises EngineError where it cannot be told to."""
     body = {"seconds": idle_s}
-    status, answer = api.post(f"{engine.url}/idle", body, timeout_s=_ROUND_TIMEOUT_S, api_key=engine.api_key)
+    status, answer = api.post(f"{engine.url}/idle", body, timeout_s=_ROUND_TIMEOUT_S, api_key=engine.endpoint.api_key)
     if status != 200:
         raise engine.failure(f"The simulated engine refused to idle: {answer[:500]}")
 
