@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-
 from benchmarks.collection import case_ids, write_baselines
+
 from pytest_llmperf.testing import Example
 from tests.conftest import ENVIRONMENT, QUICK
 

@@ -287,8 +287,8 @@ def _judge_metric(
     if status is Status.INCONCLUSIVE and levels and rule != stats.HOPELESS:
         needed = comparison.launches_needed
         rule += f"; {needed} would most likely do" if needed else "; the baseline needs more launches"
-    if status.green and (detectable or 0.0) > max(gate.share, _PROVES_NOTHING):
-        status, rule = Status.INCONCLUSIVE, "the baseline's noise proves nothing"
+    if status.green and (why := _proves_nothing(detectable, gate)):
+        status, rule = Status.INCONCLUSIVE, why
     if status.green and _implausible(metric, old, new[:look]):
         status, rule = Status.NOT_COMPARABLE, _TOO_GOOD
     if why := _beyond_bounds(metric, status, stored.launches, measurement.launches):
@@ -309,6 +309,13 @@ def _judge_metric(
 def _never_had(seen: MetricVerdict, metric: Metric, measurement: Measurement, new: list[list[float]]) -> MetricVerdict:
     """Return that the baseline never had a metric, as was said when it was recorded: there is nothing to lose."""
     return replace(seen, rule="not in the baseline" if any(new) or applies(metric, measurement.launches) else "")
+
+
+def _proves_nothing(detectable: float | None, gate: Tolerance) -> str | None:
+    """Return why that a run seems no slower is no proof: the baseline hides far more than the tolerance; None where it is."""
+    if detectable is None or detectable <= max(_PROVES_NOTHING, (1 + gate.share) ** 2 - 1):
+        return None
+    return f"the baseline's noise hides {percent(detectable)}: that the run seems no slower is no proof"
 
 
 def _implausible(metric: Metric, before: list[list[float]], now: list[list[float]]) -> bool:
