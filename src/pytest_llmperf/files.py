@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 LARGEST_BYTES = 64 << 20
 """No file of ours comes near; what is larger is something else, and would only fill the memory."""
 _NEW = ".llmperf-new"
-_LEFT = re.compile(rf"\..*{re.escape(_NEW)}|\..*\.json\.[a-z0-9_]{{8}}")
-"""Names of files that are being written, or were when a process was killed; the second form is that of version 0.1."""
+_LEFT = re.compile(rf"\..*{re.escape(_NEW)}|\.(?:.*\.json\.|llmperf-)[a-z0-9_]{{8}}")
+"""Names of files that are being written, or were when a process was killed; the others are those of version 0.1, and trials."""
 _PATIENCE_S = 30.0
 """To write a file takes milliseconds: whoever takes longer is stopped, or was killed on a file system without locks."""
 _ATTEMPTS = 100
@@ -212,7 +212,7 @@ def sweep(folder: Path) -> None:
 def _remove_left(path: Path) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        # Version 0.1 has held no lock, and may still run.
+        # Version 0.1 has held no lock, nor does a trial, and may still run.
         unlocked = path.name.endswith(_NEW) or time.time() - os.fstat(handle).st_mtime > 3600
         if unlocked and _is_ours(handle, path, created=False):
             path.unlink()

@@ -158,3 +158,15 @@ def test_a_folder_whose_name_is_no_text_has_baselines(run, tmp_path):
     result = run(source, *uncached, "--llmperf-tolerance=90%", "--llmperf-max-launches=2")
     assert set(result.statuses) == {f"d\\udcff/{CASE}"}
     assert re.search(r"1 compared \(1 \w+\), 0 not compared", result.stdout), result.stdout
+
+
+@pytest.mark.parametrize(
+    "how", [(), ("--llmperf-selftest",), ("--llmperf-calibrate=2",)], ids=["compared", "selftest", "calibrated"]
+)
+def test_an_unusable_file_fails_no_other_test(run, tmp_path, how):
+    both = SERVING + SERVING.replace("test_serving", "test_other")
+    run(both, "--update-baselines", "--llmperf-launches=2", "--llmperf-tolerance=90%")
+    (tmp_path / FILE).write_text("{}")
+    result = run(both, "--llmperf-tolerance=90%", *how)
+    assert result.outcomes == {"failed": 1, "passed": 1}, result.stdout
+    assert f"{tmp_path / FILE}: not a baseline" in result.stdout
