@@ -52,6 +52,7 @@ def test_an_engine_that_was_killed_is_noticed_by_check() -> None:
         port = f"--port\0{engine.url.rpartition(':')[2]}"
         engines = filter(_is_engine, psutil.process_iter())
         [server] = [process for process in engines if port in "\0".join(_command(process))]
+        assert server.environ()["SPT_NOENV"] == "1"  # else a title that it gives itself takes its mark away
         server.kill()
         assert wait_until(lambda: not server.is_running(), 10)
         with pytest.raises(EngineError, match="ended with signal SIGKILL before it was stopped"):
@@ -70,7 +71,7 @@ def test_an_engine_that_dies_while_it_idles_is_noticed_at_once() -> None:
             engine.idle(600)
 
 
-def test_its_temporary_folder_goes_with_it_but_for_the_log_of_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_folder_goes_with_it_but_for_the_log_of_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with open_engine(simulated()) as engine:
         assert engine.log_path

@@ -82,7 +82,7 @@ def test_a_supervisor_that_lives_is_waited_for(mark: str) -> None:
     engine.wait()
 
 
-def test_an_owner_is_gone_when_its_process_is_another_one_or_a_zombie() -> None:
+def test_an_owner_is_gone_when_its_process_is_another_or_dead() -> None:
     child = subprocess.Popen([sys.executable, "-I", "-S", "-c", "input()"], stdin=subprocess.PIPE)
     owner = remains.owner(child.pid)
     assert not remains.is_gone(owner)

@@ -135,7 +135,7 @@ def stubborn(note: Path, grace_s: float) -> tuple[subprocess.Popen[bytes], list[
     return outer, [int(word) for word in note.read_text().split()]
 
 
-def test_when_one_supervisor_is_killed_the_other_ends_the_engine_at_once(tmp_path: Path) -> None:
+def test_when_one_supervisor_is_killed_the_other_ends_the_engine(tmp_path: Path) -> None:
     for victim in ("outer", "inner"):
         outer, pids = stubborn(tmp_path / victim, grace_s=600)
         os.kill(outer.pid if victim == "outer" else pids[2], signal.SIGKILL)
@@ -145,7 +145,7 @@ def test_when_one_supervisor_is_killed_the_other_ends_the_engine_at_once(tmp_pat
         assert outer.wait(30) == (-signal.SIGKILL if victim == "outer" else 128 + signal.SIGKILL)
 
 
-def test_a_word_on_stdin_stops_it_though_another_process_keeps_the_pipe_open(tmp_path: Path) -> None:
+def test_a_word_stops_it_though_another_process_has_the_pipe(tmp_path: Path) -> None:
     outer, pids = stubborn(tmp_path / "note", grace_s=0.2)
     assert outer.stdin is not None
     other = os.dup(outer.stdin.fileno())

@@ -59,12 +59,13 @@ def owner(pid: int | None = None) -> str:
 
 
 def _here() -> str:
-    """Return the boot and the PID namespace in which process ids mean something."""
-    try:
+    """Return the boot and the PID namespace in which process ids mean something; 0 for what a sandbox does not show."""
+    boot = namespace = "0"
+    with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
-    except OSError:
-        boot = "0"
-    return f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"
+    with contextlib.suppress(OSError):
+        namespace = "".join(filter(str.isdigit, str(Path("/proc/self/ns/pid").readlink()))) or "0"
+    return f"{boot}-{namespace}"
 
 
 def new_mark() -> str:
@@ -142,16 +143,14 @@ def end(prefix: str) -> list[int]:
 
 
 def _kill(pid: int, prefix: str, killed: dict[int, None]) -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
         process = os.pidfd_open(pid)
-        try:
-            # The id may have gone to somebody else since it was looked at; the descriptor stays with one process.
-            match = _MARKED.search(_environment(str(pid)))
-            if match and os.fsdecode(match[2]).startswith(prefix):
-                signal.pidfd_send_signal(process, signal.SIGKILL)
-                killed[pid] = None
-        finally:
-            os.close(process)
+        stack.callback(os.close, process)
+        # The id may have gone to somebody else since it was looked at; the descriptor stays with one process.
+        match = _MARKED.search(_environment(str(pid)))
+        if match and os.fsdecode(match[2]).startswith(prefix):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            killed[pid] = None
 
 
 def _is_tracker(pid: int) -> bool:

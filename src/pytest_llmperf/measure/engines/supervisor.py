@@ -2,7 +2,8 @@
 
 Run as a script: `supervisor.py PYTEST_PID GRACE_S COMMAND ...`. There are two of it: the inner one starts the command in a
 session of its own, and the outer one, its parent, watches the inner one. When pytest ends, or asks for it on stdin, the engine
-gets SIGTERM, GRACE_S seconds, and then SIGKILL for everything it has started; when one of the two is killed, SIGKILL at once.
+gets SIGTERM, GRACE_S seconds (at most 5 where pytest has not asked), and then SIGKILL for everything it has started; when one of
+the two is killed, SIGKILL at once.
 Both are subreapers: what an engine leaves without a parent comes to the inner one, and without that to the outer one, not to
 init, whatever session it has made for itself. It imports no part of the package.
 """
@@ -41,6 +42,8 @@ _KILLED = 128
 _LOOK_S, _POLL_S = 1.0, 0.02
 _END_S = 15.0
 """How long the inner supervisor may take when the grace time is over."""
+_ORPHANED_S = 5.0
+"""The grace time at most when nobody waits for the engine's end: its GPUs are wanted by others."""
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The terminal's Ctrl-C is pytest's business; the end of a supervisor is the end of pytest."""
 _SUPERVISOR, _ENGINE = "LLMPERF_SUPERVISOR", "LLMPERF_ENGINE"
@@ -130,8 +133,10 @@ def _supervise(command: Sequence[str], leash: int, guard: int, grace_s: float, s
     asked = ended not in ready
     shared.look(_descendants(engine.pid))
     if asked and guard not in ready:  # without a guard there is nobody who would see to it if this process were killed too
+        # A pytest that was killed asks with no word.
+        in_words = sys.stdin.fileno() in ready and os.read(sys.stdin.fileno(), 1)
         engine.terminate()
-        _wait(engine, grace_s)
+        _wait(engine, grace_s if in_words else min(grace_s, _ORPHANED_S))
     killed = _kill_all(engine.pid)
     shared.remove()
     _tell({"exit": engine.wait(), "asked": asked, "killed": killed})

@@ -28,6 +28,26 @@ if TYPE_CHECKING:
 POLL_S = 0.1
 
 
+_LOCKED: set[int] = set()
+"""Descriptors of this process that have a lock."""
+
+
+def _close_inherited() -> None:
+    """Close, in a process that was forked, the locks of the one that it comes from: it would keep them as long as it lives."""
+    for descriptor in _LOCKED:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _LOCKED.clear()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
+
+def _unlock(descriptor: int) -> None:
+    _LOCKED.discard(descriptor)
+    os.close(descriptor)
+
+
 class LeaseError(RuntimeError):
     """The GPUs that are asked for can't be had. The message names them, who has them, and the remedy."""
 
@@ -118,9 +138,10 @@ def _locked(locks: Locks, name: str, mode: int, what: str) -> Iterator[None]:
                 break
             os.close(descriptor)
             descriptor = _open(locks.folder, name)
+        _LOCKED.add(descriptor)
         yield
     finally:
-        os.close(descriptor)
+        _unlock(descriptor)
 
 
 def _is_current(descriptor: int, folder: Path, name: str) -> bool:
@@ -187,7 +208,8 @@ def lease(
         with _locked(locks, "queue", fcntl.LOCK_EX, "waiting behind another engine for GPUs"):
             taken = _wait(gpus, (count, together), locks, unfit, patience_s, remedy)
             for descriptor in taken.values():
-                stack.callback(os.close, descriptor)
+                _LOCKED.add(descriptor)
+                stack.callback(_unlock, descriptor)
         by_name = {gpu.uuid: gpu for gpu in gpus}
         yield tuple(by_name[uuid] for uuid in taken)
 

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pytest_llmperf.measure.engines.remains import folder_prefix
+from pytest_llmperf.measure.engines import remains
 from pytest_llmperf.measure.gpus.device import AcceleratorError, Gpu, Reading, Totals
 
 if TYPE_CHECKING:
@@ -146,14 +146,18 @@ class Monitor:
 
     def _start(self) -> None:
         self._started = True
-        folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix=folder_prefix("neuron"))))
+        folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix=remains.folder_prefix("neuron"))))
         config, self._log = folder / "config.json", folder / "log"
         config.write_text(json.dumps(_CONFIG))
         command = [*self._command, "-c", str(config)]
         try:
             with self._log.open("w") as log:
-                # When pytest is killed, the pipe breaks, and the monitor ends with its next document.
-                child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+                # When pytest is killed, the pipe breaks, and the monitor ends with its next document; where a test has forked a
+                # process, which has the pipe open too, it is ended by its mark.
+                marked = {**os.environ, remains.ENGINE: remains.new_mark()}
+                child = subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=log, text=True, env=marked, start_new_session=True
+                )
         except OSError as error:
             raise NeuronToolsError(f"`{self._command[0]}` could not be run: {error}") from error
         reader = threading.Thread(target=self._follow, args=(child.stdout,), name="llmperf-neuron-monitor", daemon=True)
