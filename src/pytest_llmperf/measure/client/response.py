@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pytest_llmperf.measure.client.claims import doubt_of
-from pytest_llmperf.measure.client.events import DECODER, Counter, Stream, decoded, failure_of_text, whole
+from pytest_llmperf.measure.client.events import DECODER, Counter, Stream, decoded, doubt_of, failure_of_text, whole
 from pytest_llmperf.measure.client.framing import headers_of, is_chunked, payload
 from pytest_llmperf.measure.client.reasons import ending_error, ending_name, http_error, reason_of_body
 from pytest_llmperf.measure.client.sse import blocks
