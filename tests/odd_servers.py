@@ -161,7 +161,8 @@ def _handler(habits: Habits, seen: OddServer) -> type[BaseHTTPRequestHandler]:
             before = len(prompt) if isinstance(prompt, list) else len((prompt or text).split())
             usage = {"prompt_tokens": before, "completion_tokens": count, "total_tokens": before + count}
             if not body.get("stream"):
-                said = {"message": {"content": "x"}} if chat else {"text": "x"}
+                text = "w " * count
+                said = {"message": {"content": text}} if chat else {"text": text}
                 self.give(200, {"choices": [{**said, "finish_reason": habits.finish_reason}], "usage": usage})
                 return
             events = habits.events

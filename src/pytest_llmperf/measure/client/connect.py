@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 _SO_TIMESTAMPNS = 35  # asm-generic/socket.h; Python's socket module does not name it
 _CONNECT_TIMEOUT_S = 10.0
 _READ_BYTES = 1 << 16
+_NAP_S = 200e-6
+"""Where reads come in quicker succession than this, they are let gather for as long: a wake costs more than a read, and the
+kernel has stamped each arrival by then. The shortest gaps between an engine's tokens are ten times as long."""
+LOOK_S = 0.25
+"""The longest wait for anything to arrive; time-outs are looked at as often."""
 _CLOSED = "the server closed the connection during the TLS handshake"
 
 
@@ -34,6 +39,7 @@ class Connections:
         self.open: dict[int, Connection] = {}
         """By file descriptor, those that are being made too."""
         self._server = plan.host, plan.port
+        self.waited_s = 1.0
         self._tls = ssl.create_default_context() if plan.tls else None
         self._address: tuple[socket.AddressFamily, Any] | None = None
         self._most_s = max(_CONNECT_TIMEOUT_S, plan.stall_timeout_s)
@@ -97,6 +103,20 @@ class Connections:
         connection.dialed_s = None
         self.epoll.modify(connection.fd, select.EPOLLIN)
         return True
+
+    def wait(self, until_ns: int) -> list[tuple[int, int]]:
+        """Return (file descriptor, events) of what has happened, at the latest after so long."""
+        if self.waited_s < _NAP_S < until_ns / 1e9:
+            time.sleep(_NAP_S)
+        began_s = time.monotonic()
+        wait_s = min(until_ns / 1e9, LOOK_S)
+        if wait_s < LOOK_S:
+            # epoll's time-out is whole milliseconds, and rounds up; an epoll can itself be waited for, to the microsecond.
+            select.select([self.epoll.fileno()], [], [], wait_s)
+            wait_s = 0
+        events = self.epoll.poll(wait_s)
+        self.waited_s = time.monotonic() - began_s
+        return events
 
     def overdue(self, now_s: float) -> list[Connection]:
         """Return those that are being made for too long."""

@@ -10,8 +10,12 @@ import socket
 import ssl
 import time
 from collections import deque
+from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure.client.framing import MOST_HEAD_BYTES, Chunks, FloodError, closes_behind, is_chunked, keep_alive_s
+
+if TYPE_CHECKING:
+    from pytest_llmperf.measure.client.messages import RoundPlan
 
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 _READ_BYTES = 1 << 16
@@ -25,6 +29,11 @@ _TOKEN = re.compile(
     rb'|"(?:tool_calls|content)"\s*:\s*\[\s*["{]'
 )
 """What an event with a token has, and pings, comments, roles and events without a choice have not."""
+
+
+MOST_BYTES = 256 << 20
+MOST_BYTES_OF_TOKEN = 2 << 10
+"""All responses under way together may have so many bytes, and so many more for each token that was asked for."""
 
 
 def most_bytes(request: bytes, output_tokens: int) -> int:
@@ -132,6 +141,17 @@ class Exchange:
         line = b"".join(piece for _, piece in self.reads[begun:before])
         data = line[line.rfind(b"\n") + 1 :] + b"".join(fresh)
         return _TOKEN.search(data, 0, max(data.rfind(b"\n"), data.rfind(b"\r")) + 1) is not None
+
+
+def flood_of(exchange: Exchange, plan: RoundPlan, *, together: int, most: int, count: int) -> str | None:
+    """Return why no more of a response is taken; None where it is not too long yet, nor are all `count` of them `together`."""
+    if exchange.received > exchange.most:
+        asked = plan.output_tokens[exchange.index]
+        return f"the answer is longer than {exchange.most:,} bytes, for {asked:,} tokens that were asked for"
+    # The longest give way: those that have more than an equal share.
+    if together > most and exchange.received > most / count:
+        return f"the answers under way are longer than {most:,} bytes together, and this one than its share of them"
+    return None
 
 
 class Connection:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pytest_llmperf.measure.client.claims import doubt_of
-from pytest_llmperf.measure.client.events import DECODER, Counter, Stream, decoded, failure_of_text, whole
+from pytest_llmperf.measure.client.events import DECODER, Counter, Stream, decoded, doubt_of, failure_of_text, whole
 from pytest_llmperf.measure.client.framing import headers_of, is_chunked, payload
 from pytest_llmperf.measure.client.reasons import ending_error, ending_name, http_error, reason_of_body
 from pytest_llmperf.measure.client.sse import blocks
@@ -86,7 +85,7 @@ def parse_response(
     if read is None:
         try:
             pieces = list(payload(wire, start, chunked=chunked))
-            read = _streamed(reads, pieces, is_complete=error is None) if stream else _document(reads, pieces)
+            read = _streamed(reads, pieces, most=wanted if error else None) if stream else _document(reads, pieces)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as broken:
             return RequestRecord(sent_s, error=error or f"an event is not the JSON of a completion: {broken}")
     # What the server says of itself comes first: a connection that then breaks is only a consequence.
@@ -168,15 +167,16 @@ _MARKS = (
 """What each event with one token has once, and how that looks in an event without: token ids, a chat, a completion."""
 
 
-def _streamed(reads: Sequence[tuple[int, bytes]], pieces: Sequence[tuple[int, bytes]], *, is_complete: bool) -> Stream:
+def _streamed(reads: Sequence[tuple[int, bytes]], pieces: Sequence[tuple[int, bytes]], *, most: int | None) -> Stream:
     """Return what a body's events come to, each of them decoded; raises MsgspecError for one that is no completion.
 
-    `pieces` are those of the body, each with its place on the wire.
+    `pieces` are those of the body, each with its place on the wire. `most` is how many tokens matter of a body that was cut,
+    None for one that is complete: what a flood holds beyond them is not decoded.
     """
     body = b"".join(piece for _, piece in pieces)
     starts = list(itertools.accumulate((len(piece) for _, piece in pieces), initial=0))
     counter, stray = Counter(reads), list[bytes]()
-    for block in blocks(body, flush=is_complete):
+    for block in blocks(body, flush=most is None):
         stray += [block.stray] if block.stray else []
         if block.data and block.data.strip() == b"[DONE]":
             counter.stream.done = True
@@ -185,7 +185,7 @@ def _streamed(reads: Sequence[tuple[int, bytes]], pieces: Sequence[tuple[int, by
         elif block.data:
             piece = bisect.bisect_right(starts, block.end - 1) - 1
             counter.take(decoded(block.data), pieces[piece][0] + block.end - starts[piece])
-        if counter.stream.failure:
+        if counter.stream.failure or (most is not None and len(counter.stream.times_s) > most):
             break
     if stray and not counter.stream.failure and not counter.stream.ending:
         counter.stream.failure = failure_of_text(b"\n".join(stray))

@@ -9,7 +9,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure.client.agenda import FOREVER_NS, Agenda
-from pytest_llmperf.measure.client.exchange import Exchange, most_bytes
+from pytest_llmperf.measure.client.connect import LOOK_S
+from pytest_llmperf.measure.client.exchange import MOST_BYTES, MOST_BYTES_OF_TOKEN, Exchange, flood_of, most_bytes
 from pytest_llmperf.measure.client.framing import FloodError
 
 if TYPE_CHECKING:
@@ -28,16 +29,8 @@ _PARSED_AT_ONCE = 4
 _MOST_UNPARSED_BYTES = 24 << 20
 _IDLE_NS = 2_000_000
 """A response is parsed, which takes up to a millisecond, only while nothing is due for that long."""
-_NAP_S = 200e-6
-"""Where reads come in quicker succession than this, they are let gather for as long: a wake costs more than a read, and the
-kernel has stamped each arrival by then. The shortest gaps between an engine's tokens are ten times as long."""
 _CLOSED = "the server closed the connection"
 _MIDDLE, _NO_ANSWER = "in the middle of the response", "without an answer"
-_LOOK_S = 0.25
-"""How often time-outs are looked at."""
-_MOST_BYTES = 256 << 20
-_MOST_BYTES_OF_TOKEN = 2 << 10
-"""All responses under way together may have so many bytes, and so many more for each token that was asked for."""
 
 
 class Round:
@@ -57,13 +50,13 @@ class Round:
         self.cap = plan.max_concurrency if plan.max_concurrency and plan.due_ns else len(plan.requests) + 1
         self.freed_ns = 0
         """When an answer made room under the cap last."""
+        self.longest_bytes = max(plan.output_tokens, default=0) * MOST_BYTES_OF_TOKEN
         self.bytes_under_way = 0
         """Of the responses that have not ended."""
         self.progressed = False
         """A response has ended since time-outs were looked at last."""
         self.kernel_stamps = self.clock_stamps = 0
         self.offset_ns = time.time_ns() - time.monotonic_ns()
-        self.waited_s = 1.0
         self.buffer = memoryview(bytearray(_READ_BYTES))
         self.buffers = [self.buffer]
 
@@ -173,7 +166,7 @@ class Round:
                 return False
             self._receive(until_ns)
             now_s = time.monotonic()
-            if now_s - look_s <= _LOOK_S:
+            if now_s - look_s <= LOOK_S:
                 continue
             look_s = now_s
             if self._moves():
@@ -211,7 +204,7 @@ class Round:
             if not events:
                 answers.parse()
         else:
-            events = self._wait(until_ns)
+            events = self.links.wait(until_ns)
         for fd, mask in events:
             connection = self.connections.get(fd)
             if connection is None:
@@ -222,19 +215,6 @@ class Round:
             if mask & select.EPOLLOUT and connection.exchange is not None and connection.exchange.unsent:
                 self._send(connection, connection.exchange)
             self._read(connection)
-
-    def _wait(self, until_ns: int) -> list[tuple[int, int]]:
-        if self.waited_s < _NAP_S < until_ns / 1e9:
-            time.sleep(_NAP_S)
-        began_s = time.monotonic()
-        wait_s = min(until_ns / 1e9, _LOOK_S)
-        if wait_s < _LOOK_S:
-            # epoll's time-out is whole milliseconds, and rounds up; an epoll can itself be waited for, to the microsecond.
-            select.select([self.epoll.fileno()], [], [], wait_s)
-            wait_s = 0
-        events = self.epoll.poll(wait_s)
-        self.waited_s = time.monotonic() - began_s
-        return events
 
     def _read(self, connection: Connection) -> None:
         try:
@@ -276,9 +256,12 @@ class Round:
         exchange.reads.append((stamp, data))
         exchange.received += len(data)
         self.bytes_under_way += len(data)
-        if (exchange.received > exchange.most or self.bytes_under_way > _MOST_BYTES) and (flood := self._flood(exchange)):
-            self._lose(connection, flood)
-            return
+        if exchange.received > exchange.most or self.bytes_under_way > MOST_BYTES:
+            most = MOST_BYTES + self.in_flight * self.longest_bytes
+            flood = flood_of(exchange, self.plan, together=self.bytes_under_way, most=most, count=self.in_flight)
+            if flood:
+                self._lose(connection, flood)
+                return
         if exchange.chunked and exchange.chunks is None and data.endswith(b"}\n\n\r\n"):
             return  # an event of a stream: most reads end here
         try:
@@ -295,18 +278,6 @@ class Round:
                 self._replace(connection, stamp)
             else:
                 self._advance(connection, stamp)
-
-    def _flood(self, exchange: Exchange) -> str | None:
-        """Return why no more of a response is taken; None where it, or all of them, are not too long yet."""
-        plan = self.plan
-        if exchange.received > exchange.most:
-            asked = plan.output_tokens[exchange.index]
-            return f"the answer is longer than {exchange.most:,} bytes, for {asked:,} tokens that were asked for"
-        most = _MOST_BYTES + self.in_flight * max(plan.output_tokens) * _MOST_BYTES_OF_TOKEN
-        # The longest give way: those that have more than an equal share.
-        if self.bytes_under_way > most and exchange.received > most / self.in_flight:
-            return f"the answers under way are longer than {most:,} bytes together, and this one than its share of them"
-        return None
 
     def _closed(self, connection: Connection, why: str) -> None:
         exchange = connection.exchange

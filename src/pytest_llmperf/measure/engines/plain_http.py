@@ -73,6 +73,7 @@ class _Wire(io.RawIOBase):
         self._raw = raw
         self._clock = clock
         self.received = 0
+        self.has_ended = False
         self._part, self._most_bytes, self._stop = "a head", _MOST_HEAD_BYTES, _MOST_HEAD_BYTES
 
     def begin_body(self, most_bytes: int) -> None:
@@ -88,6 +89,7 @@ class _Wire(io.RawIOBase):
         self._raw.settimeout(self._clock.left_s())
         count = self._raw.recv_into(buffer)
         self.received += count
+        self.has_ended |= not count
         return count
 
     def sendall(self, data: bytes) -> None:
@@ -115,6 +117,8 @@ def _exchange(parts: SplitResult, body: bytes | None, headers: Mapping[str, str]
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET" if body is None else "POST", target, body, _completed(headers, host, port, body))
             answer = connection.getresponse()
+            if wire.has_ended:  # which `http.client` takes for the blank line behind the head
+                raise OSError("the connection closed in the middle of the answer's head")
             wire.begin_body(most_bytes)
             names = {name.lower(): value for name, value in answer.headers.items()}
             return Response(answer.status, names, _body(answer, most_bytes))
