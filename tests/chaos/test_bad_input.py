@@ -1,4 +1,4 @@
-"""Bad input of every kind: what an engine tells, what options, markers and workloads hold. None of it ends in a traceback of ours."""
+"""What an engine or a baseline tells that makes no sense: it is not known, or refused, and never ends in a traceback of ours."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ SAMPLES = st.lists(
 def exposed(samples) -> str:
     """Return samples as a `/metrics` answer."""
     return "".join(
-        name + ("{" + ",".join(f"{key}={json.dumps(value)}" for key, value in labels.items()) + "}" if labels else "") + f" {value}\n"
+        f"{name}{{{','.join(f'{key}={json.dumps(label)}' for key, label in labels.items())}}} {value}\n"
         for name, labels, value in samples
     )
 
@@ -81,7 +81,8 @@ def test_a_counter_without_a_number_is_not_known_and_says_why(value: str) -> Non
     text = f"vllm:prompt_tokens_total 5\n{NAMES[0]} {value}\n"
     telemetry = recorded(text, text, text)
     assert telemetry.output_tokens is None
-    assert re.search(rf"tells no output tokens; .*of its /metrics {NAMES[0]} is ", audit.without_source(telemetry, Workload()) or "")
+    said = audit.without_source(telemetry, Workload()) or ""
+    assert re.search(rf"tells no output tokens; .*of its /metrics {NAMES[0]} is ", said)
 
 
 def test_a_counter_told_twice_is_believed_where_both_agree() -> None:
