@@ -7,6 +7,7 @@ import json
 import re
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -19,7 +20,8 @@ from pytest_llmperf.measure.kv_cache import read_capacity
 from pytest_llmperf.measure.plausibility import Caused
 from pytest_llmperf.measure.telemetry import Recorder
 from pytest_llmperf.plan.workload import Workload
-from tests.conftest import SERVING
+from pytest_llmperf.testing import Example
+from tests.conftest import ENVIRONMENT, QUICK, SERVING
 
 TRACEBACKS = ("INTERNALERROR", "Traceback", "fault of pytest-llmperf")
 NO_NUMBERS = ("NaN", "+Inf", "-Inf", "1e999", "9" * 400, "-5", "9" * 300)
@@ -119,3 +121,67 @@ def test_a_run_gets_over_metrics_without_numbers(run, monkeypatch, name: str, va
     assert not any(word in result.stdout for word in TRACEBACKS), result.stdout
     assert set(result.statuses.values()) <= {"RECORDED", "NOT-COMPARABLE", "INVALID"}, result.stdout
     assert name.startswith("sglang") or f"{name} is " in result.stdout + json.dumps(result.cases)
+
+
+NAN = float("nan")
+DAMAGES: dict[str, tuple[str, object]] = {
+    "noise without numbers": ("noise", {"tpot_p50_s": {"launch_cv": NAN, "detectable": NAN, "tolerance": NAN}}),
+    "noise of texts": ("noise", {"tpot_p50_s": {"launch_cv": "much"}}),
+    "noise of unknown metrics": ("noise", {"no_such_metric": {"launch_cv": 0.1}}),
+    "noise that is a list": ("noise", [1, 2]),
+    "engine arguments as a list": ("provenance.engine.args", ["--x", "1"]),
+    "an environment as a text": ("provenance.engine.env", "A=1"),
+    "no versions": ("provenance.versions", None),
+    "versions of numbers": ("provenance.versions", {"vllm": 5, "torch": None}),
+    "a host as a list": ("provenance.host", ["a", 1]),
+    "an engine as a list": ("provenance.engine", [1]),
+    "an engine without anything": ("provenance.engine", {}),
+    "a kind that nobody knows": ("provenance.engine.kind", "steam"),
+    "a kind that is a list": ("provenance.engine.kind", ["server"]),
+    "a commit of a number": ("provenance.commit", 5),
+    "no provenance": ("provenance", None),
+    "a metric of a class that the workload has not": ("launches.0.rounds.0.metrics.long/ttft_p50_s", 0.5),
+    "an unknown metric": ("launches.0.rounds.0.metrics.no_such", 0.5),
+    "a metric of a text": ("launches.0.rounds.0.metrics.tpot_p50_s", "fast"),
+    "a metric without a number": ("launches.0.rounds.0.metrics.tpot_p50_s", NAN),
+    "a metric of 400 digits": ("launches.0.rounds.0.metrics.tpot_p50_s", 10**400),
+    "a negative metric": ("launches.0.rounds.0.metrics.tpot_p50_s", -1.0),
+    "no rounds": ("launches.0.rounds", []),
+    "no launches": ("launches", []),
+    "a workload of a list": ("workload", [1]),
+    "a version of a text": ("version", "new"),
+}
+
+
+def damaged(text: str, place: str, value: object) -> str:
+    """Return a baseline with another value at a place."""
+    data = json.loads(text)
+    inner: Any = data
+    names = place.split(".")
+    for name in names[:-1]:
+        inner = inner[int(name)] if isinstance(inner, list) else inner.setdefault(name, {})
+    inner[names[-1]] = value
+    return json.dumps(data)
+
+
+@pytest.fixture(scope="module")
+def baseline_text(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("recorded")
+    project = Example({"test_it.py": SERVING}, QUICK, ENVIRONMENT)
+    assert project.run(folder, "--update-baselines", "--llmperf-launches=2", in_process=True).returncode == 0
+    [path] = folder.glob("baselines/**/*.json")
+    return f"{path.relative_to(folder)}\n{path.read_text()}"
+
+
+@pytest.mark.fault("bad input is told", "odd provenance, noise without numbers, unknown metrics in a baseline")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_baseline_ends_in_no_traceback(run, tmp_path, baseline_text: str, damage: str) -> None:
+    name, _, text = baseline_text.partition("\n")
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text(damaged(text, *DAMAGES[damage]))
+    others = "def test_other():\n    pass\n"
+    files = {"test_it.py": SERVING, "test_other.py": others}
+    result = run(files, "-v", "--llmperf-engine-args=--sim-slow-down 3", "--llmperf-max-launches=2")
+    assert not any(word in result.stdout for word in TRACEBACKS), result.stdout
+    assert result.returncode == 1, result.stdout
+    assert "test_other.py::test_other PASSED" in result.stdout

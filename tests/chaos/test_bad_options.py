@@ -28,7 +28,6 @@ from pytest_llmperf.plugin.options import OPTIONS, REPEATED, ini_name
 from pytest_llmperf.plugin.settings import read_settings
 from pytest_llmperf.run.cases import Planned
 from pytest_llmperf.run.selection import planned
-from pytest_llmperf.run.settings import Settings
 
 MOST_MESSAGE = 2_000
 """Characters of a message: a value of a million characters is shown short."""
@@ -330,7 +329,7 @@ MARKER = (
     "gpu",
     "nvlink",
 )
-SETTINGS: Settings = read_settings(config_of({"llmperf_engine": "simulated"}))
+SETTINGS = read_settings(config_of({"llmperf_engine": "simulated"}))
 
 
 @pytest.mark.fault("bad input is told", "any value as an argument of the marker")
