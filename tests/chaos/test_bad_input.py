@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import re
 import time
 from types import SimpleNamespace
@@ -140,13 +141,18 @@ DAMAGES: dict[str, tuple[str, object]] = {
     "a kind that is a list": ("provenance.engine.kind", ["server"]),
     "a commit of a number": ("provenance.commit", 5),
     "no provenance": ("provenance", None),
-    "a metric of a class that the workload has not": ("launches.0.rounds.0.metrics.long/ttft_p50_s", 0.5),
-    "an unknown metric": ("launches.0.rounds.0.metrics.no_such", 0.5),
-    "a metric of a text": ("launches.0.rounds.0.metrics.tpot_p50_s", "fast"),
-    "a metric without a number": ("launches.0.rounds.0.metrics.tpot_p50_s", NAN),
-    "a metric of 400 digits": ("launches.0.rounds.0.metrics.tpot_p50_s", 10**400),
-    "a negative metric": ("launches.0.rounds.0.metrics.tpot_p50_s", -1.0),
-    "no rounds": ("launches.0.rounds", []),
+    "a metric of a class that the workload has not": ("launches.*.rounds.*.metrics.long/ttft_p50_s", 0.5),
+    "a throughput of a class that the workload has not": ("launches.*.rounds.*.metrics.long/output_tokens_per_s", 9.0),
+    "a class without a name": ("launches.*.rounds.*.metrics./ttft_p50_s", 0.5),
+    "a metric of two classes": ("launches.*.rounds.*.metrics.a/b/ttft_p50_s", 0.5),
+    "an unknown metric of the launch": ("launches.*.metrics.long/kv_cache_tokens", 5.0),
+    "a metric with an escape": ("launches.*.rounds.*.metrics.\x1b[31m", 0.5),
+    "an unknown metric": ("launches.*.rounds.*.metrics.no_such", 0.5),
+    "a metric of a text": ("launches.*.rounds.*.metrics.tpot_p50_s", "fast"),
+    "a metric without a number": ("launches.*.rounds.*.metrics.tpot_p50_s", NAN),
+    "a metric of 400 digits": ("launches.*.rounds.*.metrics.tpot_p50_s", 10**400),
+    "a negative metric": ("launches.*.rounds.*.metrics.tpot_p50_s", -1.0),
+    "no rounds": ("launches.*.rounds", []),
     "no launches": ("launches", []),
     "a workload of a list": ("workload", [1]),
     "a version of a text": ("version", "new"),
@@ -156,11 +162,12 @@ DAMAGES: dict[str, tuple[str, object]] = {
 def damaged(text: str, place: str, value: object) -> str:
     """Return a baseline with another value at a place."""
     data = json.loads(text)
-    inner: Any = data
-    names = place.split(".")
-    for name in names[:-1]:
-        inner = inner[int(name)] if isinstance(inner, list) else inner.setdefault(name, {})
-    inner[names[-1]] = value
+    *names, last = place.split(".")
+    inner: list[Any] = [data]
+    for name in names:
+        inner = [part for each in inner for part in (each if name == "*" else [each.setdefault(name, {})])]
+    for each in inner:
+        each[last] = value
     return json.dumps(data)
 
 
@@ -185,3 +192,69 @@ def test_a_damaged_baseline_ends_in_no_traceback(run, tmp_path, baseline_text: s
     assert not any(word in result.stdout for word in TRACEBACKS), result.stdout
     assert result.returncode == 1, result.stdout
     assert "test_other.py::test_other PASSED" in result.stdout
+
+
+@pytest.mark.fault("bad input is told", "a damaged baseline that is extended, calibrated, self-tested or listed", full=True)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_nothing_else_that_reads_baselines_ends_in_a_traceback(run, tmp_path, baseline_text: str, damage: str) -> None:
+    name, _, text = baseline_text.partition("\n")
+    (tmp_path / name).parent.mkdir(parents=True)
+    for options in (
+        ("--update-baselines", "--llmperf-launches=2"),
+        ("--update-baselines-new-only",),
+        ("--llmperf-calibrate=2",),
+        ("--llmperf-selftest",),
+        ("--co", "-v"),
+        ("-vv", "--llmperf-max-launches=2"),
+    ):
+        (tmp_path / name).write_text(damaged(text, *DAMAGES[damage]))
+        result = run(SERVING, *options)
+        assert not any(word in result.stdout for word in TRACEBACKS), result.stdout
+        assert result.returncode in (0, 1), result.stdout
+
+
+MANY = """
+import pytest
+
+@pytest.mark.parametrize("number", range({count}))
+def test_serving(llmperf, baseline, number):
+    assert llmperf(prompt_tokens=16, output_tokens=6, requests=8) == baseline
+"""
+ODD: tuple[Any, ...] = (
+    None, True, 0, -1, 5, 10**400, 1e308, NAN, float("inf"), "", "x", "\x1b[2J", [], [None], {}, {"a": None}, {"": {}}, [[1]],
+    "long/ttft_p50_s",
+)  # fmt: skip
+
+
+def mutated(text: str, chance: random.Random) -> str:
+    """Return a baseline of which one part, wherever it is, has become something else."""
+    data = json.loads(text)
+    inner: Any = data
+    while isinstance(inner, (dict, list)) and inner:
+        outer, keys = inner, list(inner) if isinstance(inner, dict) else range(len(inner))
+        key = chance.choice([key for key in keys if key != "case"])  # what a renamed test leaves has a test of its own
+        inner = outer[key]
+        if chance.random() < 0.3:
+            break
+    what = chance.choice(ODD)
+    if chance.random() < 0.2 and isinstance(outer, dict):
+        outer[f"{chance.choice(['long/', '', '/', 'a/b/'])}{key}"] = what
+    else:
+        outer[key] = what
+    return json.dumps(data)
+
+
+@pytest.mark.fault("bad input is told", "any part of a baseline replaced by something else")
+def test_any_part_of_a_baseline_may_be_something_else(run, tmp_path, attempts) -> None:
+    source = MANY.format(count=20)
+    assert run(source, "--update-baselines", "--llmperf-launches=2").returncode == 0
+    paths = sorted((tmp_path / "baselines").glob("**/*.json"))
+    sound = [path.read_text() for path in paths]
+    for chance in attempts(quick=1, full=12):
+        for path, text in zip(paths, sound, strict=True):
+            path.write_text(mutated(text, chance))
+        result = run(source, "-v", "--llmperf-max-launches=2", *chance.choice([(), ("--llmperf-engine-args=--sim-slow-down 3",)]))
+        faults = [line for line in result.stdout.splitlines() if "itself failed" in line]
+        assert faults == []
+        assert not any(word in result.stdout for word in TRACEBACKS), result.stdout
+        assert sum(result.outcomes.values()) >= len(paths)
