@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import random
 import re
 import time
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -23,6 +22,9 @@ from pytest_llmperf.measure.telemetry import Recorder
 from pytest_llmperf.plan.workload import Workload
 from pytest_llmperf.testing import Example
 from tests.conftest import ENVIRONMENT, QUICK, SERVING
+
+if TYPE_CHECKING:
+    import random
 
 TRACEBACKS = ("INTERNALERROR", "Traceback", "fault of pytest-llmperf")
 NO_NUMBERS = ("NaN", "+Inf", "-Inf", "1e999", "9" * 400, "-5", "9" * 300)
