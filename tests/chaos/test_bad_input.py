@@ -1,4 +1,4 @@
-"""Bad input of every kind: what an engine tells, what options, markers and workloads hold. None of it ends in a traceback of ours."""
+"""What an engine or a baseline tells that makes no sense: it is not known, or refused, and never ends in a traceback of ours."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import re
 import time
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -19,7 +20,11 @@ from pytest_llmperf.measure.kv_cache import read_capacity
 from pytest_llmperf.measure.plausibility import Caused
 from pytest_llmperf.measure.telemetry import Recorder
 from pytest_llmperf.plan.workload import Workload
-from tests.conftest import SERVING
+from pytest_llmperf.testing import Example
+from tests.conftest import ENVIRONMENT, QUICK, SERVING
+
+if TYPE_CHECKING:
+    import random
 
 TRACEBACKS = ("INTERNALERROR", "Traceback", "fault of pytest-llmperf")
 NO_NUMBERS = ("NaN", "+Inf", "-Inf", "1e999", "9" * 400, "-5", "9" * 300)
@@ -58,7 +63,7 @@ SAMPLES = st.lists(
 def exposed(samples) -> str:
     """Return samples as a `/metrics` answer."""
     return "".join(
-        name + ("{" + ",".join(f"{key}={json.dumps(value)}" for key, value in labels.items()) + "}" if labels else "") + f" {value}\n"
+        f"{name}{{{','.join(f'{key}={json.dumps(label)}' for key, label in labels.items())}}} {value}\n"
         for name, labels, value in samples
     )
 
@@ -81,7 +86,8 @@ def test_a_counter_without_a_number_is_not_known_and_says_why(value: str) -> Non
     text = f"vllm:prompt_tokens_total 5\n{NAMES[0]} {value}\n"
     telemetry = recorded(text, text, text)
     assert telemetry.output_tokens is None
-    assert re.search(rf"tells no output tokens; .*of its /metrics {NAMES[0]} is ", audit.without_source(telemetry, Workload()) or "")
+    said = audit.without_source(telemetry, Workload()) or ""
+    assert re.search(rf"tells no output tokens; .*of its /metrics {NAMES[0]} is ", said)
 
 
 def test_a_counter_told_twice_is_believed_where_both_agree() -> None:
@@ -118,3 +124,139 @@ def test_a_run_gets_over_metrics_without_numbers(run, monkeypatch, name: str, va
     assert not any(word in result.stdout for word in TRACEBACKS), result.stdout
     assert set(result.statuses.values()) <= {"RECORDED", "NOT-COMPARABLE", "INVALID"}, result.stdout
     assert name.startswith("sglang") or f"{name} is " in result.stdout + json.dumps(result.cases)
+
+
+NAN = float("nan")
+DAMAGES: dict[str, tuple[str, object]] = {
+    "noise without numbers": ("noise", {"tpot_p50_s": {"launch_cv": NAN, "detectable": NAN, "tolerance": NAN}}),
+    "noise of texts": ("noise", {"tpot_p50_s": {"launch_cv": "much"}}),
+    "noise of unknown metrics": ("noise", {"no_such_metric": {"launch_cv": 0.1}}),
+    "noise that is a list": ("noise", [1, 2]),
+    "engine arguments as a list": ("provenance.engine.args", ["--x", "1"]),
+    "an environment as a text": ("provenance.engine.env", "A=1"),
+    "no versions": ("provenance.versions", None),
+    "versions of numbers": ("provenance.versions", {"vllm": 5, "torch": None}),
+    "a host as a list": ("provenance.host", ["a", 1]),
+    "an engine as a list": ("provenance.engine", [1]),
+    "an engine without anything": ("provenance.engine", {}),
+    "a kind that nobody knows": ("provenance.engine.kind", "steam"),
+    "a kind that is a list": ("provenance.engine.kind", ["server"]),
+    "a commit of a number": ("provenance.commit", 5),
+    "no provenance": ("provenance", None),
+    "a metric of a class that the workload has not": ("launches.*.rounds.*.metrics.long/ttft_p50_s", 0.5),
+    "a throughput of a class that the workload has not": ("launches.*.rounds.*.metrics.long/output_tokens_per_s", 9.0),
+    "a class without a name": ("launches.*.rounds.*.metrics./ttft_p50_s", 0.5),
+    "a metric of two classes": ("launches.*.rounds.*.metrics.a/b/ttft_p50_s", 0.5),
+    "an unknown metric of the launch": ("launches.*.metrics.long/kv_cache_tokens", 5.0),
+    "a metric with an escape": ("launches.*.rounds.*.metrics.\x1b[31m", 0.5),
+    "an unknown metric": ("launches.*.rounds.*.metrics.no_such", 0.5),
+    "a metric of a text": ("launches.*.rounds.*.metrics.tpot_p50_s", "fast"),
+    "a metric without a number": ("launches.*.rounds.*.metrics.tpot_p50_s", NAN),
+    "a metric of 400 digits": ("launches.*.rounds.*.metrics.tpot_p50_s", 10**400),
+    "a negative metric": ("launches.*.rounds.*.metrics.tpot_p50_s", -1.0),
+    "no rounds": ("launches.*.rounds", []),
+    "no launches": ("launches", []),
+    "a workload of a list": ("workload", [1]),
+    "a version of a text": ("version", "new"),
+}
+
+
+def damaged(text: str, place: str, value: object) -> str:
+    """Return a baseline with another value at a place."""
+    data = json.loads(text)
+    *names, last = place.split(".")
+    inner: list[Any] = [data]
+    for name in names:
+        inner = [part for each in inner for part in (each if name == "*" else [each.setdefault(name, {})])]
+    for each in inner:
+        each[last] = value
+    return json.dumps(data)
+
+
+@pytest.fixture(scope="module")
+def baseline_text(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("recorded")
+    project = Example({"test_it.py": SERVING}, QUICK, ENVIRONMENT)
+    assert project.run(folder, "--update-baselines", "--llmperf-launches=2", in_process=True).returncode == 0
+    [path] = folder.glob("baselines/**/*.json")
+    return f"{path.relative_to(folder)}\n{path.read_text()}"
+
+
+@pytest.mark.fault("bad input is told", "odd provenance, noise without numbers, unknown metrics in a baseline")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_baseline_ends_in_no_traceback(run, tmp_path, baseline_text: str, damage: str) -> None:
+    name, _, text = baseline_text.partition("\n")
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text(damaged(text, *DAMAGES[damage]))
+    others = "def test_other():\n    pass\n"
+    files = {"test_it.py": SERVING, "test_other.py": others}
+    result = run(files, "-v", "--llmperf-engine-args=--sim-slow-down 3", "--llmperf-max-launches=2")
+    assert not any(word in result.stdout for word in TRACEBACKS), result.stdout
+    assert result.returncode == 1, result.stdout
+    assert "test_other.py::test_other PASSED" in result.stdout
+
+
+@pytest.mark.fault("bad input is told", "a damaged baseline that is extended, calibrated, self-tested or listed", full=True)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_nothing_else_that_reads_baselines_ends_in_a_traceback(run, tmp_path, baseline_text: str, damage: str) -> None:
+    name, _, text = baseline_text.partition("\n")
+    (tmp_path / name).parent.mkdir(parents=True)
+    for options in (
+        ("--update-baselines", "--llmperf-launches=2"),
+        ("--update-baselines-new-only",),
+        ("--llmperf-calibrate=2",),
+        ("--llmperf-selftest",),
+        ("--co", "-v"),
+        ("-vv", "--llmperf-max-launches=2"),
+    ):
+        (tmp_path / name).write_text(damaged(text, *DAMAGES[damage]))
+        result = run(SERVING, *options)
+        assert not any(word in result.stdout for word in TRACEBACKS), result.stdout
+        assert result.returncode in (0, 1), result.stdout
+
+
+MANY = """
+import pytest
+
+@pytest.mark.parametrize("number", range({count}))
+def test_serving(llmperf, baseline, number):
+    assert llmperf(prompt_tokens=16, output_tokens=6, requests=8) == baseline
+"""
+ODD: tuple[Any, ...] = (
+    None, True, 0, -1, 5, 10**400, 1e308, NAN, float("inf"), "", "x", "\x1b[2J", [], [None], {}, {"a": None}, {"": {}}, [[1]],
+    "long/ttft_p50_s",
+)  # fmt: skip
+
+
+def mutated(text: str, chance: random.Random) -> str:
+    """Return a baseline of which one part, wherever it is, has become something else."""
+    data = json.loads(text)
+    inner: Any = data
+    while isinstance(inner, (dict, list)) and inner:
+        outer, keys = inner, list(inner) if isinstance(inner, dict) else range(len(inner))
+        key = chance.choice([key for key in keys if key != "case"])  # what a renamed test leaves has a test of its own
+        inner = outer[key]
+        if chance.random() < 0.3:
+            break
+    what = chance.choice(ODD)
+    if chance.random() < 0.2 and isinstance(outer, dict):
+        outer[f"{chance.choice(['long/', '', '/', 'a/b/'])}{key}"] = what
+    else:
+        outer[key] = what
+    return json.dumps(data)
+
+
+@pytest.mark.fault("bad input is told", "any part of a baseline replaced by something else")
+def test_any_part_of_a_baseline_may_be_something_else(run, tmp_path, attempts) -> None:
+    source = MANY.format(count=20)
+    assert run(source, "--update-baselines", "--llmperf-launches=2").returncode == 0
+    paths = sorted((tmp_path / "baselines").glob("**/*.json"))
+    sound = [path.read_text() for path in paths]
+    for chance in attempts(quick=1, full=12):
+        for path, text in zip(paths, sound, strict=True):
+            path.write_text(mutated(text, chance))
+        result = run(source, "-v", "--llmperf-max-launches=2", *chance.choice([(), ("--llmperf-engine-args=--sim-slow-down 3",)]))
+        faults = [line for line in result.stdout.splitlines() if "itself failed" in line]
+        assert faults == []
+        assert not any(word in result.stdout for word in TRACEBACKS), result.stdout
+        assert sum(result.outcomes.values()) >= len(paths)

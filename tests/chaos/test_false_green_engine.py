@@ -128,7 +128,12 @@ def test_a_restart_between_rounds_makes_a_launch_invalid(attempts) -> None:
     for chance in attempts(quick=2, full=20):
         number = chance.choice([1, 2])
         with restartable() as (engine, restart):
-            launch = measured(engine, lambda text: restart() if text.startswith(f"round {number}/") else None, rounds=3)
+
+            def behind(text: str, restart=restart, line=f"round {number}/") -> None:
+                if text.startswith(line):
+                    restart()
+
+            launch = measured(engine, behind, rounds=3)
         said = "\n".join(launch.invalid)
         assert re.search(rf"the engine was restarted between round {number}|between round \d and", said), said
         assert "a launch is one start of an engine" in said
@@ -177,7 +182,9 @@ def test_what_proves_no_restart_is_none(earlier, later) -> None:
     assert restarted(earlier, later, "round 1 and 2") is None
 
 
-@pytest.mark.parametrize(("counted", "is_foreign"), [(None, False), (100, False), (118, False), (119, True), (1000, True), (0, False)])
+@pytest.mark.parametrize(
+    ("counted", "is_foreign"), [(None, False), (100, False), (118, False), (119, True), (1000, True), (0, False)]
+)
 def test_some_probes_are_no_load(counted, is_foreign) -> None:
     assert bool(foreign(counted, Caused(requests=100))) == is_foreign
     assert foreign(counted, None) is None

@@ -83,8 +83,8 @@ def fitting(metric: Metric, launches: Iterable[Iterable[float]]) -> Metric:
 def _matching(pattern: str) -> list[str]:
     """Return the metrics that a pattern is about; in front of a `/` stands the class of requests that they are of."""
     group, separator, _ = pattern.rpartition(CLASS_SEPARATOR)
-    if set(group) & set("*?["):
-        return []  # which classes there are is not known when tests are collected
+    if set(group) & set("*?[") or (separator and not group):
+        return []  # no class is without a name, and which classes there are is not known when tests are collected
     names = [name for name in names_of([group]) if name.startswith(f"{group}{CLASS_SEPARATOR}")] if separator else list(BY_NAME)
     matching = [name for name in names if fnmatchcase(name, pattern) and _is_meant(find(name), pattern)]
     # Percentiles and counters are as many as there are names: such a gate names one.

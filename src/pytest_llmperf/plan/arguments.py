@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.plan.checks import PlanError, degree, parse_fraction, parse_positive
+from pytest_llmperf.plan.checks import PlanError, brief, cut, degree, parse_fraction, parse_positive, representation, written
 from pytest_llmperf.plan.datasets import TAKEN, api_of
 from pytest_llmperf.plan.files import parse_file
 from pytest_llmperf.plan.lengths import Lengths, mean_length, parse_lengths, parse_pairs
@@ -39,8 +39,9 @@ def workload_from(axes: Axes, *layers: Mapping[str, Any], folder: Path | None = 
     """
     merged, given = _merged(axes, layers)
     here = folder or Path()
-    parsed = {name: _PARSERS[name](value, here) for name, value in merged.items() if name in _PARSERS}
-    parsed = {**merged, **parsed}
+    parsed = {
+        name: _PARSERS[name](value, here) if name in _PARSERS else check_field(name, value) for name, value in merged.items()
+    }
     if "classes" in merged:
         lengths = {name: parsed.get(name, DEFAULTS[name]) for name in ("prompt_tokens", "output_tokens")}
         parsed["classes"] = _classes(merged["classes"], here, lengths)
@@ -48,7 +49,7 @@ def workload_from(axes: Axes, *layers: Mapping[str, Any], folder: Path | None = 
         if parsed.get(source) and (twice := sorted(lengths_of & given)):
             raise PlanError(f"{twice[0]} and {source}: lengths come from the one or the other; leave {twice[0]} out")
     if "prefixes" in given and not parsed.get("prefix_tokens"):
-        raise PlanError(f"prefixes={merged['prefixes']!r}: texts that prompts share have a length; add prefix_tokens")
+        raise PlanError(f"prefixes={brief(merged['prefixes'])}: texts that prompts share have a length; add prefix_tokens")
     if parsed.get("dataset") and "api" not in given:
         parsed["api"] = api_of(parsed["dataset"]) or DEFAULTS["api"]
     if parsed.get("trace"):
@@ -75,7 +76,7 @@ def _merged(axes: Axes, layers: tuple[Mapping[str, Any], ...]) -> tuple[dict[str
     merged: dict[str, Any] = {"concurrency": axes.concurrency} | ({"rate": axes.rate} if axes.rate else {})
     given: set[str] = set()
     for layer in layers:
-        unknown = sorted(set(layer) - set(Workload.__dataclass_fields__))
+        unknown = sorted(map(str, set(layer) - set(Workload.__dataclass_fields__)))
         if unknown:
             known = ", ".join(Workload.__dataclass_fields__)
             raise PlanError(f"llmperf({unknown[0]}=...): unknown workload argument; known are {known}")
@@ -87,11 +88,12 @@ def _merged(axes: Axes, layers: tuple[Mapping[str, Any], ...]) -> tuple[dict[str
         if "concurrency" in layer:  # a call's own form of load wins over the fixture's and the test id's
             merged.pop("rate", None)
             merged.pop("trace", None)
-        at_a_rate = {**merged, **layer}.get("rate")
+        rate = {**merged, **layer}.get("rate")
+        at_a_rate = rate is not None and not (isinstance(rate, tuple) and not rate)
         if "requests" in layer and layer.get("duration_s") is not None and at_a_rate:
             raise PlanError(
-                f"requests={layer['requests']!r} and duration_s={layer['duration_s']!r}: at a rate the one follows from the"
-                " other; leave one out"
+                f"requests={brief(layer['requests'])} and duration_s={brief(layer['duration_s'])}: at a rate the one follows from"
+                " the other; leave one out"
             )
         for name, other in (("requests", "duration_s"), ("duration_s", "requests")):
             if name in layer and other not in layer and at_a_rate:
@@ -108,11 +110,11 @@ def _check_files(workload: Workload) -> None:
     entries = workload.entries
     if entries and entries[0].api not in (None, workload.api):
         raise PlanError(
-            f"api={workload.api!r}: the entries of the dataset are for the API {entries[0].api!r}; leave api out, or write"
+            f"api={brief(workload.api)}: the entries of the dataset are for the API {entries[0].api!r}; leave api out, or write"
             f" api={entries[0].api!r}"
         )
     if workload.warm_up and workload.warm_up.dataset and (api := api_of(workload.warm_up.dataset)) not in (None, workload.api):
-        raise PlanError(f"warm_up: the entries of its dataset are for the API {api!r}, and the round asks {workload.api!r}")
+        raise PlanError(f"warm_up: the entries of its dataset are for the API {api!r}, and the round asks {brief(workload.api)}")
 
 
 def check_layer(arguments: Mapping[str, Any], *, origin: str) -> None:
@@ -121,7 +123,7 @@ def check_layer(arguments: Mapping[str, Any], *, origin: str) -> None:
     Files are left to the call, which knows the folder that they are in.
     """
     for name, value in arguments.items():
-        if name in ("dataset", "trace") or any(word in repr(value) for word in ("file(", "'dataset': ")):
+        if name in ("dataset", "trace") or any(word in representation(value) for word in ("file(", "'dataset': ")):
             continue
         try:
             if name == "classes":
@@ -153,55 +155,59 @@ def _requests(parsed: Mapping[str, Any]) -> int:
 
 def _classes(value: object, folder: Path, usual: Mapping[str, int | Lengths]) -> tuple[RequestClass, ...]:
     if not isinstance(value, dict) or not value or not all(isinstance(given, dict) for given in value.values()):
-        raise PlanError(f"classes={value!r}: must be a dict of dicts, e.g. {{'short': {{'share': 0.8, 'prompt_tokens': 64}}}}")
+        raise PlanError(
+            f"classes={brief(value)}: must be a dict of dicts, e.g. {{'short': {{'share': 0.8, 'prompt_tokens': 64}}}}"
+        )
     classes = []
     for name, given in value.items():
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-            raise PlanError(f"classes: {name!r} is not a name; write letters, digits, '_', '.' or '-'")
-        unknown = sorted(set(given) - set(RequestClass.__dataclass_fields__) - {"name"})
+            raise PlanError(f"classes: {brief(name)} is not a name; write letters, digits, '_', '.' or '-'")
+        unknown = sorted(map(representation, set(given) - set(RequestClass.__dataclass_fields__)))
         if unknown:
-            raise PlanError(f"classes: {name}: unknown argument {unknown[0]!r}; known are share, prompt_tokens, output_tokens,"
+            raise PlanError(f"classes: {name}: unknown argument {cut(unknown[0])}; known are share, prompt_tokens, output_tokens,"
                             " extra_body, lora")  # fmt: skip
         share = parse_positive(f"classes: {name}: share", given.get("share", 1))
         lengths = {key: parse_lengths(f"classes: {name}: {key}", given.get(key, length), folder) for key, length in usual.items()}
         body = _json(given.get("extra_body", {}), f"classes: {name}: extra_body")
         lora = given.get("lora", "")
         if not isinstance(lora, str):
-            raise PlanError(f"classes: {name}: lora={lora!r}: must be the name of an adapter")
+            raise PlanError(f"classes: {name}: lora={brief(lora)}: must be the name of an adapter")
         classes.append(RequestClass(name, share, **lengths, extra_body=body, lora=lora))
     return tuple(classes)
 
 
 def _json(value: object, name: str) -> str:
     if not isinstance(value, dict) or not all(isinstance(field, str) for field in value):
-        raise PlanError(f"{name}={value!r}: must be a dict of what goes into the request's body, e.g. {{'temperature': 0.7}}")
+        raise PlanError(
+            f"{name}={brief(value)}: must be a dict of what goes into the request's body, e.g. {{'temperature': 0.7}}"
+        )
     left_out = {field for field in _OPTIONAL if field in value and value[field] is None}
     if taken := sorted(TAKEN & set(value) - left_out):
-        raise PlanError(f"{name}: {taken[0]!r} is set by the plugin; use the arguments of llmperf(...) instead")
+        raise PlanError(f"{name}: {brief(taken[0])} is set by the plugin; use the arguments of llmperf(...) instead")
     if not isinstance(value.get("ignore_eos"), (bool, type(None))):
-        raise PlanError(f"{name}: ignore_eos={value['ignore_eos']!r}: must be True or False")
+        raise PlanError(f"{name}: ignore_eos={brief(value['ignore_eos'])}: must be True or False")
     try:
         return json.dumps(value, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise PlanError(f"{name}={value!r}: cannot be written as JSON ({error})") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PlanError(f"{name}={brief(value)}: cannot be written as JSON ({cut(str(error))})") from None
 
 
 def _slo(value: object, _: Path) -> tuple[tuple[str, float], ...]:
     if not isinstance(value, dict) or not value or set(value) - set(SLO_LIMITS):
-        raise PlanError(f"slo={value!r}: must be a dict of limits in seconds; known are {', '.join(SLO_LIMITS)}")
+        raise PlanError(f"slo={brief(value)}: must be a dict of limits in seconds; known are {', '.join(SLO_LIMITS)}")
     return tuple((name, parse_positive(f"slo: {name}", value[name])) for name in SLO_LIMITS if name in value)
 
 
 def _tolerated(name: str, value: object) -> float:
     """Return a share of requests that may fail, 0 for none."""
-    none = re.fullmatch(r"0+(\.0+)?\s*%?", str(value).strip()) is not None
+    none = re.fullmatch(r"0+(\.0+)?\s*%?", written(value)) is not None
     return 0.0 if none else parse_fraction(name, value)
 
 
 def _names(value: object, _: Path) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, (list, tuple)) else ()
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise PlanError(f"lora={value!r}: must be the name of an adapter, or a list of names")
+        raise PlanError(f"lora={brief(value)}: must be the name of an adapter, or a list of names")
     return names
 
 
@@ -210,7 +216,7 @@ def _warm_up(value: object, folder: Path) -> WarmUp | None:
         return value
     known = tuple(WarmUp.__dataclass_fields__)
     if not isinstance(value, dict) or not value or set(value) - set(known):
-        raise PlanError(f"warm_up={value!r}: must be a dict of what warms up; known are {', '.join(known)}")
+        raise PlanError(f"warm_up={brief(value)}: must be a dict of what warms up; known are {', '.join(known)}")
     given = {name: item for name, item in value.items() if item is not None}
     lengths = {
         name: parse_lengths(f"warm_up: {name}", given[name], folder)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.files import as_shell
-from pytest_llmperf.plan.checks import PlanError, degree
+from pytest_llmperf.plan.checks import LARGEST, SMALLEST, PlanError, cut, degree, representation, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -101,15 +101,16 @@ class Axes:
 def axis_value(name: str, value: object, *, origin: str) -> Any:
     """Return one value of an axis, checked; `origin` names the option or argument in the PlanError."""
     if name == "model":
-        return as_shell(str(value))
+        return as_shell(written(value))
     if name != "rate":
         return degree(origin, value)
     try:
-        rate = float(str(value))
+        rate = float(written(value))
     except ValueError:
         rate = 0.0
-    if isinstance(value, bool) or not 0 < rate <= math.inf:
-        raise PlanError(f"{origin}={value}: must be requests per second above 0, e.g. 2.5, or inf to send all at once")
+    if not (SMALLEST <= rate <= LARGEST or rate == math.inf):
+        text = value if isinstance(value, str) else representation(value)
+        raise PlanError(f"{origin}={cut(text)}: must be requests per second above 0, e.g. 2.5, or inf to send all at once")
     return rate
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.plan.arguments import workload_from
-from pytest_llmperf.plan.checks import PlanError, degree, parse_fraction
+from pytest_llmperf.plan.checks import LARGEST, SMALLEST, PlanError, brief, degree, parse_fraction, written
 from pytest_llmperf.plan.workload import Workload
 
 if TYPE_CHECKING:
@@ -79,11 +79,11 @@ def capacity_from(
     given.pop("rate", None), given.pop("concurrency", None)
     layers = {name: value for name, value in defaults.items() if name not in _OF_A_LOAD[:2]}
     merged = layers | given
-    if not merged.get("slo"):
+    if merged.get("slo") is None:
         raise PlanError("capacity(slo=...): name the limits that a good request keeps, e.g. slo={'ttft_s': 0.5, 'tpot_s': 0.05}")
-    if merged.get("trace"):
+    if merged.get("trace") is not None:
         raise PlanError("capacity(trace=...): a trace has its own arrivals, and no load that could be varied; leave trace out")
-    if merged.get("duration_s"):
+    if merged.get("duration_s") is not None:
         raise PlanError("capacity(duration_s=...): how long a round is follows from its load and requests; leave duration_s out")
     judged = degree("requests", merged["requests"]) if merged.get("requests") is not None else None
     plain = workload_from(axes, layers, given | {varied: int(low) if varied == "concurrency" else low}, folder=folder)
@@ -95,17 +95,17 @@ def capacity_from(
 
 def _bounds(name: str, value: object) -> tuple[float, float]:
     """Return the smallest and the largest load, from `(1, 64)` or `"1..64"`."""
-    ends = value if isinstance(value, (list, tuple)) else str(value).split("..")
-    wrong = PlanError(f"capacity({name}={value!r}): must be the smallest and the largest load to try, e.g. {name}=(1, 64)")
+    ends = value if isinstance(value, (list, tuple)) else written(value).split("..")
+    wrong = PlanError(f"capacity({name}={brief(value)}): must be the smallest and the largest load to try, e.g. {name}=(1, 64)")
     if len(ends) != 2:
         raise wrong
     if name == "concurrency":
         low, high = (float(degree(f"capacity: {name}", end)) for end in ends)
     else:
         try:
-            low, high = (float(str(end)) for end in ends)
+            low, high = (float(written(end)) for end in ends)
         except ValueError:
             raise wrong from None
-    if not 0 < low < high < math.inf:
+    if not SMALLEST <= low < high <= LARGEST:
         raise wrong
     return low, high

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pytest_llmperf.plan.axes import DEFAULT_MODEL, short_model
-from pytest_llmperf.plan.checks import PlanError, degree
+from pytest_llmperf.plan.checks import PlanError, brief, cut, degree
 from pytest_llmperf.plan.command import check_command
 from pytest_llmperf.plan.kinds import kind_of
-from pytest_llmperf.plan.secrets import HIDDEN, Guarded, hushed, is_secret, secrets_in, shown
+from pytest_llmperf.plan.secrets import HIDDEN, Guarded, discreet, hushed, is_secret, secrets_in, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,6 +37,8 @@ _RESERVED = {
     "port": "--llmperf-url",
     "served-model-name": "--llmperf-model",
 }
+_LONGEST_WORD = 131_072
+"""Linux takes no longer word on a command line (MAX_ARG_STRLEN)."""
 _PLACES = ("host", "port")
 """What is the plugin's to say even where the command line is the user's."""
 
@@ -49,12 +51,12 @@ def parse_engine_args(source: str | dict[str, Any] | Sequence[str], *, origin: s
     plugin sets itself. `verbatim` keeps the spelling of names: vLLM takes `_` for `-`, others don't.
     """
     if not isinstance(source, (str, dict, list, tuple)):
-        raise PlanError(f"{origin}={shown(repr(source))}: must be a text, a list of words or a dict")
+        raise PlanError(f"{origin}={discreet(source)}: must be a text, a list of words or a dict")
     if isinstance(source, str):
         try:
             source = shlex.split(source)
         except ValueError as error:
-            raise PlanError(f"{origin}={shown(str(source))!r}: {error}; quote it as on a shell command line") from None
+            raise PlanError(f"{origin}={discreet(source)}: {error}; quote it as on a shell command line") from None
     spelled = _verbatim if verbatim else _spelled
     pairs = _from_mapping(source, origin, spelled) if isinstance(source, dict) else _from_words(list(source), origin, spelled)
     arguments: dict[str, tuple[str, ...]] = {}
@@ -70,18 +72,43 @@ def parse_engine_args(source: str | dict[str, Any] | Sequence[str], *, origin: s
 def _from_mapping(source: dict[str, Any], origin: str, spelled: _Spelling) -> Iterable[tuple[str, tuple[str, ...]]]:
     for key, value in source.items():
         if not isinstance(key, str):
-            raise PlanError(f"{origin}: {key!r} is not the name of an engine argument")
+            raise PlanError(f"{origin}: {brief(key)} is not the name of an engine argument")
         name = spelled(key)
         if value is None:
             continue
         if isinstance(value, bool):
             yield (name if value else f"no-{name}"), ()
         elif isinstance(value, dict):
-            yield name, (json.dumps(value, sort_keys=True),)
+            yield name, (_json(name, value, origin),)
         elif isinstance(value, (list, tuple)):
-            yield name, tuple(str(item) for item in value)
+            yield name, tuple(_word(name, item, origin) for item in value)
         else:
-            yield name, (str(value),)
+            yield name, (_word(name, value, origin),)
+
+
+def _json(name: str, value: object, origin: str) -> str:
+    try:
+        return json.dumps(value, sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PlanError(f"{origin}: {_pair(name, value)}: cannot be written as JSON ({cut(str(error))})") from None
+
+
+def _word(name: str, value: object, origin: str) -> str:
+    """Return a value as a word of a command line; raises PlanError."""
+    try:
+        text = str(value)
+    except Exception as error:  # of an object of the test's own, or an integer of 5,000 digits
+        why = f"cannot be written ({type(error).__name__})"
+    else:
+        if len(text) <= _LONGEST_WORD and "\0" not in text:
+            return text
+        why = "is no word of a command line"
+    raise PlanError(f"{origin}: {_pair(name, value)}: {why}; give a text or a number") from None
+
+
+def _pair(name: str, value: object) -> str:
+    """Return an argument as an error shows it."""
+    return f"{cut(name)}={HIDDEN if is_secret(name) else discreet(value)}"
 
 
 def _spelled(name: str) -> str:
@@ -101,7 +128,7 @@ def _from_words(words: Sequence[str], origin: str, spelled: _Spelling) -> Iterab
     name, values = "", list[str]()
     for word in words:
         if not isinstance(word, str):
-            raise PlanError(f"{origin}: {shown(repr(word))} is not an engine argument; write it as text")
+            raise PlanError(f"{origin}: {discreet(word)} is not an engine argument; write it as text")
         if re.match(r"--?[A-Za-z]", word):
             if name:
                 yield name, tuple(values)
@@ -109,7 +136,9 @@ def _from_words(words: Sequence[str], origin: str, spelled: _Spelling) -> Iterab
             name = spelled(name)
             values = [first] if equals else []
         elif not name:
-            raise PlanError(f"{origin}: {word!r} is not an engine argument; arguments begin with --, e.g. --max-num-seqs 64")
+            raise PlanError(
+                f"{origin}: {discreet(word)} is not an engine argument; arguments begin with --, e.g. --max-num-seqs 64"
+            )
         else:
             values.append(word)
     if name:
@@ -215,11 +244,11 @@ def check_url(url: str, *, origin: str) -> Guarded:
     except ValueError:
         usable = False
     if not usable:
-        raise PlanError(f"{origin}={text!r}: {wrong}; write http://HOST:PORT")
+        raise PlanError(f"{origin}={brief(text)}: {wrong}; write http://HOST:PORT")
     if "@" in parts.netloc:
         raise PlanError(
-            f"{origin}={text!r}: {wrong} that can be stored, because it holds a user or a password; leave them out, and give"
-            " them as a header from the environment, e.g. --llmperf-header='Authorization: Basic $CREDENTIALS'"
+            f"{origin}={brief(text)}: {wrong} that can be stored, because it holds a user or a password; leave them out, and"
+            " give them as a header from the environment, e.g. --llmperf-header='Authorization: Basic $CREDENTIALS'"
         )
     path = parts.path.rstrip("/")
     for end in ("/chat/completions", "/completions", "/v1"):

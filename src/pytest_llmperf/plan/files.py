@@ -11,12 +11,14 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.checks import PlanError, brief, cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -94,18 +96,31 @@ def _finite(value: object) -> float | None:
 def parse_file(name: str, value: object, folder: Path) -> File:
     """Return a file that exists, a relative path being relative to `folder`; raises PlanError naming `name`."""
     if not isinstance(value, (str, Path)) or not str(value):
-        raise PlanError(f"{name}={value!r}: must be the path of a file, relative to the test file")
+        raise PlanError(f"{name}={brief(value)}: must be the path of a file, relative to the test file")
     try:
         path = folder / Path(value).expanduser()
-        return File(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+        return File(str(path), hashlib.sha256(_data(path)).hexdigest())
     except (OSError, ValueError, RuntimeError) as error:
-        raise PlanError(f"{name}={str(value)!r}: cannot be read ({error}); give a path relative to the test file") from None
+        why = cut(str(error))
+        raise PlanError(f"{name}={brief(str(value))}: cannot be read ({why}); give a path relative to the test file") from None
+
+
+def _data(path: Path) -> bytes:
+    """Return what is in a file; raises OSError, also for what is none: a pipe would never begin, and /dev/zero never end."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:  # which raises for a folder
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError("it is no regular file, but a pipe or a device")
+        data: bytes | None = file.read()
+    if data is None:
+        raise OSError("it has nothing to read yet")  # such as /proc/kmsg
+    return data
 
 
 def read_text(file: File) -> str:
     """Return a file's text, without a byte order mark; raises PlanError for what holds no UTF-8, or nothing."""
     try:
-        data = Path(file.path).read_bytes()
+        data = _data(Path(file.path))
     except OSError as error:
         raise PlanError(f"{file.path}: cannot be read as text ({error})") from None
     if packed := next((text for magic, text in _PACKED.items() if data.startswith(magic)), None):
@@ -152,7 +167,7 @@ def csv_rows(file: File) -> tuple[tuple[str, ...], Iterator[Row]]:
     if len(columns) == 1 and (divider := next((text for sign, text in _DIVIDERS.items() if sign in header[0]), None)):
         raise PlanError(f"{file.path}: its columns are divided by {divider}; divide them by ','")
     if twice := sorted({name for name in columns if columns.count(name) > 1}):
-        raise PlanError(f"{file.path}: has the column {twice[0]!r} twice; rename or remove one of them")
+        raise PlanError(f"{file.path}: has the column {brief(twice[0])} twice; rename or remove one of them")
     return columns, _csv_values(file, columns, lines)
 
 
@@ -192,8 +207,7 @@ def read_numbers(file: File, columns: int) -> tuple[tuple[int, ...], ...]:
 
 def shown(value: object) -> str:
     """Return a value as an error shows it: short, and marked as text where it is."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return brief(value, 60)
 
 
 def _entries(file: File, text: str) -> list[Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pytest_llmperf.plan.checks import PlanError, parse_fraction
+from pytest_llmperf.plan.checks import PlanError, brief, cut, parse_fraction, written
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,20 @@ def parse_gate(source: object, *, origin: str) -> tuple[Gate, ...]:
     if isinstance(source, str):
         words = [word.strip() for word in source.split(",") if word.strip()]
         if any("=" not in word for word in words):
-            raise PlanError(f"{origin}={source!r}: write METRIC=TOLERANCE by comma, e.g. ttft_p90_s=8%,preemptions=off")
+            raise PlanError(f"{origin}={brief(source)}: write METRIC=TOLERANCE by comma, e.g. ttft_p90_s=8%,preemptions=off")
         pairs = [(name.strip(), value.strip()) for name, _, value in (word.partition("=") for word in words)]
     else:
         pairs = list(source.items()) if isinstance(source, dict) else [(None, None)]
     gates = []
     for name, value in pairs:
         if not isinstance(name, str) or not name:
-            raise PlanError(f"{origin}={source!r}: must be a dict of metrics and tolerances, e.g. {{'ttft_p90_s': '8 %'}}")
-        if value is True or value is False or str(value).lower() in ("on", "off"):
-            gates.append(Gate(name, on=value is True or str(value).lower() == "on", origin=origin))
+            raise PlanError(f"{origin}={brief(source)}: must be a dict of metrics and tolerances, e.g. {{'ttft_p90_s': '8 %'}}")
+        switch = written(value).lower()
+        if isinstance(value, bool) or switch in ("on", "off"):
+            gates.append(Gate(name, on=value is True or switch == "on", origin=origin))
             continue
         better, rest = _direction(value)
-        tolerance = None if better and not rest else parse_fraction(f"{origin}: {name}", rest if better else value)
+        tolerance = None if better and not rest else parse_fraction(f"{origin}: {cut(name)}", rest if better else value)
         gates.append(Gate(name, True, tolerance, better, origin))
     return tuple(gates)
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.plan.checks import PlanError, degree
+from pytest_llmperf.plan.checks import LARGEST, PlanError, brief, degree, written
 from pytest_llmperf.plan.files import MOST_TOKENS, File, parse_file, read_numbers
 
 if TYPE_CHECKING:
@@ -69,15 +69,15 @@ def parse_lengths(name: str, value: object, folder: Path) -> int | Lengths:
     """Return a number of tokens, or a distribution of them; raises PlanError naming `name`."""
     if isinstance(value, Lengths):
         return value
-    call = _CALL.fullmatch(str(value).strip())
+    call = _CALL.fullmatch(written(value))
     if not call:
-        if name == "output_tokens" and value == OWN:
+        if name == "output_tokens" and isinstance(value, str) and value == OWN:
             return Lengths(OWN)
-        if isinstance(value, str) and not re.fullmatch(r"\s*[+-]?\d+\s*", value):
-            raise PlanError(f"{name}={value!r}: {_LENGTHS}")
+        if isinstance(value, str) and not re.fullmatch(r"\s*[+-]?[0-9]+\s*", value):
+            raise PlanError(f"{name}={brief(value)}: {_LENGTHS}")
         tokens = degree(name, value)
         if tokens > MOST_TOKENS:
-            raise PlanError(f"{name}={value}: more than {MOST_TOKENS:,} tokens; no model takes so many")
+            raise PlanError(f"{name}={brief(value)}: more than {MOST_TOKENS:,} tokens; no model takes so many")
         return tokens
     kind, inside = call.groups()
     if kind == "file":
@@ -86,7 +86,7 @@ def parse_lengths(name: str, value: object, folder: Path) -> int | Lengths:
     numbers = _numbers(kind, inside)
     integers = all(number == int(number) for number in numbers or () if kind == "uniform")
     if numbers is None or not integers or min((numbers[0], *numbers[2:])) < 1 or max(numbers) > MOST_TOKENS:
-        raise PlanError(f"{name}={value!r}: {_LENGTHS}")
+        raise PlanError(f"{name}={brief(value)}: {_LENGTHS}")
     return Lengths(kind, numbers)
 
 
@@ -94,12 +94,12 @@ def parse_seconds(name: str, value: object) -> float | Lengths:
     """Return a number of seconds, 0 or more, or a distribution of them; raises PlanError naming `name`."""
     if isinstance(value, Lengths):
         return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= LARGEST:
         return float(value)
     call = _CALL.fullmatch(value.strip()) if isinstance(value, str) else None
     numbers = _numbers(*call.groups()) if call else None
-    if call is None or numbers is None or min((numbers[0], *numbers[2:])) < 0:
-        raise PlanError(f"{name}={value!r}: {_SECONDS}")
+    if call is None or numbers is None or min((numbers[0], *numbers[2:])) < 0 or max(numbers) > LARGEST:
+        raise PlanError(f"{name}={brief(value)}: {_SECONDS}")
     return Lengths(call[1], numbers)
 
 
@@ -130,9 +130,11 @@ def parse_pairs(value: object, folder: Path) -> Pairs:
         return Pairs(read_pairs(file), file)
     rows = value if isinstance(value, (list, tuple)) else ()
     if not rows or not all(isinstance(row, (list, tuple)) and len(row) == 2 for row in rows):
-        raise PlanError(f"pairs={value!r}: must be (prompt, output) tokens, e.g. [(512, 128), (64, 256)], or file(PATH)")
-    before = [degree(f"pairs: prompt_tokens of {row!r}", row[0]) for row in rows]
-    after = [degree(f"pairs: output_tokens of {row!r}", row[1]) for row in rows]
+        raise PlanError(f"pairs={brief(value)}: must be (prompt, output) tokens, e.g. [(512, 128), (64, 256)], or file(PATH)")
+    before = [degree(f"pairs: prompt_tokens of {brief(row)}", row[0]) for row in rows]
+    after = [degree(f"pairs: output_tokens of {brief(row)}", row[1]) for row in rows]
+    if max(*before, *after) > MOST_TOKENS:
+        raise PlanError(f"pairs={brief(value)}: more than {MOST_TOKENS:,} tokens; no model takes so many")
     return Pairs(tuple(zip(before, after, strict=True)))
 
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.checks import PlanError, brief, cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -101,13 +101,13 @@ def parse_limits(source: object, *, origin: str) -> Limits:
     if source is None:
         return Limits(origin=origin)
     if not isinstance(source, dict):
-        raise PlanError(f"{origin}={source!r}: {_EXAMPLE}")
+        raise PlanError(f"{origin}={brief(source)}: {_EXAMPLE}")
     everywhere, by_accelerator = dict[object, object](), list[tuple[str, Bounds]]()
     for name, value in source.items():
         if not isinstance(name, str) or not name.strip():
-            raise PlanError(f"{origin}={source!r}: {_EXAMPLE}")
+            raise PlanError(f"{origin}={brief(source)}: {_EXAMPLE}")
         if isinstance(value, dict):
-            by_accelerator.append((name.strip(), _bounds(value.items(), f"{origin}: {name}")))
+            by_accelerator.append((name.strip(), _bounds(value.items(), f"{origin}: {cut(name)}")))
         else:
             everywhere[name] = value
     return Limits(_bounds(everywhere.items(), origin), tuple(by_accelerator), origin)
@@ -123,8 +123,8 @@ def _bounds(pairs: Iterable[tuple[object, object]], origin: str) -> Bounds:
     bounds = []
     for name, value in pairs:
         if not isinstance(name, str) or not name:
-            raise PlanError(f"{origin}: {name!r}: {_EXAMPLE}")
-        bounds.append((name, None if value is None else _limit(value, f"{origin}: {name}")))
+            raise PlanError(f"{origin}: {brief(name)}: {_EXAMPLE}")
+        bounds.append((name, None if value is None else _limit(value, f"{origin}: {cut(name)}")))
     return tuple(bounds)
 
 
@@ -136,8 +136,8 @@ def _limit(value: object, origin: str) -> Limit:
         number = math.nan
     if isinstance(value, bool) or (isinstance(value, str) and not stated) or not 0 <= number < math.inf:
         raise PlanError(
-            f"{origin}={value!r}: must be a number from 0 in the metric's own unit (seconds, not milliseconds), '>= 5' or '<= 5'"
-            " where its own direction is not what is meant, or None to lift a limit"
+            f"{origin}={brief(value)}: must be a number from 0 in the metric's own unit (seconds, not milliseconds), '>= 5' or"
+            " '<= 5' where its own direction is not what is meant, or None to lift a limit"
         )
     return Limit(number, None if stated is None else stated[1] == ">=")
 

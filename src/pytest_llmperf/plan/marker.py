@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.plan.axes import AXES, axis_value
-from pytest_llmperf.plan.checks import PlanError, parse_fraction
+from pytest_llmperf.plan.checks import PlanError, brief, parse_fraction, representation
 from pytest_llmperf.plan.engine import EngineArgs, parse_engine_args
 from pytest_llmperf.plan.gates import Gate, parse_gate
 from pytest_llmperf.plan.kinds import exchangeable
 from pytest_llmperf.plan.limits import Limits, parse_limits
 from pytest_llmperf.plan.needs import NEEDS, NO_NEEDS, Needs, parse_needs
 from pytest_llmperf.plan.points import Point, parse_points
-from pytest_llmperf.plan.secrets import guarded, shown
+from pytest_llmperf.plan.secrets import discreet, guarded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,12 +58,12 @@ def parse_marker(arguments: Mapping[str, object], *, verbatim: bool = False) -> 
     points = () if given is None else parse_points(given)
     if points and (twice := [name for name in ("concurrency", "rate") if name in axes]):
         raise PlanError(
-            f"llmperf(points=..., {twice[0]}={arguments[twice[0]]!r}): points say the load themselves; leave {twice[0]} out"
+            f"llmperf(points=..., {twice[0]}={brief(arguments[twice[0]])}): points say the load themselves; leave {twice[0]} out"
         )
     kind: Any = arguments.get("engine")
-    if kind is not None and kind not in exchangeable():
-        raise PlanError(f"llmperf(engine={kind!r}): must be one of {', '.join(exchangeable())}")
-    source: Any = arguments.get("engine_args") or ""
+    if kind is not None and not (isinstance(kind, str) and kind in exchangeable()):
+        raise PlanError(f"llmperf(engine={brief(kind)}): must be one of {', '.join(exchangeable())}")
+    source: Any = "" if arguments.get("engine_args") is None else arguments["engine_args"]
     tolerance = arguments.get("tolerance")
     try:
         needs = parse_needs(arguments)
@@ -71,9 +73,9 @@ def parse_marker(arguments: Mapping[str, object], *, verbatim: bool = False) -> 
         axes=axes,
         kind=kind,
         engine_args=parse_engine_args(source, origin="llmperf(engine_args=...)", verbatim=verbatim),
-        env=_environment(arguments.get("env") or {}),
+        env=_environment({} if arguments.get("env") is None else arguments["env"]),
         tolerance=None if tolerance is None else parse_fraction("llmperf(tolerance=...)", tolerance),
-        gate=parse_gate(arguments.get("gate") or {}, origin="llmperf(gate=...)"),
+        gate=parse_gate({} if arguments.get("gate") is None else arguments["gate"], origin="llmperf(gate=...)"),
         needs=needs,
         points=points,
         limits=parse_limits(arguments.get("limits"), origin="llmperf(limits=...)"),
@@ -87,10 +89,16 @@ _LEASED = frozenset({
 
 
 def _environment(source: object) -> tuple[tuple[str, str], ...]:
+    # What stands in an environment may be a secret: names are shown, and no values.
     if not isinstance(source, dict) or not all(isinstance(name, str) and name for name in source):
-        raise PlanError(
-            f"llmperf(env={shown(repr(source))}): must be a dict of environment variables, e.g. {{'OMP_NUM_THREADS': 4}}"
-        )
+        what = "..." if isinstance(source, dict) else discreet(source)
+        raise PlanError(f"llmperf(env={what}): must be a dict of environment variables, e.g. {{'OMP_NUM_THREADS': 4}}")
+    for name, value in source.items():
+        plain = isinstance(value, (str, int, float, Path))
+        if not plain or not _fits_environment(name) or "=" in name or not _fits_environment(representation(value)):
+            raise PlanError(
+                f"llmperf(env={{{brief(name)}: ...}}): must be a name and a text or a number that an environment can hold"
+            )
     for name in sorted(_LEASED.intersection(source)):
         raise PlanError(
             f"llmperf(env={{{name!r}: ...}}): {name} is not the test's to set, because each engine is given GPUs that nobody else"
@@ -99,10 +107,15 @@ def _environment(source: object) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(guarded({name: str(value) for name, value in source.items()}).items()))
 
 
+def _fits_environment(text: str) -> bool:
+    """Return whether a text can stand in an environment: without NUL, and as bytes. A number of 5,000 digits has no text."""
+    return r"\x00" not in text and "\0" not in text and not re.search("[\ud800-\udbff]", text) and not text.startswith("<int")
+
+
 def _axis_values(name: str, value: object) -> tuple[Any, ...]:
     values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     if not values:
         raise PlanError(f"llmperf({name}=...): an empty list allows nothing; leave the argument out to allow everything")
     if name == "model" and not all(isinstance(item, str) for item in values):
-        raise PlanError(f"llmperf(model={value!r}): must be the name or the folder of a model")
+        raise PlanError(f"llmperf(model={brief(value)}): must be the name or the folder of a model")
     return tuple(axis_value(name, item, origin=name) for item in values)

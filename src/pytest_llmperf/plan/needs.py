@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.plan.checks import brief, written
 from pytest_llmperf.units import parse_size
 
 if TYPE_CHECKING:
@@ -38,14 +39,14 @@ def parse_needs(arguments: Mapping[str, object]) -> Needs:
     """
     asked = {name: arguments[name] for name in NEEDS if arguments.get(name) is not None}
     number, memory, name, linked = (asked.get(field) for field in NEEDS)
-    count = re.fullmatch(r"\+?0*[1-9][0-9]{0,5}", str(number).strip())
-    if number is not None and (isinstance(number, bool) or not count):
-        raise ValueError(f"llmperf(min_gpus={number!r}): must be a whole number from 1, e.g. 4")
-    size = parse_size(memory)
+    count = re.fullmatch(r"\+?0*[1-9][0-9]{0,5}", written(number))
+    if number is not None and not count:
+        raise ValueError(f"llmperf(min_gpus={brief(number)}): must be a whole number from 1, e.g. 4")
+    size = parse_size(written(memory))
     if memory is not None and size is None:
-        raise ValueError(f"llmperf(min_gpu_memory={memory!r}): must be a size above 0, e.g. 80 (GiB), '80 GiB' or '80 GB'")
+        raise ValueError(f"llmperf(min_gpu_memory={brief(memory)}): must be a size above 0, e.g. 80 (GiB), '80 GiB' or '80 GB'")
     if name is not None and not (isinstance(name, str) and name.strip()):
-        raise ValueError(f"llmperf(gpu={name!r}): must be a part of the GPU's name, e.g. 'H200'")
+        raise ValueError(f"llmperf(gpu={brief(name)}): must be a part of the GPU's name, e.g. 'H200'")
     if linked is not None and not isinstance(linked, bool):
-        raise ValueError(f"llmperf(nvlink={linked!r}): must be True or False")
+        raise ValueError(f"llmperf(nvlink={brief(linked)}): must be True or False")
     return Needs(int(count[0]) if count else None, size, str(name).strip() if name else None, bool(linked))

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_llmperf.plan.arguments import check_layer
 from pytest_llmperf.plan.axes import Load, axis_value
-from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.checks import PlanError, brief
 from pytest_llmperf.plan.limits import Limits, parse_limits
 from pytest_llmperf.plan.workload import Workload
 
@@ -31,7 +31,7 @@ class Point:
 def parse_points(source: object) -> tuple[Point, ...]:
     """Return the points of a marker, checked as far as is possible without the call; raises PlanError that names the point."""
     if not isinstance(source, (list, tuple)) or not source or not all(isinstance(point, dict) for point in source):
-        raise PlanError(f"llmperf(points={source!r}): {_EXAMPLE}")
+        raise PlanError(f"llmperf(points={brief(source)}): {_EXAMPLE}")
     points = tuple(_point(place, given) for place, given in enumerate(source))
     first_of: dict[str, int] = {}
     for place, point in enumerate(points):
@@ -49,10 +49,11 @@ def _point(place: int, given: dict[str, Any]) -> Point:
     known = (*Workload.__dataclass_fields__, *_OWN)
     for name in given:
         if name not in known:
-            raise PlanError(f"{origin}: {name}={given[name]!r}: unknown argument of a point; known are {', '.join(known)}")
+            raise PlanError(f"{origin}: {name}={brief(given[name])}: unknown argument of a point; known are {', '.join(known)}")
     forms = [name for name in _FORMS if given.get(name) is not None]
     if len(forms) != 1 or given.get("trace") is not None:
-        wrong = ", ".join(f"{name}={given[name]!r}" for name in (*_FORMS, "trace") if given.get(name) is not None) or repr(given)
+        given_forms = [f"{name}={brief(given[name])}" for name in (*_FORMS, "trace") if given.get(name) is not None]
+        wrong = ", ".join(given_forms) or brief(given)
         raise PlanError(
             f"{origin}: {wrong}: a point is so many requests at a time or a rate; give either concurrency or rate"
             " (max_concurrency is the most in flight beside a rate)"
@@ -73,5 +74,5 @@ def _name(value: object, origin: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str) or not re.fullmatch(r"\w[\w.-]*", value):
-        raise PlanError(f"{origin}: id={value!r}: must be letters, digits, '_', '.' or '-': it becomes part of a file name")
+        raise PlanError(f"{origin}: id={brief(value)}: must be letters, digits, '_', '.' or '-': it becomes part of a file name")
     return value

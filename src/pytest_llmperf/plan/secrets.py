@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
+from pytest_llmperf.plan.checks import cut, representation
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -82,6 +84,11 @@ one; without a test every one is."""
 def shown(text: str) -> str:
     """Return a text that people have written, such as a URL or a command line, with each secret in it hidden."""
     return _replaced(text, lambda _: HIDDEN)
+
+
+def discreet(value: object) -> str:
+    """Return a value as an error shows it: short, and with each secret in it hidden."""
+    return cut(shown(representation(value)))
 
 
 def secrets_in(text: str) -> list[str]:

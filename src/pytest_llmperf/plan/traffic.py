@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.checks import LARGEST, SMALLEST, PlanError, brief, written
 
 if TYPE_CHECKING:
     from pytest_llmperf.plan.files import File
@@ -54,16 +54,16 @@ def parse_rate(name: str, value: object) -> tuple[float, ...]:
 
     Infinite is a rate at which all are due at once, and no end of a ramp.
     """
-    ends = value if isinstance(value, (list, tuple)) else str(value).split("..")
+    ends = value if isinstance(value, (list, tuple)) else written(value).split("..")
     try:
-        rates = tuple(float(str(end)) for end in ends)
+        rates = tuple(float(written(end)) for end in ends)
     except ValueError:
         rates = ()
-    finite = all(0 < rate < math.inf for rate in rates)
+    finite = all(SMALLEST <= rate <= LARGEST for rate in rates)
     if len(rates) not in (1, 2) or not (finite or rates == (AT_ONCE,)):
         raise PlanError(
-            f"{name}={value!r}: must be requests per second above 0, e.g. 2.5, or a ramp such as '1..10', or 'inf' to send all"
-            " at once"
+            f"{name}={brief(value)}: must be requests per second above 0, e.g. 2.5, or a ramp such as '1..10', or 'inf' to send"
+            " all at once"
         )
     return rates
 
@@ -74,6 +74,7 @@ def parse_arrivals(text: str) -> float | None:
         return 1.0 if text == "poisson" else math.inf
     match = re.fullmatch(r"gamma\(\s*([\d.]+)\s*\)", text)
     try:
-        return float(match[1]) or None if match else None
+        shape = float(match[1]) if match else 0.0
     except ValueError:
         return None
+    return shape if SMALLEST <= shape <= LARGEST else None

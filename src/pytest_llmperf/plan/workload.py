@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.plan.checks import PlanError, degree, parse_positive, parse_switch, parse_whole
+from pytest_llmperf.plan.checks import PlanError, brief, degree, parse_positive, parse_switch, parse_whole, written
 from pytest_llmperf.plan.datasets import Conversation, fitting, read_dataset
 from pytest_llmperf.plan.fingerprint import fingerprint_of, plain
 from pytest_llmperf.plan.lengths import OWN, Lengths, Pairs, mean_length, parse_lengths, parse_seconds
@@ -176,18 +176,18 @@ DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Worklo
 
 def _arrivals(name: str, value: object) -> str:
     if not isinstance(value, str) or parse_arrivals(value) is None:
-        raise PlanError(f"{name}={value!r}: must be poisson, constant or gamma(BURSTINESS), e.g. gamma(0.5)")
+        raise PlanError(f"{name}={brief(value)}: must be poisson, constant or gamma(BURSTINESS), e.g. gamma(0.5)")
     return value
 
 
 def _choice(choices: Iterable[str], name: str, value: object) -> str:
     if not isinstance(value, str) or value not in choices:
-        raise PlanError(f"{name}={value!r}: must be one of {', '.join(choices)}")
+        raise PlanError(f"{name}={brief(value)}: must be one of {', '.join(choices)}")
     return value
 
 
 def _whole_or_degree(name: str, value: object) -> int:
-    return 0 if value == 0 and value is not False else degree(name, value)
+    return 0 if written(value) in ("0", "0.0", "-0") else degree(name, value)
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
@@ -206,10 +206,11 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 """How each field is checked; None is allowed where it is the default."""
 
 
-def check_field(name: str, value: object) -> None:
-    """Raise PlanError where the value of a field is unusable, whatever the others are."""
+def check_field(name: str, value: object) -> Any:
+    """Return the value of a field, checked; raises PlanError where it is unusable, whatever the others are."""
     if name in _CHECKS and (value is not None or DEFAULTS[name] is not None):
-        _CHECKS[name](name, value)
+        return _CHECKS[name](name, value)
+    return value
 
 
 _SOURCES = (
@@ -236,7 +237,7 @@ def _contradictions(workload: Workload) -> Iterable[str]:
                 yield f"{name} and {other}: prompts come from the one or the other; leave {other} out"
     for name, source, why in _PARTS:
         if getattr(load, name) is not None and not getattr(load, source):
-            yield f"{name}={getattr(load, name)!r}: {why}; add {source}, or leave {name} out"
+            yield f"{name}={brief(getattr(load, name))}: {why}; add {source}, or leave {name} out"
     if load.speed != 1 and not load.trace:
         yield f"speed={load.speed:g}: only a trace can be replayed faster; give trace, or another rate"
     lengths = [load.output_tokens, *(kind.output_tokens for kind in load.classes)]
@@ -265,7 +266,7 @@ def _of_load(load: Workload) -> Iterable[str]:
     if load.rate and load.trace:
         yield "rate and trace: a trace has its own arrivals; leave rate out, or give speed"
     if load.arrivals != DEFAULTS["arrivals"] and not load.rate:
-        yield f"arrivals={load.arrivals!r}: only requests that are sent at a rate arrive so; add rate"
+        yield f"arrivals={brief(load.arrivals)}: only requests that are sent at a rate arrive so; add rate"
     if load.max_concurrency is not None and not load.is_open:
         yield (
             f"max_concurrency={load.max_concurrency}: without a rate or a trace so many are in flight as concurrency says;"

@@ -13,7 +13,7 @@ import pytest
 
 from pytest_llmperf.files import as_shell, unwritable_file
 from pytest_llmperf.plan.axes import AXES, axis_value
-from pytest_llmperf.plan.checks import PlanError, degree, parse_fraction, parse_whole
+from pytest_llmperf.plan.checks import LARGEST, SMALLEST, PlanError, brief, cut, degree, parse_fraction, parse_whole
 from pytest_llmperf.plan.command import check_command
 from pytest_llmperf.plan.engine import check_url, parse_engine_args, url_name
 from pytest_llmperf.plan.gates import parse_gate
@@ -35,7 +35,8 @@ def read_settings(config: pytest.Config) -> Settings:
         selected = {axis: _axis(axis, raw[f"--llmperf-{axis}"]) for axis in AXES if raw[f"--llmperf-{axis}"]}
         return _settings(config, raw, selected)
     except PlanError as error:
-        raise pytest.UsageError(printable(str(error))) from None
+        text = printable(str(error))  # of a value of 5,000 characters the beginning, and behind it the remedy
+        raise pytest.UsageError(text if len(text) <= 1_000 else f"{text[:500]} ... {text[-400:]}") from None
 
 
 def _resolve(config: pytest.Config, flag: str, default: object) -> Any:
@@ -48,10 +49,11 @@ def _resolve(config: pytest.Config, flag: str, default: object) -> Any:
     except (TypeError, ValueError, pytest.UsageError) as error:  # the last since pytest 9.2
         why = "not a value of this option" if flag in MAY_HOLD_SECRETS else error
         raise pytest.UsageError(f"{ini_name(flag)}: {why}; {hint}") from None
-    if not isinstance(value, (str, bool, NoneType)):
-        shown = "" if flag in MAY_HOLD_SECRETS else f"={value!r}"
+    fits = isinstance(value, (bool, NoneType) if default is False else (str, NoneType))
+    if not fits:
+        shown = "" if flag in MAY_HOLD_SECRETS else f"={brief(value)}"
         raise pytest.UsageError(f"{ini_name(flag)}{shown}: not a value of this option; {hint}")
-    return default if value in (None, "") else value
+    return default if value is None or value == "" else value
 
 
 def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tuple[Any, ...]]) -> Settings:
@@ -81,7 +83,7 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         stop_grace_s=_seconds(raw, "--llmperf-stop-grace"),
         stall_timeout_s=_seconds(raw, "--llmperf-stall-timeout"),
         idle_s=_duration("--llmperf-idle", raw["--llmperf-idle"]),
-        baselines=config.rootpath / as_shell(raw["--llmperf-baselines"]),
+        baselines=config.rootpath / _path("--llmperf-baselines", raw["--llmperf-baselines"]),
         missing=_choice(raw, "--llmperf-missing-baseline"),
         update="all" if raw["--update-baselines"] else "new" if raw["--update-baselines-new-only"] else "no",
         extend=_choice(raw, "--llmperf-update") == "extend",
@@ -96,7 +98,7 @@ def _settings(config: pytest.Config, raw: dict[str, Any], selected: dict[str, tu
         require_gpus=bool(raw["--llmperf-require-gpus"]),
         require_comparisons=_comparisons(raw),
         exclusive=_choice(raw, "--llmperf-exclusive") == "on",
-        json_path=None if raw["--llmperf-json"] is None else config.invocation_params.dir / as_shell(raw["--llmperf-json"]),
+        json_path=_json_path(config, raw["--llmperf-json"]),
     )
 
 
@@ -154,14 +156,14 @@ def _axis(axis: str, text: str) -> tuple[Any, ...]:
     flag = f"--llmperf-{axis}"
     words = [word.strip() for word in text.split(",")]
     if not all(words):
-        raise pytest.UsageError(f"{flag}={text}: an empty value between commas; write e.g. {flag}=1,2")
+        raise pytest.UsageError(f"{flag}={cut(text)}: an empty value between commas; write e.g. {flag}=1,2")
     return tuple(dict.fromkeys(axis_value(axis, word, origin=flag) for word in words))
 
 
 def _choice(raw: dict[str, Any], flag: str) -> str:
     value, choices = str(raw[flag]), CHOICES[flag]
     if value not in choices:
-        raise pytest.UsageError(f"{flag}={value}: must be one of {', '.join(choices)}")
+        raise pytest.UsageError(f"{flag}={cut(value)}: must be one of {', '.join(choices)}")
     return value
 
 
@@ -170,8 +172,8 @@ def _seconds(raw: dict[str, Any], flag: str) -> float:
         seconds = float(raw[flag])
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise pytest.UsageError(f"{flag}={raw[flag]}: must be a number of seconds above 0")
+    if not SMALLEST <= seconds <= LARGEST:
+        raise pytest.UsageError(f"{flag}={cut(str(raw[flag]))}: must be a number of seconds above 0")
     return seconds
 
 
@@ -179,9 +181,9 @@ def _duration(flag: str, text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        return parse_duration(str(text))
+        return parse_duration(text)
     except ValueError:
-        raise pytest.UsageError(f"{flag}={text}: must be a time above 0, e.g. 90 (seconds), 30m or 1.5h") from None
+        raise pytest.UsageError(f"{flag}={cut(text)}: must be a time above 0, e.g. 90 (seconds), 30m or 1.5h") from None
 
 
 def _urls(text: str | None) -> dict[str, str]:
@@ -194,19 +196,35 @@ def _urls(text: str | None) -> dict[str, str]:
         url = check_url(url, origin="--llmperf-url")
         name = name or url_name(url)
         if name in urls:
-            raise pytest.UsageError(f"--llmperf-url: two endpoints are named {name!r}; write name=URL for each")
+            raise pytest.UsageError(f"--llmperf-url: two endpoints are named {brief(name)}; write name=URL for each")
         urls[name] = url
     return urls
+
+
+def _path(flag: str, text: str) -> str:
+    """Return a path as a shell would write it; raises UsageError for a text that is none on any file system."""
+    try:
+        path = as_shell(text)
+        os.fsencode(path)
+    except ValueError as error:
+        raise pytest.UsageError(f"{flag}={brief(text)}: is no path ({cut(str(error))}); name another one") from None
+    if "\0" in path or not path.strip():
+        raise pytest.UsageError(f"{flag}={brief(text)}: is no path; name another one")
+    return path
+
+
+def _json_path(config: pytest.Config, text: str | None) -> Path | None:
+    return None if text is None else config.invocation_params.dir / _path("--llmperf-json", text)
 
 
 def _interpreter(path: str | None) -> str:
     if path is None:
         return sys.executable
     # The path is kept as given: a virtual environment's python is a link, and following it would leave the environment.
-    python = shutil.which(as_shell(path))
+    python = shutil.which(_path("--llmperf-python", path))
     if not python:
         raise pytest.UsageError(
-            f"--llmperf-python={path}: no such interpreter; name the python of an environment that has vLLM,"
+            f"--llmperf-python={cut(path)}: no such interpreter; name the python of an environment that has vLLM,"
             " e.g. /opt/vllm/bin/python"
         )
     return str(Path(python).absolute())

@@ -12,7 +12,7 @@ from pytest_llmperf.measure.client.messages import ClientError
 from pytest_llmperf.measure.engines.engine import EngineError
 from pytest_llmperf.measure.launch import RoundSettings, measure_launch
 from pytest_llmperf.plan.capacity import CapacityWorkload
-from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.checks import PlanError, brief
 from pytest_llmperf.plan.engine import check_url, merge_engine_args, parse_engine_args
 from pytest_llmperf.plan.kinds import ENDPOINT, exchangeable, kind_of
 from pytest_llmperf.plan.limits import LocalLimits, named_accelerators
@@ -147,6 +147,8 @@ def own_spec(spec: EngineSpec, arguments: dict[str, Any], url: str | None) -> En
     Raises PlanError.
     """
     if url is not None:
+        if not isinstance(url, str):
+            raise PlanError(f"llm_engine_url={brief(url)}: must be the URL of an endpoint, or None")
         return replace(spec, kind=ENDPOINT, url=check_url(url, origin="llm_engine_url"), args=())
     layer = parse_engine_args(arguments, origin="llm_engine_args", verbatim=kind_of(spec.kind).commanded)
     return replace(spec, args=merge_engine_args(layer, spec.args))  # marker and command line win over the fixture
@@ -157,11 +159,13 @@ def other_engine(own: EngineSpec, kind: str | None, arguments: Any) -> EngineSpe
 
     Raises PlanError where the two kinds cannot take each other's place, or nothing can be passed to an endpoint.
     """
+    if kind is not None and not isinstance(kind, str):
+        raise PlanError(f"llmperf(engine={brief(kind)}): must be one of {', '.join(exchangeable())}")
     kind = kind or own.kind
     vllm = kind in exchangeable() and own.kind in exchangeable()
     if kind != own.kind and not vllm:
         raise PlanError(
-            f"llmperf(engine={kind!r}): this test's engine is of the kind {own.kind!r}; only"
+            f"llmperf(engine={brief(kind)}): this test's engine is of the kind {own.kind!r}; only"
             f" {' and '.join(exchangeable())} can take each other's place"
         )
     if arguments is None:

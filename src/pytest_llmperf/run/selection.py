@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pytest_llmperf.judge.gates import gates
 from pytest_llmperf.measure.limits import check_metrics
 from pytest_llmperf.plan.axes import AXES, Axes, grid, is_selected
-from pytest_llmperf.plan.checks import PlanError
+from pytest_llmperf.plan.checks import PlanError, brief
 from pytest_llmperf.plan.engine import EngineSpec, engine_spec
 from pytest_llmperf.plan.kinds import exchangeable, kind_of
 from pytest_llmperf.plan.marker import Marker, parse_marker
@@ -44,7 +44,7 @@ def marker_of(marks: Sequence[Mark], *, verbatim: bool = False) -> Marker:
     arguments: dict[str, object] = {}
     for mark in reversed(marks):
         if mark.args:
-            raise PlanError(f"llmperf({mark.args[0]!r}): arguments are given by name, e.g. llmperf(tp=[1, 2])")
+            raise PlanError(f"llmperf({brief(mark.args[0])}): arguments are given by name, e.g. llmperf(tp=[1, 2])")
         # Points and axes are two ways to say the load: what a closer marker says stands in the place of the other, too.
         if "points" in mark.kwargs or _LOAD.intersection(mark.kwargs):
             for name in _LOAD if "points" in mark.kwargs else ("points",):
