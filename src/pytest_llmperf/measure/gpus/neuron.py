@@ -149,10 +149,9 @@ class Monitor:
         folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix=remains.folder_prefix("neuron"))))
         config, self._log = folder / "config.json", folder / "log"
         config.write_text(json.dumps(_CONFIG))
-        command, own = [*self._command, "-c", str(config)], {**os.environ, remains.ENGINE: remains.new_mark()}
+        command, own = [*self._command, "-c", str(config)], {**os.environ, remains.ENGINE: remains.new_mark()}  # to end it by
         try:
             with self._log.open("w") as log:
-                # When pytest is killed the pipe breaks, and the next document ends it; else the mark does.
                 child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=own, start_new_session=True)
         except OSError as error:
             raise NeuronToolsError(f"`{self._command[0]}` could not be run: {error}") from error
