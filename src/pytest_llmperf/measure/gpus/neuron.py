@@ -149,15 +149,10 @@ class Monitor:
         folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix=remains.folder_prefix("neuron"))))
         config, self._log = folder / "config.json", folder / "log"
         config.write_text(json.dumps(_CONFIG))
-        command = [*self._command, "-c", str(config)]
+        command, own = [*self._command, "-c", str(config)], {**os.environ, remains.ENGINE: remains.new_mark()}  # to end it by
         try:
             with self._log.open("w") as log:
-                # When pytest is killed, the pipe breaks, and the monitor ends with its next document; where a test has forked a
-                # process, which has the pipe open too, it is ended by its mark.
-                marked = {**os.environ, remains.ENGINE: remains.new_mark()}
-                child = subprocess.Popen(
-                    command, stdout=subprocess.PIPE, stderr=log, text=True, env=marked, start_new_session=True
-                )
+                child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=own, start_new_session=True)
         except OSError as error:
             raise NeuronToolsError(f"`{self._command[0]}` could not be run: {error}") from error
         reader = threading.Thread(target=self._follow, args=(child.stdout,), name="llmperf-neuron-monitor", daemon=True)
