@@ -88,18 +88,18 @@ def test_what_drips_ends_after_its_time_in_all(attempts: Attempts, path: str) ->
     names = list(PARTS)
     for chance in attempts(quick=len(PARTS), full=4 * len(PARTS)):
         name = names.pop(0) if names else chance.choice(list(PARTS))
-        with hostile_server({path: PARTS[name]}) as server, pytest.raises(OSError, match=r"within 0\.3 s; [\d,]+ bytes came"):
-            timed(attempts, lambda url=server.url: api.ask(Endpoint(url, "m"), path, timeout_s=0.3))
+        with hostile_server({path: PARTS[name]}) as server, pytest.raises(OSError, match=r"within 0\.15 s; [\d,]+ bytes came"):
+            timed(attempts, lambda url=server.url: api.ask(Endpoint(url, "m"), path, timeout_s=0.15))
 
 
 @pytest.mark.fault("no hang", "a byte at a time from /v1/completions")
 def test_a_completion_that_drips_ends(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "_COMPLETION_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(api, "_COMPLETION_TIMEOUT_S", 0.15)
     for part in PARTS.values():
         for _ in attempts():
             with (
                 hostile_server({"/v1/completions": part}) as server,
-                pytest.raises(EngineError, match=r"gave no completion within 0\.3 s"),
+                pytest.raises(EngineError, match=r"gave no completion within 0\.15 s"),
             ):
                 timed(attempts, lambda url=server.url: api.complete(Endpoint(url, "m"), [1], 1))
 
@@ -143,10 +143,10 @@ WITHOUT_TOKENS: dict[str, Answer] = {
 def test_bytes_that_bring_no_token_are_a_stall(client: LoadClient, attempts: Attempts, what: str) -> None:
     for _ in attempts(quick=1, full=5):
         with hostile_server({"/v1/completions": WITHOUT_TOKENS[what]}) as server:
-            log = timed(attempts, lambda url=server.url: play(client, url, stall_s=0.5))
+            log = timed(attempts, lambda url=server.url: play(client, url, stall_s=0.3))
         assert log.stalled
         assert {record.error for record in log.records} <= {
-            "no token on any connection for 0.5 s",
+            "no token on any connection for 0.3 s",
             "never sent: the round had stalled or timed out",
         }
 
