@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.measure.host.model import config_hash
 from pytest_llmperf.plan.axes import short_model
+from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.engine import command_line, parse_engine_args
 from pytest_llmperf.plan.kinds import kind_of
 
@@ -95,10 +96,7 @@ def changes(before: Provenance, now: Provenance) -> list[str]:
         for name in (*named, "command")
         if before.engine.get(name) != now.engine.get(name)
     ]
-    old_args, new_args = (
-        dict(parse_engine_args(str(provenance.engine.get("args", "")), origin="baseline", verbatim=True))
-        for provenance in (before, now)
-    )
+    old_args, new_args = (_arguments(str(provenance.engine.get("args", ""))) for provenance in (before, now))
     differing += _differences("engine argument --", _shown(old_args), _shown(new_args))
     differing += _differences("environment ", before.engine.get("env", {}), now.engine.get("env", {}))
     differing += _software(before.versions, now.versions)
@@ -106,6 +104,14 @@ def changes(before: Provenance, now: Provenance) -> list[str]:
     return differing + _differences(
         "host ", before.host, {name: value for name, value in now.host.items() if name in before.host}
     )
+
+
+def _arguments(text: str) -> dict[str, tuple[str, ...]]:
+    """Return the arguments of a stored command line; what somebody has made of it by hand may be none, and is one of its own."""
+    try:
+        return dict(parse_engine_args(text, origin="baseline", verbatim=True))
+    except PlanError:
+        return {text: ()}
 
 
 _SHARED = frozenset({"torch", "cuda", "pytest-llmperf"})
