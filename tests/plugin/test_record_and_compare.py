@@ -24,7 +24,7 @@ def recorded(run):
 
 def test_recording_stores_every_launch_with_its_rounds_and_its_origin(recorded, tmp_path):
     stored = json.loads((tmp_path / FILE).read_text())
-    assert stored["version"] == 2
+    assert stored["version"] == 3
     assert [len(launch["rounds"]) for launch in stored["launches"]] == [2, 2, 2]
     assert len({launch["id"] for launch in stored["launches"]}) == 3
     assert stored["provenance"]["engine"]["kind"] == "simulated"

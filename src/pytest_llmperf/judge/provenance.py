@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.measure.host.model import config_hash
 from pytest_llmperf.plan.axes import short_model
+from pytest_llmperf.plan.checks import PlanError
 from pytest_llmperf.plan.engine import parse_engine_args, shown_args
 from pytest_llmperf.plan.kinds import kind_of
 from pytest_llmperf.plan.secrets import is_secret, shown, shown_value
@@ -126,8 +127,15 @@ def _command(provenance: Provenance) -> dict[str, str]:
 
 
 def _arguments(provenance: Provenance) -> dict[str, str]:
-    """Return the engine arguments as they are shown, without those that are secrets: another key makes no other engine."""
-    args = parse_engine_args(str(provenance.engine.get("args", "")), origin="baseline", verbatim=True)
+    """Return the engine arguments as they are shown, without those that are secrets: another key makes no other engine.
+
+    What somebody has made of a stored command line by hand may be none: it is one argument then.
+    """
+    text = str(provenance.engine.get("args", ""))
+    try:
+        args = parse_engine_args(text, origin="baseline", verbatim=True)
+    except PlanError:
+        return {shown(text): "on"}
     return {name: " ".join(map(shown, values)) or "on" for name, values in args if not is_secret(name)}
 
 
