@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.files import unwritable_folder
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.measure.host.machine import describe_host
 from pytest_llmperf.plan.case import Case
@@ -112,6 +113,26 @@ def writing(path: Path, one: store.Baseline, other: store.Baseline) -> Iterator[
     try:
         here.recv()
         yield process
+    finally:
+        process.kill()
+        process.join(30)
+
+
+def _try_for_ever(folder: Path, begun: Connection) -> None:
+    begun.send(True)
+    while True:
+        unwritable_folder(folder)
+
+
+@contextlib.contextmanager
+def trying(folder: Path) -> Iterator[None]:
+    """Have another process try whether a folder can be made, again and again."""
+    here, there = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=_try_for_ever, args=(folder, there), daemon=True)
+    process.start()
+    try:
+        here.recv()
+        yield
     finally:
         process.kill()
         process.join(30)

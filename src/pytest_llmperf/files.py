@@ -26,15 +26,14 @@ if TYPE_CHECKING:
 LARGEST_BYTES = 64 << 20
 """No file of ours comes near; what is larger is something else, and would only fill the memory."""
 _NEW = ".llmperf-new"
-_LEFT = re.compile(rf"\..*{re.escape(_NEW)}|\..*\.json\.[a-z0-9_]{{8}}")
-"""Names of files that are being written, or were when a process was killed; the second form is that of version 0.1."""
+_LEFT = re.compile(rf"\..*{re.escape(_NEW)}|\.(?:.*\.json\.|llmperf-)[a-z0-9_]{{8}}")
+"""Names of files that are being written, or were when a process was killed; the others are those of version 0.1, and trials."""
 _PATIENCE_S = 30.0
 """To write a file takes milliseconds: whoever takes longer is stopped, or was killed on a file system without locks."""
+_ATTEMPTS = 100
+"""How often a folder or a file may be taken away by others between two calls: each time it was there a moment before."""
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
-_KINDS = {
-    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}  # fmt: skip
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
 
 
 def as_shell(path: str) -> str:
@@ -91,7 +90,7 @@ def read_file(path: Path, size: int = LARGEST_BYTES) -> bytes:
 
 def _refuse_others(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, f"it is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}, and no file", str(path))
+        raise OSError(errno.EINVAL, f"it is {_KINDS.get(stat.S_IFMT(found.st_mode), 'a device')}, and no file", str(path))
     if found.st_size > LARGEST_BYTES:
         raise OSError(errno.EFBIG, f"it has {found.st_size >> 20} MiB, more than {LARGEST_BYTES >> 20}", str(path))
 
@@ -112,12 +111,13 @@ def rewrite(path: Path, make: Callable[[], str], *, durable: bool = False) -> No
     path = _resolved(path)
     with contextlib.suppress(FileNotFoundError):
         _refuse_others(path, path.stat())
-    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(_new_name(path.name))
     with _alone(new) as handle:
         try:
             os.ftruncate(handle, 0)
-            _write_all(handle, make().encode(errors="backslashreplace"))
+            rest = memoryview(make().encode(errors="backslashreplace"))
+            while rest:
+                rest = rest[os.write(handle, rest) :]
             with contextlib.suppress(FileNotFoundError):  # a new one has what the umask leaves
                 os.fchmod(handle, stat.S_IMODE(path.stat().st_mode))
             if durable:
@@ -138,12 +138,6 @@ def _resolved(path: Path) -> Path:
         return path.resolve()
     except RuntimeError:  # before Python 3.13
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
-
-
-def _write_all(handle: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(handle, rest) :]
 
 
 @contextlib.contextmanager
@@ -168,13 +162,21 @@ def _alone(path: Path) -> Iterator[int]:
 
 
 def _opened(path: Path) -> tuple[int, bool]:
-    """Return a file opened for writing, and whether it is new; a link or a pipe by its name is not followed, nor waited for."""
+    """Return a file opened for writing, and whether it is new; a link or a pipe by its name is not followed, nor waited for.
+
+    Its folder is made where it is missing, and again where another run that only tried it has taken it away.
+    """
     flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    while True:
-        with contextlib.suppress(FileExistsError):
-            return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
+    for attempt in range(_ATTEMPTS):
         with contextlib.suppress(FileNotFoundError):
             return os.open(path, flags), False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
+        except (FileExistsError, FileNotFoundError):
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError("not reached")
 
 
 def _is_ours(handle: int, path: Path, *, created: bool) -> bool:
@@ -210,7 +212,7 @@ def sweep(folder: Path) -> None:
 def _remove_left(path: Path) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        # Version 0.1 has held no lock, and may still run.
+        # Version 0.1 has held no lock, nor does a trial, and may still run.
         unlocked = path.name.endswith(_NEW) or time.time() - os.fstat(handle).st_mtime > 3600
         if unlocked and _is_ours(handle, path, created=False):
             path.unlink()
@@ -262,16 +264,29 @@ def unwritable_folder(folder: Path) -> str | None:
 
     It is tried, because permissions alone don't tell: a file system may be read-only, and /proc takes no files from anybody.
     """
+    why = None
+    for _ in range(_ATTEMPTS):
+        try:
+            _try_folder(folder)
+        except FileNotFoundError as error:  # another run that tries it too has taken it away
+            why = _why(error)
+        except (OSError, ValueError) as error:
+            return _why(error)
+        else:
+            return None
+    return why
+
+
+def _try_folder(folder: Path) -> None:
     made: list[Path] = []
     try:
         for part in reversed((folder, *folder.parents)):
             if not part.is_dir():
-                part.mkdir()
-                made.append(part)
+                with contextlib.suppress(FileExistsError):  # made meanwhile, or no folder, which the next call says
+                    part.mkdir()
+                    made.append(part)
         with tempfile.TemporaryFile(dir=folder, prefix=".llmperf-"):  # without a name, where the system can do that
-            return None
-    except (OSError, ValueError) as error:
-        return _why(error)
+            pass
     finally:
         for part in reversed(made):
             with contextlib.suppress(OSError):  # somebody else has written into it meanwhile

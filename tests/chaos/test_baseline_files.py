@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmperf.files import unwritable_folder
 from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.baseline import Baseline
 from pytest_llmperf.judge.places import place
@@ -21,7 +23,7 @@ from pytest_llmperf.judge.verdict import Status
 from pytest_llmperf.run.cases import RunError
 from pytest_llmperf.run.recording import settle
 from pytest_llmperf.testing import Example
-from tests.baseline_writers import Updaters, launches, recorded, rules_for, writing
+from tests.baseline_writers import Updaters, launches, recorded, rules_for, trying, writing
 from tests.conftest import ENVIRONMENT, QUICK, SERVING
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ def test_two_updaters_keep_the_newest_forty(tmp_path: Path, updaters: Updaters, 
 
 
 @pytest.mark.fault(LOST, "another version is recorded while a run measures")
-def test_what_was_stored_meanwhile_is_checked_as_if_it_had_been_there(tmp_path: Path, attempts: Attempts) -> None:
+def test_what_was_stored_meanwhile_is_checked_too(tmp_path: Path, attempts: Attempts) -> None:
     for _ in attempts():
         for update, expected in (("all", "2 launches in place of 2, which were of another version"), ("new", "another run")):
             rules, case_id = rules_for(tmp_path, "late", update=update), f"test_it.py::test_x[{update}]"
@@ -111,6 +113,19 @@ def test_what_was_stored_meanwhile_is_checked_as_if_it_had_been_there(tmp_path: 
             assert expected in late.notes[0]
 
 
+@pytest.mark.fault(LOST, "a run that starts tries the folder that another writes into")
+def test_a_folder_that_another_run_tries_can_be_written(tmp_path: Path, attempts: Attempts) -> None:
+    folder = tmp_path / "baselines" / "host" / "test_it"
+    with trying(folder):
+        for _ in attempts(quick=20, full=400):
+            assert unwritable_folder(folder) is None
+            store.save(folder / "case.json", ONE)
+            assert store.load(folder / "case.json") == ONE
+            (folder / "case.json").unlink()
+            shutil.rmtree(tmp_path / "baselines", ignore_errors=True)  # the other one may have just made a folder
+    assert names(tmp_path) == []
+
+
 MEETING = """
 import os, pathlib, time
 
@@ -118,7 +133,7 @@ def test_serving(llmperf, baseline):
     measured = llmperf(prompt_tokens=16, output_tokens=6, requests=8)
     assert measured == baseline
     pathlib.Path(f"judged-{os.getpid()}").touch()
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 60
     while len(list(pathlib.Path().glob("judged-*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
 """
@@ -326,14 +341,15 @@ def test_ids_that_differ_by_case_have_files_of_their_own(tmp_path: Path, attempt
         with pytest.MonkeyPatch.context() as monkeypatch:
             FoldingDisk(monkeypatch, root)
             rules = rules_for(root, "job")
-            states = [recorded(rules, case_id, number + 1) for number, case_id in enumerate(order, 1)]
-            settle(states, passed=True)  # judged when none was there
-            for _ in range(2):  # whatever else is looked for, each is what its case recorded
-                assert [len(jobs(rules.path(case_id))) for case_id in order] == [*range(2, len(ids) + 2)]
+            states = [recorded(rules, case_id, count) for count, case_id in enumerate(order, 2)]
+            settle(states, passed=True)  # all were judged when none was there
+            for case_id in chance.sample(ids, len(ids)):
+                settle([recorded(rules, case_id, 2)], passed=True)
+            assert [len(jobs(rules.path(case_id))) for case_id in order] == [*range(4, len(ids) + 4)]
         assert len(names(root)) == len(ids)
         # Taken to a disk that does not fold, they are found all the same, but where two folders' names have become one.
         assert [len(jobs(rules.path(case_id))) for case_id in order if case_id[1] != "/"] == [
-            number for number, case_id in enumerate(order, 2) if case_id[1] != "/"
+            count for count, case_id in enumerate(order, 4) if case_id[1] != "/"
         ]
 
 
@@ -460,9 +476,7 @@ def test_a_file_that_is_damaged_meanwhile_is_told_in_a_line(run: Callable[..., A
 
 
 @pytest.mark.fault(BAD, "the disk of --llmperf-json is full")
-def test_a_full_disk_for_the_json_file_fails_the_run_and_keeps_the_summary(
-    run: Callable[..., Any], tmp_path: Path, attempts: Attempts
-) -> None:
+def test_a_full_disk_for_the_json_file_keeps_the_summary(run: Callable[..., Any], tmp_path: Path, attempts: Attempts) -> None:
     conftest = """
 import os
 real = os.write

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +22,7 @@ def path_for(folder: Path, host: str, case_id: str, kind: str = "") -> Path:
     A kind of engine that is not the test's own, `kind`, stands behind the parameters. Characters that file systems or shells
     dislike become `-`; where that could make two ids alike, a short hash of the id keeps them apart.
     """
-    case_id += f"#{kind}" if kind else ""
-    parts, name = _named(case_id)
-    return folder.joinpath(host, *parts, f"{name if _is_plain(case_id) else _apart(name, case_id)}.json")
+    return _paths(folder, host, case_id, kind)[0]
 
 
 def place(folder: Path, host: str, case_id: str, kind: str = "") -> Path:
@@ -32,13 +31,21 @@ def place(folder: Path, host: str, case_id: str, kind: str = "") -> Path:
     That is its own path, but where a file system folds upper and lower case, and the file of another case lies there: then a
     short hash keeps them apart. A file with that hash is read on any file system, for somebody may have recorded it on such.
     """
-    path, full_id = path_for(folder, host, case_id, kind), case_id + (f"#{kind}" if kind else "")
-    if not _is_plain(full_id):
+    path, apart = _paths(folder, host, case_id, kind)
+    if path == apart:
         return path
-    apart = path.with_name(f"{_apart(path.stem, full_id)}.json")
     if is_there(path):
         return apart if _is_spelled_otherwise(path, folder) else path
     return apart if is_there(apart) or _is_spelled_otherwise(path.parent, folder) else path
+
+
+def _paths(folder: Path, host: str, case_id: str, kind: str) -> tuple[Path, Path]:
+    """Return the path of a case, and the one with a hash; they are the same where its name alone is not enough."""
+    case_id += f"#{kind}" if kind else ""
+    parts, name = _named(case_id)
+    below = folder.joinpath(host, *parts)
+    apart = below / f"{name}-{hashlib.sha256(case_id.encode(errors='surrogatepass')).hexdigest()[:8]}.json"
+    return (below / f"{name}.json" if _is_plain(case_id) else apart), apart
 
 
 def _named(case_id: str) -> tuple[list[str], str]:
@@ -65,22 +72,14 @@ def _is_plain(case_id: str) -> bool:
     return bool(re.fullmatch(pattern, case_id, re.ASCII)) and len(name) <= _LONGEST_NAME and ".." not in file.split("/")
 
 
-def _apart(name: str, case_id: str) -> str:
-    return f"{name}-{hashlib.sha256(case_id.encode(errors='surrogatepass')).hexdigest()[:8]}"
-
-
 def _is_spelled_otherwise(path: Path, folder: Path) -> bool:
     """Return whether what lies at a path, or a folder on the way from `folder` to it, has a name of other upper or lower case."""
-    for part in (path, *path.parents):
-        if part == folder:
-            return False
-        swapped = part.with_name(part.name.swapcase())
-        try:
-            if swapped.name != part.name and part.samefile(swapped) and part not in part.parent.iterdir():
-                return True
-        except OSError:
-            continue  # nothing lies there by the other name
-    return False
+    parent, below = os.path.split(os.path.relpath(path, folder))
+    swapped = (os.path.join(parent, below.swapcase()), os.path.join(parent.swapcase(), below))  # noqa: PTH118 - asked very often
+    if not any(os.path.lexists(os.path.join(folder, name)) for name in swapped):  # noqa: PTH118
+        return False  # no file system that folds
+    ways = (part for part in (path, *path.parents) if part.is_relative_to(folder) and part != folder)
+    return any(part not in part.parent.iterdir() for part in ways if is_there(part))
 
 
 def is_place_of(path: Path, test: str) -> bool:

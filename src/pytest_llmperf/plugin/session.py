@@ -221,9 +221,11 @@ def _report(config: pytest.Config, name: str, failure: str) -> None:
 
 
 def end(config: pytest.Config) -> None:
-    """Stop what still runs, and write the JSON file; the cases that were never finished are in it too."""
+    """Stop what still runs, and write the JSON file; the cases that were never finished are in it and in the summary too."""
     state = config.stash[SESSION]
     if state.run is not None:
+        state.outcomes += [to_data(outcome_of(case)) for case in state.run.states.values() if case.launches]
+        state.run.states.clear()
         try:
             state.run.pool.shutdown()
         except EngineError as error:
@@ -235,8 +237,8 @@ def end(config: pytest.Config) -> None:
 def write_results(config: pytest.Config, *, final: bool = False) -> str | None:
     """Write the JSON file with all outcomes so far; return why it could not be.
 
-    What is measured later may crash this process, and must not take along what there is. `final`: the cases that were never
-    finished are in it too.
+    What is measured later may crash this process, and must not take along what there is. `final`: nothing will follow, so that
+    it can be written into a device or a pipe too.
     """
     state, settings = config.stash[SESSION], settings_of(config)
     path = settings.json_path
@@ -246,10 +248,8 @@ def write_results(config: pytest.Config, *, final: bool = False) -> str | None:
         if state.streamed or not final:
             return None
         state.streamed = True
-    unfinished = state.run.states.values() if state.run and final else ()
-    cases = [*state.outcomes, *(to_data(outcome_of(case)) for case in unfinished if case.launches)]
     try:
-        write_text(path, json_text(cases))
+        write_text(path, json_text(state.outcomes))
     except OSError as error:
         return f"--llmperf-json={path}: could not be written ({error.strerror or error}); its figures are lost"
     return None

@@ -40,7 +40,7 @@ def outcome_of(state: CaseState, nodeid: str = "") -> Outcome:
         verdict = replace(verdict, status=Status.INCONCLUSIVE, reasons=("the run ended before it was decided",))
     notes = state.notes
     if state.record and verdict.status is Status.RECORDED:  # it is written only behind the test
-        verdict, notes = replace(verdict, status=Status.MEASURED), ("not recorded, because the run ended before its test",)
+        verdict, notes = replace(verdict, status=Status.MEASURED), ("not recorded, because the run ended before its test did",)
     warnings = dict.fromkeys(chain.from_iterable(launch.warnings for launch in state.launches))
     return Outcome(
         id=state.case.id,
