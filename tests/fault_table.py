@@ -158,7 +158,7 @@ def run(path: Path, arguments: Sequence[str]) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     parts, statuses = [], []
     python = real_python()
-    wanted = [("simulated", ["tests/chaos", "-n", "2"])]
+    wanted = [("simulated", ["tests/chaos", "tests/plugin", "tests/unit", "-m", "fault", "-n", "2"])]
     wanted += [("real", ["tests/real", "-m", "fault"])] if python else []
     environment = {**os.environ, **({"LLMPERF_REAL_PYTHON": python} if python else {})}
     for name, selected in wanted:
@@ -171,7 +171,9 @@ def run(path: Path, arguments: Sequence[str]) -> int:
     path.write_text(table(parts))
     print(f"\n{path.read_text()}\n{path}: written, in {time.monotonic() - begin_s:.0f} s on {os.cpu_count()} cores")
     if python is None:
-        print("real engines: not tried; name the python of an environment with vLLM by LLMPERF_REAL_PYTHON, or run: tox run -e real")
+        print(
+            "real engines: not tried; set LLMPERF_REAL_PYTHON to the python of an environment with vLLM, or run: tox run -e real"
+        )
     return next((status for status in statuses if status not in (0, 5)), 0)  # 5: no test was selected
 
 

@@ -168,7 +168,8 @@ class _Table:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._rows += [Row(*value, (report.nodeid,)) for name, value in report.user_properties if name == _ROW]
-        self._reasons |= {report.nodeid: value for name, value in report.user_properties if name == _REASON}
+        if reason := dict(report.user_properties).get(_REASON):
+            self._reasons[report.nodeid] = reason
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if not self._rows or hasattr(self._config, "workerinput"):

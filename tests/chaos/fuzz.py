@@ -31,7 +31,9 @@ def fuzz(folder: Path, name: str, flags: list[str]) -> None:
 
     sys.path.insert(0, str(ROOT))
     with atheris.instrument_imports(include=["pytest_llmperf"], enable_loader_override=False):
-        from tests.chaos.fuzz_targets import TARGETS, mutated, use_folder
+        from tests.chaos.fuzz_targets import TARGETS, use_folder
+    from tests.chaos.mutations import mutated
+
     if name not in TARGETS:
         sys.exit(f"{name!r}: no such target; known are {', '.join(TARGETS)}")
     use_folder(folder)
