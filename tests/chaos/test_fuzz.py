@@ -78,13 +78,12 @@ def test_mutated_input_is_read_or_refused(target: Target, attempts: Attempts, tm
     for seed in target.seeds():
         with attempts.attempt():
             check(target, seed)
-    is_full = attempts.count(quick=0, full=1) == 1
     failed: list[bytes] = []
 
     # The quick half is the same in every run, so that a change is red by its own fault alone.
     @settings(
         max_examples=attempts.count(quick=300, full=EXAMPLES.get(target.name, 20_000)),
-        derandomize=not is_full,
+        derandomize=not attempts.is_full,
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
