@@ -2,9 +2,10 @@
 
     python tests/fault_table.py run [--table FILE] [ARGUMENT OF PYTEST ...]
     python tests/fault_table.py page TABLE ...
+    python tests/fault_table.py track TABLE ...
 
 `run` tries every fault on the simulated engine, and on a real one where there is an environment that has one; `page` writes what
-came of it into docs/reliability.md.
+came of it into docs/reliability.md, and `track` adds past faults to the track record there.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ PROMISES = (
 )
 """What docs/reliability.md promises, in its order."""
 BEGIN, END = "<!-- faults -->", "<!-- end of faults -->"
+BEGIN_RECORD, END_RECORD = "<!-- track record -->", "<!-- end of track record -->"
 _HEAD = "| promise | fault | tried | survived | worst time | pytest |\n|---|---|---:|---:|---:|---|\n"
+_HEAD_OF_RECORD = "| promise | fault | what it did | mended in | pytest |\n|---|---|---|---|---|\n"
 _MOST_PARAMETERS = 3
 """A fault of more parameters of one test is named by the test alone."""
 
@@ -51,6 +54,18 @@ class Row:
     worst_s: float
     tests: tuple[str, ...]
     """Node ids; what stands behind `pytest` to try it again."""
+
+
+@dataclass(frozen=True)
+class PastFault:
+    """A fault that was in the plugin."""
+
+    promise: str
+    fault: str
+    effect: str
+    mended: str
+    """The first version without it; `unreleased` until there is one."""
+    tests: tuple[str, ...]
 
 
 def of_faults(rows: Iterable[Row]) -> list[Row]:
@@ -105,17 +120,27 @@ def _line(row: Row, tests: str) -> str:
 
 
 def read(text: str) -> list[Row]:
-    """Return the rows of a table in a text, without the line for all of them."""
+    """Return the rows of a fault table in a text, without the line for all of them."""
     rows = []
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        if len(cells) != 6 or cells[0] not in PROMISES:
-            continue
-        promise, fault, tried, survived, seconds, tests = cells
+    for promise, fault, tried, survived, seconds, tests in _cells(text, 6):
         worst_s = 0.0 if seconds[0] in "<-" else float(seconds.removesuffix(" s"))
         counts = (int(count.replace(",", "")) for count in (tried, survived))
-        rows.append(Row(promise, fault, *counts, worst_s, tuple(re.findall(r"`([^`]+)`", tests))))
+        rows.append(Row(promise, fault, *counts, worst_s, _tests_in(tests)))
     return rows
+
+
+def read_record(text: str) -> list[PastFault]:
+    """Return the rows of a track record in a text."""
+    return [PastFault(*cells, _tests_in(tests)) for *cells, tests in _cells(text, 5)]
+
+
+def _cells(text: str, count: int) -> Iterable[list[str]]:
+    rows = ([cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines())
+    return (cells for cells in rows if len(cells) == count and cells[0] in PROMISES)
+
+
+def _tests_in(cell: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"`([^`]+)`", cell))
 
 
 def exists(test: str) -> bool:
@@ -131,15 +156,35 @@ def updated(page: str, rows: Iterable[Row]) -> str:
 
     What a run has not tried, because what it needs was not there, keeps what an earlier run said.
     """
-    before, begin, rest = page.partition(BEGIN)
-    old, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{PAGE}: the marks {BEGIN} and {END} are missing")
-    stored = {(row.promise, row.fault): row for row in read(old) if all(map(exists, row.tests))}
+    stored = {(row.promise, row.fault): row for row in read(section(page, BEGIN, END)) if all(map(exists, row.tests))}
     for row in of_faults(rows):
         if row.tried or (row.promise, row.fault) not in stored:
             stored[row.promise, row.fault] = row
-    return f"{before}{begin}\n{table(stored.values())}{end}{after}"
+    return _with_section(page, BEGIN, END, table(stored.values()))
+
+
+def with_record(page: str, faults: Iterable[PastFault]) -> str:
+    """Return the page with these faults in its track record, over those of the same name, in the order of the promises."""
+    known = {fault.fault: fault for fault in read_record(section(page, BEGIN_RECORD, END_RECORD))}
+    known |= {fault.fault: fault for fault in faults}
+    lines = [
+        f"| {fault.promise} | {fault.fault} | {fault.effect} | {fault.mended} | {' '.join(f'`{test}`' for test in fault.tests)} |"
+        for fault in sorted(known.values(), key=lambda fault: PROMISES.index(fault.promise))
+    ]
+    return _with_section(page, BEGIN_RECORD, END_RECORD, _HEAD_OF_RECORD + "\n".join(lines) + "\n")
+
+
+def section(page: str, begin: str, end: str) -> str:
+    """Return what stands between two marks of the page."""
+    _, found, rest = page.partition(begin)
+    inside, closed, _ = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"{PAGE}: the marks {begin} and {end} are missing")
+    return inside
+
+
+def _with_section(page: str, begin: str, end: str, text: str) -> str:
+    return page.replace(begin + section(page, begin, end) + end, f"{begin}\n{text}{end}")
 
 
 def real_python() -> str | None:
@@ -185,14 +230,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     running.add_argument("--table", type=Path, default=ROOT / "faults.md", metavar="FILE")
     writing = commands.add_parser("page", help="write tables into docs/reliability.md")
     writing.add_argument("tables", type=Path, nargs="+", metavar="TABLE")
+    recording = commands.add_parser("track", help="add past faults to the track record of docs/reliability.md")
+    recording.add_argument("tables", type=Path, nargs="+", metavar="TABLE")
     given, rest = parser.parse_known_args(arguments)
     if given.command == "run":
         return run(given.table, rest)
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    rows = [row for path in given.tables for row in read(path.read_text())]
-    PAGE.write_text(updated(PAGE.read_text(), rows))
-    return 0
+    text = "\n".join(path.read_text() for path in given.tables)
+    if given.command == "page":
+        PAGE.write_text(updated(PAGE.read_text(), read(text)))
+        return 0
+    faults = read_record(text)
+    ready = [fault for fault in faults if fault.tests and all(map(exists, fault.tests))]
+    PAGE.write_text(with_record(PAGE.read_text(), ready))
+    for fault in faults:
+        if fault not in ready:
+            print(f"left out, no such test: {fault.fault}: {' '.join(fault.tests)}", file=sys.stderr)
+    return int(len(ready) != len(faults))
 
 
 if __name__ == "__main__":
