@@ -227,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="try every fault and write the table")
-    running.add_argument("--table", type=Path, default=ROOT / "faults.md", metavar="FILE")
+    running.add_argument("--table", type=Path, default=ROOT / ".tox" / "chaos" / "faults.md", metavar="FILE")
     writing = commands.add_parser("page", help="write tables into docs/reliability.md")
     writing.add_argument("tables", type=Path, nargs="+", metavar="TABLE")
     recording = commands.add_parser("track", help="add past faults to the track record of docs/reliability.md")
