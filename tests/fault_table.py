@@ -94,7 +94,7 @@ def table(rows: Iterable[Row]) -> str:
     lines = [_line(row, " ".join(f"`{test}`" for test in _named(row.tests, faults_of))) for row in faults]
     tried, survived = sum(row.tried for row in faults), sum(row.survived for row in faults)
     worst_s = max((row.worst_s for row in faults), default=0.0)
-    lines.append(_line(Row("all", f"{len(faults)} faults", tried, survived, worst_s, ()), ""))
+    lines.append(_line(Row("all", f"{len(faults)} fault{'s' * (len(faults) != 1)}", tried, survived, worst_s, ()), ""))
     return _HEAD + "\n".join(lines) + "\n"
 
 

@@ -549,6 +549,28 @@ TARGETS = {
     )
 }
 
+
+def _past() -> dict[str, list[bytes]]:
+    last = b'{"choices":[{"finish_reason":"\xff"}],"usage":{"completion_tokens":3}}'
+    cells = "trtllm_kv_cache_max_blocks 13500\ntrtllm_kv_cache_tokens_per_block {}\nsglang:max_total_num_tokens {}\n"
+    stored = json.loads(_baseline_seeds()[0])
+
+    def other(**engine: Any) -> bytes:
+        return json.dumps({**stored, "provenance": {**stored["provenance"], "engine": engine}}).encode()
+
+    return {
+        "http": [
+            b"\x03\0\0\0" + _chunked([*_stream()[:3], _event(last), _stream()[-1]]),
+            b"\x03\0\0\0HTTP/1.1 " + b"9" * 5_000 + b" X\r\n\r\n",
+            b"\x03\0\0\0HTTP/1.1 307 X\r\nlocation: " + b"x" * 60_000 + b"\r\n\r\n",
+        ],
+        "metrics": [cells.format(value, value).encode() for value in ("+Inf", "NaN", "-1", "9" * 400)],
+        "baselines": [other(args="server"), other(args=1e308), other(env=[[]]), other(env=-1)],
+    }
+
+
+PAST = _past()
+"""Inputs that have broken a promise."""
 KNOWN = {
     "http": ("in counted", "in _is_short"),
     "metrics": ("in _check_capacity",),

@@ -98,6 +98,56 @@ def test_a_test_exists_by_its_file_and_function():
     assert not fault_table.exists("tests/chaos/test_nothing.py::test_a")
 
 
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Return the commands that a run starts; in the place of each one a table is written, and real engines fail."""
+    started: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        started.append(command)
+        [path] = [word.partition("=")[2] for word in command if word.startswith("--fault-table=")]
+        name = "real" if "tests/real" in command else "simulated"
+        Path(path).write_text(table([Row(HANG, "silence", 3, 3, 1.0, (f"tests/{name}.py::test_it",))]))
+        return subprocess.CompletedProcess(command, int(name == "real"))
+
+    monkeypatch.setattr(fault_table.subprocess, "run", run)
+    for name in ("LLMPERF_REAL_PYTHON", "LLMPERF_REAL_ENV"):
+        monkeypatch.delenv(name, raising=False)
+    return started
+
+
+def test_one_command_tries_simulated_and_real_engines(commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLMPERF_REAL_PYTHON", sys.executable)
+    assert fault_table.main(["run", "--table", str(tmp_path / "new" / "faults.md"), "-x"]) == 1
+    [row] = read((tmp_path / "new" / "faults.md").read_text())
+    assert (row.tried, row.tests) == (6, ("tests/simulated.py::test_it", "tests/real.py::test_it"))
+    assert all({"--faults=full", "-x", "fault"} <= set(command) for command in commands)
+
+
+def test_without_a_real_engine_the_command_says_so(
+    commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(fault_table, "ROOT", tmp_path)  # which has none of tox's environments
+    assert fault_table.main(["run", "--table", str(tmp_path / "faults.md")]) == 0
+    assert len(commands) == 1
+    assert "real engines: not tried; set LLMPERF_REAL_PYTHON" in capsys.readouterr().out
+
+
+def test_past_faults_without_a_test_are_left_out_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    page = tmp_path / "page.md"
+    page.write_text(f"# Title\n{fault_table.BEGIN_RECORD}\n{fault_table.END_RECORD}\n")
+    monkeypatch.setattr(fault_table, "PAGE", page)
+    (tmp_path / "rows.md").write_text(
+        "| no hang | silence | for ever | unreleased | `tests/faults.py` |\n"
+        "| no hang | pings | for ever | unreleased | `tests/nothing.py::test_it` |\n"
+    )
+    assert fault_table.main(["track", str(tmp_path / "rows.md")]) == 1
+    assert [past.fault for past in fault_table.read_record(page.read_text())] == ["silence"]
+    assert "left out, no such test: pings: tests/nothing.py::test_it" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------ the plugin in a run of its own
 
 CONFTEST = """
