@@ -181,9 +181,10 @@ def http(data: bytes) -> None:
     pieces = [_reads(wire, places) for places in ((), cuts, range(min(len(wire), 200)))]
     for reads in pieces:
         record(reads)
-        record(_followed(reads))
+        if (taken := _followed(reads)) != reads:
+            record(taken)
     # Of a stream that looks sound the events are counted and not decoded, and what else is in them is not looked at.
-    with mock.patch.object(response, "counted", return_value=None):
+    with mock.patch.object(response, "counted", lambda *_: None):
         first, *others = (_said(record(reads)) for reads in pieces)
     assert all(other == first for other in others), (first, others)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -83,6 +84,17 @@ def test_every_promise_has_a_section_and_faults_that_were_tried() -> None:
     headings = [line.removeprefix("### ").lower() for line in TEXT.splitlines() if line.startswith("### ")]
     assert headings == list(PROMISES)
     assert TEXT.count(BEGIN) == TEXT.count(END) == TEXT.count(BEGIN_RECORD) == TEXT.count(END_RECORD) == 1
+
+
+@pytest.mark.parametrize("page", [PAGE, ROOT / "SECURITY.md"], ids=lambda page: page.name)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", page.read_text())
+    assert links
+    for path, heading in links:
+        target = page.parent / path if path else page
+        assert target.is_file(), path
+        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+        assert not heading or heading in [title.lower().replace(" ", "-") for title in headings], heading
 
 
 def test_the_tables_are_as_the_script_writes_them() -> None:
