@@ -32,8 +32,9 @@ def fuzz(folder: Path, name: str, flags: list[str]) -> None:
 
     sys.path.insert(0, str(ROOT))
     with atheris.instrument_imports(include=["pytest_llmperf"], enable_loader_override=False):
-        from tests.chaos.fuzz_targets import TARGETS, check, use_folder
+        from tests.chaos.fuzz_targets import TARGETS, check
     from tests.chaos.mutations import mutated
+    from tests.chaos.scratch import use_folder
 
     if name not in TARGETS:
         sys.exit(f"{name!r}: no such target; known are {', '.join(TARGETS)}")

@@ -23,8 +23,9 @@ from pytest_llmperf.plan.datasets import read_dataset
 from pytest_llmperf.plan.files import parse_file
 from pytest_llmperf.plan.lengths import read_lengths, read_pairs
 from pytest_llmperf.plan.traces import read_trace
-from tests.chaos.fuzz_targets import PAST, TARGETS, check, use_folder
+from tests.chaos.fuzz_targets import TARGETS, check
 from tests.chaos.mutations import mutated
+from tests.chaos.scratch import use_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +60,7 @@ def by_target(suffix: str = "", **more: bool) -> pytest.MarkDecorator:
 @by_target()
 def test_mutated_input_is_read_or_refused(target: Target, attempts: Attempts, tmp_path: Path) -> None:
     use_folder(tmp_path)
-    for seed in (*target.seeds(), *PAST.get(target.name, ())):
+    for seed in (*target.seeds(), *target.past()):
         with attempts.attempt():
             check(target, seed)
     failed: list[bytes] = []
