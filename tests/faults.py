@@ -70,11 +70,6 @@ class Attempts:
         self._took_s.append(seconds)
 
     @property
-    def is_full(self) -> bool:
-        """Return whether the run asks for all attempts."""
-        return self._full
-
-    @property
     def worst_s(self) -> float:
         """Return the longest time to get over the fault."""
         return max(self._took_s, default=self._longest_s)

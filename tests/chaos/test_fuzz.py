@@ -68,7 +68,7 @@ def test_mutated_input_is_read_or_refused(target: Target, attempts: Attempts, tm
     # The quick half is the same in every run, so that a change is red by its own fault alone.
     @settings(
         max_examples=attempts.count(quick=300, full=EXAMPLES.get(target.name, 20_000)),
-        derandomize=not attempts.is_full,
+        derandomize=attempts.count(quick=1, full=2) == 1,
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
