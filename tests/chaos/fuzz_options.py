@@ -119,3 +119,10 @@ _VALUES = (
 def option_seeds() -> list[bytes]:
     numbers = range(len(_READERS))
     return [bytes([number]) + value.encode(errors="surrogateescape") for number in numbers for value in _VALUES]
+
+
+def option_past() -> list[bytes]:
+    """Return values that have broken a promise: a home folder of nobody, whose name no file can have."""
+    numbers = {name: number for number, (name, _) in enumerate(_READERS)}
+    names_of_paths = ("llmperf_model", "llmperf_python", "llmperf_baselines", "llmperf_json")
+    return [bytes([numbers[name]]) + value for name in names_of_paths for value in (b"~nobody/x", b"~nobody\0/x", b"\0")]

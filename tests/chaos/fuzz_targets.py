@@ -54,6 +54,7 @@ TARGETS = {
             "mutated options, ini lines, marker and call arguments",
             fuzz_options.options,
             fuzz_options.option_seeds,
+            fuzz_options.option_past,
         ),
         Target("files", "mutated traces and datasets", fuzz_files.workload_files, fuzz_files.workload_seeds),
     )
@@ -62,7 +63,7 @@ KNOWN = {
     "http": ("in counted", "in is_short"),
     "metrics": ("in _check_capacity",),
     "baselines": ("in changes", "in self_test"),
-    "options": ("in degree", "in parse_whole", "in parse_positive", "in parse_seconds"),
+    "options": ("in degree", "in parse_whole", "in parse_positive", "in parse_seconds", "in as_shell"),
 }
 """What is being mended, by functions of the traceback; empty as soon as it is."""
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 SCRIPT = Path(__file__).with_name("fuzz.py")
 MOST_RUNS, MOST_S = 100_000, 30
 """Runs led by coverage, and seconds that they may take: whichever comes first."""
-EXAMPLES = {"metrics": 10_000, "baselines": 10_000}
+EXAMPLES = {"http": 10_000, "metrics": 10_000, "baselines": 10_000}
 """Examples of a full run for targets that take longer; of the others 20,000."""
 TIMEOUT_S = 300
 
