@@ -83,11 +83,15 @@ def _argument(name: str) -> Callable[[Any], object]:
     return lambda value: workload_from(Axes(), {name: value}, folder=folder()).fingerprint
 
 
+def _is_named(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)  # as arguments always are
+
+
 _READERS: tuple[tuple[str, Callable[[Any], object]], ...] = (
     ("parse_gate", lambda value: gates(parse_gate(value, origin="gate"), tolerance=0.05)),
     ("parse_limits", lambda value: parse_limits(value, origin="limits")),
     ("parse_points", parse_points),
-    ("parse_marker", lambda value: parse_marker(value if isinstance(value, dict) else {"tp": value})),
+    ("parse_marker", lambda value: parse_marker(value if _is_named(value) else {"tp": value})),
     ("parse_engine_args", lambda value: parse_engine_args(value, origin="engine_args")),
     ("parse_headers", lambda value: parse_headers(str(value).splitlines(), {"TOKEN": "secret"}, origin="header")),
     ("check_url", lambda value: check_url(str(value), origin="url")),

@@ -63,7 +63,7 @@ KNOWN = {
     "http": ("in counted", "in is_short"),
     "metrics": ("in _check_capacity",),
     "baselines": ("in changes", "in self_test"),
-    "options": ("in degree", "in parse_whole", "in parse_positive", "in parse_seconds", "in as_shell"),
+    "options": ("in degree", "in parse_whole", "in parse_positive", "in parse_seconds", "in as_shell", "in _classes"),
 }
 """What is being mended, by functions of the traceback; empty as soon as it is."""
 
