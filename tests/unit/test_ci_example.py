@@ -47,7 +47,29 @@ def test_nothing_on_the_gpu_runner_may_write_to_the_repository() -> None:
     assert {name: job.get("permissions") for name, job in WORKFLOW["jobs"].items()} == {
         "measure": None,
         "baselines": {"contents": "write"},
+        "audit": {},
     }
+
+
+def test_no_token_is_left_where_tests_run() -> None:
+    checkouts = {
+        name: step.get("with", {}).get("persist-credentials")
+        for name, job in WORKFLOW["jobs"].items()
+        for step in job["steps"]
+        if step.get("uses", "").startswith("actions/checkout@")
+    }
+    assert checkouts == {"measure": False, "baselines": None}  # the latter pushes
+
+
+def test_a_stranger_gets_neither_the_runner_nor_a_secret() -> None:
+    assert "pull_request_target" not in WORKFLOW[True]
+    assert "head.repo.full_name == github.repository" in WORKFLOW["jobs"]["measure"]["if"]
+    # None is needed; one that a run line holds would stand in the process list, and in the log of a shell that traces.
+    assert not re.search(r"secrets\s*[.\[]|github\.token", TEXT)
+
+
+def test_every_job_ends() -> None:
+    assert all(0 < job["timeout-minutes"] <= 360 for job in WORKFLOW["jobs"].values())
 
 
 @pytest.mark.parametrize("text", [TEXT, README], ids=["workflow", "readme"])
@@ -195,6 +217,43 @@ def test_of_a_run_that_never_began_the_summary_has_the_end(tmp_path: Path, runne
     assert done.returncode == 4, done.stdout
     assert run(SCRIPTS["Summary"], tmp_path, **runner).returncode == 0
     assert "--llmperf-tp=0: the smallest value is 1" in (tmp_path / "summary").read_text()
+
+
+@pytest.fixture
+def audit(tmp_path: Path) -> dict[str, object]:
+    """Return the environment of the audit: its tools note how they are called, and AUDIT_FAILS is how pip-audit ends."""
+    (tmp_path / "results").mkdir()
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    (binaries / "python3").write_text('#!/bin/sh\nmkdir -p "$3/bin"\ncp "$(dirname "$0")/noting" "$3/bin/python"\n')
+    (binaries / "noting").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\ntest "$2" = pip || exit "$AUDIT_FAILS"\n')
+    for file in binaries.iterdir():
+        file.chmod(0o755)
+    return {"PATH": f"{binaries}:{os.environ['PATH']}", "RUNNER_TEMP": tmp_path / "temp", "AUDIT_FAILS": 0}
+
+
+AUDIT = "Known vulnerabilities of what was installed"
+
+
+def test_the_audit_looks_up_releases_without_their_local_versions(tmp_path: Path, audit: dict[str, object]) -> None:
+    listed = (
+        "torch==2.9.0+cu128\nnumpy==2.3.2\nmine @ file:///work\n-e git+https://x/y@1#egg=y\nvllm==0.32.0 ; python_version > '3'\n"
+    )
+    (tmp_path / "results" / "packages.txt").write_text(listed)
+    done = run(SCRIPTS[AUDIT], tmp_path, **audit)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "pinned.txt").read_text().split() == ["torch==2.9.0", "numpy==2.3.2", "vllm==0.32.0"]
+    assert "-m pip_audit --strict" in (tmp_path / "called").read_text()
+
+
+def test_an_audit_that_finds_something_is_red(tmp_path: Path, audit: dict[str, object]) -> None:
+    (tmp_path / "results" / "packages.txt").write_text("numpy==2.3.2\n")
+    assert run(SCRIPTS[AUDIT], tmp_path, **audit | {"AUDIT_FAILS": 1}).returncode == 1
+
+
+def test_an_audit_of_nothing_is_red(tmp_path: Path, audit: dict[str, object]) -> None:
+    done = run(SCRIPTS[AUDIT], tmp_path, **audit)
+    assert (done.returncode, "no list of installed packages" in done.stderr) == (1, True)
 
 
 @pytest.fixture
