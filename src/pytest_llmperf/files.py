@@ -38,7 +38,10 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a so
 
 def as_shell(path: str) -> str:
     """Return a path with `~` and `~user` replaced as a shell would: an ini file has no shell to do it."""
-    return os.path.expanduser(path)  # noqa: PTH111 - Path's own raises RuntimeError for an unknown user; a shell leaves that alone
+    try:
+        return os.path.expanduser(path)  # noqa: PTH111 - Path's own raises RuntimeError for an unknown user; a shell leaves that alone
+    except ValueError:  # a NUL in the name of a user: whoever opens the path refuses it
+        return path
 
 
 def storable(value: Any) -> Any:

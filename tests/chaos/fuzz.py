@@ -10,7 +10,6 @@ import random
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +31,7 @@ def fuzz(folder: Path, name: str, flags: list[str]) -> None:
 
     sys.path.insert(0, str(ROOT))
     with atheris.instrument_imports(include=["pytest_llmperf"], enable_loader_override=False):
-        from tests.chaos.fuzz_targets import TARGETS, check
+        from tests.chaos.fuzz_targets import TARGETS
     from tests.chaos.mutations import mutated
     from tests.chaos.scratch import use_folder
 
@@ -53,7 +52,7 @@ def fuzz(folder: Path, name: str, flags: list[str]) -> None:
         return mutated(data, chance.choice(seeds), chance)[:most]
 
     inputs = [] if any(not flag.startswith("-") for flag in flags) else [str(corpus)]
-    atheris.Setup([sys.argv[0], *_DEFAULTS, *flags, *inputs], partial(check, target), custom_mutator=mutate)
+    atheris.Setup([sys.argv[0], *_DEFAULTS, *flags, *inputs], target.check, custom_mutator=mutate)
     atheris.Fuzz()
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 from unittest import mock
 
 from pytest_llmperf.measure.audit import problems, without_source
-from pytest_llmperf.measure.client import framing, response
+from pytest_llmperf.measure.client import response
 from pytest_llmperf.measure.client.exchange import Exchange
+from pytest_llmperf.measure.client.framing import FloodError
 from pytest_llmperf.measure.client.messages import RoundLog
 from pytest_llmperf.measure.client.response import RequestRecord, parse_response
 from pytest_llmperf.measure.client.sse import Block, blocks
@@ -85,8 +86,7 @@ _CONTROL = 4
 """Bytes in front of a response: the tokens that were asked for, how, and the chance that cuts it into reads."""
 _MOST_ERROR = 4_000
 _SENT_NS = 1_000_000_000
-_MOST = (1 << 20,) if "most" in Exchange.__slots__ else ()
-_FloodError: type[Exception] = getattr(framing, "FloodError", OSError)
+_MOST_BYTES = 1 << 20
 
 
 def http(data: bytes) -> None:
@@ -141,14 +141,15 @@ def _check_record(record: RequestRecord, reads: list[tuple[int, bytes]], wanted:
 
 def _followed(reads: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
     """Return the reads that a load process takes for the whole response."""
-    exchange = Exchange(0, b"", 0, *_MOST)
+    exchange = Exchange(0, b"", 0, _MOST_BYTES)
     for stamp, piece in reads:
         exchange.reads.append((stamp, piece))
         exchange.received += len(piece)
         try:
             if exchange.is_complete(piece):
                 break
-        except _FloodError as error:
+            exchange.brought_token()
+        except FloodError as error:
             names(error, "bytes")
             break
     return exchange.reads

@@ -23,7 +23,7 @@ from pytest_llmperf.plan.datasets import read_dataset
 from pytest_llmperf.plan.files import parse_file
 from pytest_llmperf.plan.lengths import read_lengths, read_pairs
 from pytest_llmperf.plan.traces import read_trace
-from tests.chaos.fuzz_targets import TARGETS, check
+from tests.chaos.fuzz_targets import TARGETS
 from tests.chaos.mutations import mutated
 from tests.chaos.scratch import use_folder
 
@@ -62,7 +62,7 @@ def test_mutated_input_is_read_or_refused(target: Target, attempts: Attempts, tm
     use_folder(tmp_path)
     for seed in (*target.seeds(), *target.past()):
         with attempts.attempt():
-            check(target, seed)
+            target.check(seed)
     failed: list[bytes] = []
 
     # The quick half is the same in every run, so that a change is red by its own fault alone.
@@ -76,11 +76,11 @@ def test_mutated_input_is_read_or_refused(target: Target, attempts: Attempts, tm
     @given(inputs(target))
     def check_each(data: bytes) -> None:
         if failed:  # what hypothesis does now is to look for a smaller one
-            check(target, data)
+            target.check(data)
             return
         failed.append(data)
         with attempts.attempt():
-            check(target, data)
+            target.check(data)
         failed.clear()
 
     check_each()

@@ -81,8 +81,8 @@ def read_capacity(metrics: str | None, log: str, *, cores: int = 1) -> Capacity:
 
 
 def _first(sources: Iterable[Callable[[], float | None]]) -> float | None:
-    """Return what the first source says that knows; a cache of nothing is none."""
-    return next(filter(None, (source() for source in sources)), None)
+    """Return what the first source says that knows; a cache of nothing, or of less, is none."""
+    return next((number for source in sources if (number := source()) is not None and number > 0), None)
 
 
 def _of_labels(scrape: Scrape, label: str, factor: float = 1.0) -> float | None:

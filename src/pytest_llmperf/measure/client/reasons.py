@@ -128,9 +128,9 @@ def http_error(status: str, headers: dict[str, str], body: bytes) -> str:
 
     Names of `headers` are in lower case.
     """
-    details = [form.format(headers[name]) for name, form in _TELLING_HEADERS.items() if headers.get(name)]
+    details = [form.format(_shortened(headers[name])) for name, form in _TELLING_HEADERS.items() if headers.get(name)]
     words = reason_of_body(body)
-    return f"HTTP {status}: " + "; ".join(filter(None, (*details, words))) + _remedy(status, words)
+    return f"HTTP {_shortened(status)}: " + "; ".join(filter(None, (*details, words))) + _remedy(status, words)
 
 
 def _shortened(text: str) -> str:

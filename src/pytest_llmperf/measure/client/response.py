@@ -125,7 +125,7 @@ def counted(reads: Sequence[tuple[int, bytes]], wire: bytes) -> Stream | None:
     last = wire.rfind(b"data: {")
     try:
         event = DECODER.decode(wire[last + 6 : wire.find(b"\n", last)])
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None  # cut into several chunks, perhaps
     usage = event.usage
     ending = _quick_ending(wire)
