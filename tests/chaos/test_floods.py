@@ -97,9 +97,14 @@ def memory(pid: int) -> Iterator[list[int]]:
         thread.join()
 
 
+SLOW = ("an endless trailer", "endless pings")
+"""A second each: a quick run leaves them out, where it has others like them."""
+
+
 def faults(what: str, names: Iterable[str]) -> list[Any]:
     """Return parameters of which each is a row of the table."""
-    return [pytest.param(name, marks=pytest.mark.fault("load and size", what.format(name)), id=name) for name in names]
+    marks = {name: pytest.mark.fault("load and size", what.format(name), full=name in SLOW) for name in names}
+    return [pytest.param(name, marks=mark, id=name) for name, mark in marks.items()]
 
 
 def play(client: LoadClient, url: str, **other: Any) -> RoundLog:
@@ -151,7 +156,7 @@ def test_streams_that_flood_together_share_a_bound(attempts: Attempts) -> None:
 def streams(client: LoadClient, count: int, *, requests: int, output_tokens: int) -> tuple[RoundLog, int]:
     """Return the log of a round with so many streams, and the memory that it took."""
     clock = Clock(
-        step_s=0.25,
+        step_s=0.1,
         sequence_s=0.0,
         prefill_token_s=0.0,
         max_num_seqs=4096,

@@ -481,12 +481,10 @@ def test_connections_that_the_server_closes_between_arrivals_are_made_anew(clien
 
 
 def test_a_connection_is_not_used_when_the_server_may_just_close_it(client: LoadClient) -> None:
-    numbers = itertools.count()
     on: dict[socket.socket, int] = {}
 
     def answer(connection: socket.socket) -> bool:
         on[connection] = on.get(connection, 0) + 1
-        next(numbers)
         connection.sendall(CHUNKED.replace(b"\r\n", b"\r\nKeep-Alive: timeout=1, max=9\r\n", 1))
         return True
 
