@@ -268,9 +268,12 @@ def test_a_forked_child_does_not_keep_the_locks(
 
 @pytest.mark.fault(PROMISE, "SIGKILL of pytest in a round against a URL")
 def test_nothing_is_sent_to_a_url_when_pytest_was_killed(background: Callable[..., Background], attempts: Attempts) -> None:
+    source = LONG.replace("output_tokens=1900", "output_tokens=4000").replace(
+        "requests=16", "warm_up={'requests': 256}"
+    )  # minutes
     with SimulatedEngine() as engine:
         for chance in attempts(quick=1, full=3):
-            run = background(f"--llmperf-url={engine.url}", kind="url")
+            run = background(f"--llmperf-url={engine.url}", source=source, kind="url")
             assert wait_until(lambda: requests_running(engine.url) > 0, 60), run.output
             time.sleep(chance.uniform(0, 1.0))
             began_s = signalled(run, signal.SIGKILL)
