@@ -100,8 +100,8 @@ def _go_first() -> None:
 def _watch(owner: str) -> threading.Thread:
     """Return a running thread that makes this process leave when its parent has ended, in the middle of a round too.
 
-    Stdin is not looked at there, and whoever the parent has forked keeps it open. A parent-death signal would come too early:
-    when the thread ends that started this process. A thread that waits in the kernel costs a round nothing.
+    Stdin is not looked at there, and whoever the parent has forked keeps it open. A parent-death signal comes too early, when
+    the thread ends that started this process. A thread that waits in the kernel costs a round nothing.
     """
     parent = remains.pid_of(owner)
     waiting = select.poll()

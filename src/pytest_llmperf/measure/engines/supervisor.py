@@ -202,9 +202,11 @@ def _kill(process: psutil.Process, killed: dict[int, None]) -> None:
 
 
 def _is_tracker(process: psutil.Process) -> bool:
+    """Return whether a process is a resource tracker, or about to be gone: then nothing tells any more what it was."""
     try:
-        return b"multiprocessing.resource_tracker" in Path(f"/proc/{process.pid}/cmdline").read_bytes()
-    except OSError:
+        command = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        return b"multiprocessing.resource_tracker" in command if command else process.num_threads() <= 1
+    except (OSError, psutil.Error):
         return False
 
 
