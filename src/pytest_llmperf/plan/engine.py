@@ -211,10 +211,10 @@ def check_url(url: str, *, origin: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise PlanError(f"{origin}={shown!r}: {wrong}; write http://HOST:PORT")
+        raise PlanError(f"{origin}={brief(shown)}: {wrong}; write http://HOST:PORT")
     if "@" in parts.netloc:
         raise PlanError(
-            f"{origin}={shown!r}: {wrong} that can be stored, because it holds a user or a password; leave them out, and"
+            f"{origin}={brief(shown)}: {wrong} that can be stored, because it holds a user or a password; leave them out, and"
             " give them as a header from the environment, e.g. --llmperf-header='Authorization: Basic $CREDENTIALS'"
         )
     path = parts.path.rstrip("/")
