@@ -244,10 +244,10 @@ def check_url(url: str, *, origin: str) -> Guarded:
     except ValueError:
         usable = False
     if not usable:
-        raise PlanError(f"{origin}={text!r}: {wrong}; write http://HOST:PORT")
+        raise PlanError(f"{origin}={brief(text)}: {wrong}; write http://HOST:PORT")
     if "@" in parts.netloc:
         raise PlanError(
-            f"{origin}={text!r}: {wrong} that can be stored, because it holds a user or a password; leave them out, and"
+            f"{origin}={brief(text)}: {wrong} that can be stored, because it holds a user or a password; leave them out, and"
             " give them as a header from the environment, e.g. --llmperf-header='Authorization: Basic $CREDENTIALS'"
         )
     path = parts.path.rstrip("/")
