@@ -11,6 +11,7 @@ import pytest
 
 from pytest_llmperf.testing import Example, Result
 from pytest_llmperf.units import printable
+from tests.baselines import rewrite
 from tests.odd_servers import VLLM, odd_server
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def test_a_baseline_gives_no_orders(tmp_path: Path) -> None:
     for launch in stored["launches"]:
         launch["started"] += ORDERS
         launch["metrics"][f"odd{ORDERS}"] = 1.0
-    path.write_text(json.dumps(stored))
+    rewrite(path, lambda data: data.update(stored))
     result = _run(tmp_path, COMPARING, *engine, "--llmperf-engine-args=--sim-slow-down 4")
     assert result.outcomes == {"failed": 1}, result.stdout
     assert "changed since the baseline: environment N\\x1b]0;owned" in result.stdout, result.stdout

@@ -66,7 +66,7 @@ def test_no_process_of_vllm_outlives_pytest(background: Callable[..., Background
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="TP 2 on CPU needs two cores")
-@pytest.mark.fault(PROMISE, "vLLM at TP 2: SIGKILL of its supervisors in a round")
+@pytest.mark.fault(PROMISE, "vLLM at TP 2: SIGKILL of its supervisors in a round", full=True)
 def test_no_worker_of_vllm_outlives_its_supervisors(background: Callable[..., Background], attempts: Attempts) -> None:
     for number, chance in enumerate(attempts(quick=1, full=6)):
         run = background("--llmperf-tp=2")

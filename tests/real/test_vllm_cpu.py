@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_llmperf.testing import Example
-from tests.real.conftest import ENGINE
+from tests.real.conftest import ASKING, ENGINE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,11 +109,15 @@ def test_preemptions(llmperf, baseline):
     assert "--num-gpu-blocks-override (now 20): raise it" in halved.stdout
 
 
+@pytest.mark.fault("no stranger", "somebody without the key asks a real engine")
 def test_a_server_against_the_engine_alone(tmp_path: Path):
-    source = """
+    source = (
+        ASKING
+        + """
 import pytest
 
-def test_online_and_offline(llmperf):
+def test_online_and_offline(llmperf, llm_engine):
+    check_key(llm_engine)
     load = dict(prompt_tokens=32, output_tokens=16, requests=24)
     classes = {"short": {"share": 2, "prompt_tokens": 16}, "long": {"share": 1, "prompt_tokens": 200}}
     chat = llmperf(**load, api="chat", extra_body={"temperature": 0.5})
@@ -130,9 +134,11 @@ def test_online_and_offline(llmperf):
     assert online.limited_by(offline).partition(":")[0] in ("client", "front end", "engine")
 
 @pytest.mark.llmperf(engine="offline")
-def test_marked(llmperf):  # the engine that the other test has left
+def test_marked(llmperf, llm_engine):  # the engine that the other test has left
+    check_key(llm_engine)
     llmperf(prompt_tokens=32, output_tokens=4, requests=8)
 """
+    )
     result = Example({"test_it.py": source}, NOISY).run(tmp_path, timeout_s=TIMEOUT_S)
     assert result.outcomes == {"passed": 2}, result.stdout
     assert [case["engine"]["kind"] for case in result.cases] == ["server", "server", "server", "offline", "offline"]
