@@ -281,14 +281,7 @@ def _judge_metric(
         detectable, levels = comparison.detectable, comparison.levels(new)
     except stats.UnusableSampleError as error:
         return replace(seen, status=Status.NOT_COMPARABLE, rule=str(error))
-    status, rule = _OUTCOMES[decision.outcome], decision.rule
-    if status is Status.UNDECIDED and spent:
-        status, rule = Status.INCONCLUSIVE, f"too few starts of this run were {metric.start}"
-    if status is Status.INCONCLUSIVE and levels and rule != stats.HOPELESS:
-        needed = comparison.launches_needed
-        rule += f"; {needed} would most likely do" if needed else "; the baseline needs more launches"
-    if status.green and (why := _proves_nothing(detectable, gate)):
-        status, rule = Status.INCONCLUSIVE, why
+    status, rule = _ruled(comparison, decision, decidable=bool(levels), spent=spent)
     if status.green and _implausible(metric, old, new[:look]):
         status, rule = Status.NOT_COMPARABLE, _TOO_GOOD
     if why := _beyond_bounds(metric, status, stored.launches, measurement.launches):
@@ -304,6 +297,19 @@ def _judge_metric(
         detectable=detectable,
         levels=levels,
     )
+
+
+def _ruled(comparison: Comparison, decision: stats.Decision, *, decidable: bool, spent: bool) -> tuple[Status, str]:
+    """Return the status that a decision comes to, and the rule: no pass where the baseline could find nothing."""
+    status, rule = _OUTCOMES[decision.outcome], decision.rule
+    if status is Status.UNDECIDED and spent:
+        return Status.INCONCLUSIVE, f"too few starts of this run were {comparison.metric.start}"
+    if status is Status.INCONCLUSIVE and decidable and rule != stats.HOPELESS:
+        needed = comparison.launches_needed
+        rule += f"; {needed} would most likely do" if needed else "; the baseline needs more launches"
+    if status.green and (why := _proves_nothing(comparison.detectable, comparison.gate)):
+        return Status.INCONCLUSIVE, why
+    return status, rule
 
 
 def _never_had(seen: MetricVerdict, metric: Metric, measurement: Measurement, new: list[list[float]]) -> MetricVerdict:

@@ -235,60 +235,58 @@ class _Host:
         return {"choices": [{"index": 0, "text": choice.text}], "usage": counts}
 
 
-def _handler(host: _Host) -> type[http.server.BaseHTTPRequestHandler]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(http.server.BaseHTTPRequestHandler):
+    host: _Host
+    protocol_version = "HTTP/1.1"
 
-        def refused(self) -> bool:
-            """Refuse who does not bring the key; whether it lives may be asked by anybody."""
-            wanted = f"Bearer {host.key}".encode()
-            if not host.key or hmac.compare_digest((self.headers.get("Authorization") or "").encode(), wanted):
-                return False
-            self.give(401, {"error": "Unauthorized"})
-            self.close_connection = True  # what it has sent is not read
-            return True
+    def refused(self) -> bool:
+        """Refuse who does not bring the key; whether it lives may be asked by anybody."""
+        wanted = f"Bearer {self.host.key}".encode()
+        if not self.host.key or hmac.compare_digest((self.headers.get("Authorization") or "").encode(), wanted):
+            return False
+        self.give(401, {"error": "Unauthorized"})
+        self.close_connection = True  # what it has sent is not read
+        return True
 
-        def do_GET(self) -> None:
-            if self.path == "/health":
-                return self.answer(200, b"")
-            if self.path == "/metrics":
-                from prometheus_client import generate_latest
+    def do_GET(self) -> None:
+        if self.path == "/health":
+            return self.answer(200, b"")
+        if self.path == "/metrics":
+            from prometheus_client import generate_latest
 
-                return self.answer(200, generate_latest(), "text/plain; version=0.0.4; charset=utf-8")
-            if self.refused():
-                return None
-            if self.path == "/progress":
-                now = host.round
-                return self.give(200, {"tokens": now.tokens if now else 0, "open": len(now.open) if now else 0})
-            if self.path == "/v1/models":
-                return self.give(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in host.names]})
-            return self.give(404, {"detail": "Not Found"})
+            return self.answer(200, generate_latest(), "text/plain; version=0.0.4; charset=utf-8")
+        if self.refused():
+            return None
+        if self.path == "/progress":
+            now = self.host.round
+            return self.give(200, {"tokens": now.tokens if now else 0, "open": len(now.open) if now else 0})
+        if self.path == "/v1/models":
+            return self.give(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in self.host.names]})
+        return self.give(404, {"detail": "Not Found"})
 
-        def do_POST(self) -> None:
-            if self.refused():
-                return None
-            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-            if self.path == "/play":
-                host.round = Round(host.llm, body)
-                return self.give(*host.ask(host.round.play))
-            if self.path == "/v1/completions":
-                return self.give(*host.ask(lambda: host.complete(body)))
-            return self.give(404, {"detail": "Not Found"})
+    def do_POST(self) -> None:
+        if self.refused():
+            return None
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        if self.path == "/play":
+            self.host.round = Round(self.host.llm, body)
+            return self.give(*self.host.ask(self.host.round.play))
+        if self.path == "/v1/completions":
+            return self.give(*self.host.ask(lambda: self.host.complete(body)))
+        return self.give(404, {"detail": "Not Found"})
 
-        def give(self, status: int, value: object) -> None:
-            self.answer(status, json.dumps(value).encode())
+    def give(self, status: int, value: object) -> None:
+        self.answer(status, json.dumps(value).encode())
 
-        def answer(self, status: int, body: bytes, kind: str = "application/json") -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def answer(self, status: int, body: bytes, kind: str = "application/json") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            """Log no request."""
-
-    return Handler
+    def log_message(self, *_: object) -> None:
+        """Log no request."""
 
 
 def main() -> None:
@@ -300,7 +298,7 @@ def main() -> None:
     args, llm = _engine([*sys.argv[1:], *hidden])
     try:
         host = _Host(args, llm, key)
-        server = http.server.ThreadingHTTPServer((args.host, args.port), _handler(host))
+        server = http.server.ThreadingHTTPServer((args.host, args.port), type("Handler", (_Handler,), {"host": host}))
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, name="llmperf-http", daemon=True).start()
         host.run()
