@@ -25,9 +25,10 @@ PATIENCE_S = 30.0
 """Generous: other work may have the machine."""
 
 
-def _heed_ctrl_c() -> None:
-    # A shell has its background jobs ignore it, and so would all that they start.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _heed_signals() -> None:
+    # A shell has its background jobs ignore Ctrl-C, and nohup a hang-up; and so would all that they start.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class Background:
@@ -48,7 +49,7 @@ class Background:
                 env={**os.environ, **own, **env},
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_heed_ctrl_c,
+                preexec_fn=_heed_signals,
             )
 
     @property

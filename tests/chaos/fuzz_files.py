@@ -114,6 +114,11 @@ def workload_files(data: bytes) -> None:
                 reader.cache_clear()
 
 
+def workload_past() -> list[bytes]:
+    """Return files that have broken a promise: a number with what Python strips, and `float` does not."""
+    return [b"TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:00+00:00,216\x1e,5\n2024-05-10 00:00:01+00:00,2399,6\n"]
+
+
 def _check_trace(file: files.File, block_tokens: int | None, unit: str | None) -> None:
     arrivals = traces.read_trace(file, block_tokens, unit)
     assert arrivals[0].at_s == 0

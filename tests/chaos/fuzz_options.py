@@ -126,7 +126,9 @@ def option_seeds() -> list[bytes]:
 
 
 def option_past() -> list[bytes]:
-    """Return values that have broken a promise: a home folder of nobody, whose name no file can have."""
+    """Return values that have broken a promise: a home folder of nobody, whose name no file can have; nested without end."""
     numbers = {name: number for number, (name, _) in enumerate(_READERS)}
     names_of_paths = ("llmperf_model", "llmperf_python", "llmperf_baselines", "llmperf_json")
-    return [bytes([numbers[name]]) + value for name in names_of_paths for value in (b"~nobody/x", b"~nobody\0/x", b"\0")]
+    nested = bytes([numbers["parse_engine_args"]]) + b"--o=" + b"a=" * 2_000
+    paths = [bytes([numbers[name]]) + value for name in names_of_paths for value in (b"~nobody/x", b"~nobody\0/x", b"\0")]
+    return [*paths, nested]

@@ -81,6 +81,11 @@ def test_foreign_text_is_shown_without_secrets_and_pieces_of_them(text: str, saf
     assert without(text, [f"Bearer {KEY}"]) == safe
 
 
+def test_what_is_nested_without_end_is_hidden_as_a_whole() -> None:
+    assert shown("--o=" + "a=" * 3 + "api_key=hunter22") == "--o=a=a=a=api_key=***"
+    assert shown("--o=" + "a=" * 2_000 + "api_key=hunter22").endswith("a=***")
+
+
 def test_short_secrets_are_not_looked_for_everywhere() -> None:
     assert without("a key is wrong", ["a", "key", ""]) == "a key is wrong"
 

@@ -8,7 +8,17 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.plan.checks import PlanError, brief, cut, degree, parse_fraction, parse_positive, representation, written
+from pytest_llmperf.plan.checks import (
+    MOST,
+    PlanError,
+    brief,
+    cut,
+    degree,
+    parse_fraction,
+    parse_positive,
+    representation,
+    written,
+)
 from pytest_llmperf.plan.datasets import TAKEN, api_of
 from pytest_llmperf.plan.files import parse_file
 from pytest_llmperf.plan.lengths import Lengths, mean_length, parse_lengths, parse_pairs
@@ -150,7 +160,12 @@ def _requests(parsed: Mapping[str, Any]) -> int:
             ready = concurrency * math.ceil(seconds) * _REQUESTS_PER_S
             most = _READY_TOKENS // max(1, round(mean_length(parsed.get("prompt_tokens", DEFAULTS["prompt_tokens"]))))
             wanted = max(DEFAULT_REQUESTS, min(ready, most))
-    return max(math.ceil(wanted / turns) * turns, 0 if rate else concurrency * turns)
+    requests = max(math.ceil(wanted / turns) * turns, 0 if rate else concurrency * turns)
+    if requests > MOST:
+        sources = {name: parsed.get(name) for name in ("turns", "concurrency", "rate", "duration_s")}
+        asked = ", ".join(f"{name}={brief(value)}" for name, value in sources.items() if value is not None)
+        raise PlanError(f"{asked}: a round would have {requests:,} requests, and can have {MOST:,}; ask for less")
+    return requests
 
 
 def _classes(value: object, folder: Path, usual: Mapping[str, int | Lengths]) -> tuple[RequestClass, ...]:

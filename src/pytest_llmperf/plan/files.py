@@ -83,11 +83,14 @@ class Row(NamedTuple):
 
 def _finite(value: object) -> float | None:
     """Return a finite number, None for what is none: neither truth values nor underscores are."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number and not (isinstance(value, str) and _NUMBER.fullmatch(value.strip())):
+    if isinstance(value, str):
+        value = value.strip()  # of more than `float` takes for blanks
+        if not _NUMBER.fullmatch(value):
+            return None
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
-        number = float(value)  # type: ignore[arg-type]  # a number or a text of one, as was seen above
+        number = float(value)
     except OverflowError:
         return None
     return number if math.isfinite(number) else None

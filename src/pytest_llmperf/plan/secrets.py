@@ -103,16 +103,26 @@ def secrets_in(text: str) -> list[str]:
     return secrets
 
 
+_DEEPEST = 20
+"""Commands in the values of options in commands: what is deeper is hidden as a whole."""
+
+
 def _replaced(text: str, hide: Callable[[str], str]) -> str:
     for pattern, names in _PATTERNS:
-
-        def replaced(match: re.Match[str], pattern: re.Pattern[str] = pattern, names: _Test | None = names) -> str:
-            if names and not names(match["name"]):
-                return match["keep"] + pattern.sub(replaced, match["secret"])  # `sh -c '...'` has a command in its value
-            return match["keep"] + (match["secret"] if match["secret"] == HIDDEN else hide(match["secret"]))
-
-        text = pattern.sub(replaced, str(text))
+        text = _substituted(str(text), pattern, names, hide, _DEEPEST)
     return text
+
+
+def _substituted(text: str, pattern: re.Pattern[str], names: _Test | None, hide: Callable[[str], str], levels: int) -> str:
+    def replaced(match: re.Match[str]) -> str:
+        secret = match["secret"]
+        if levels and names and not names(match["name"]):
+            secret = _substituted(secret, pattern, names, hide, levels - 1)  # `sh -c '...'` has a command in its value
+        elif secret != HIDDEN:
+            secret = hide(secret)
+        return match["keep"] + secret
+
+    return pattern.sub(replaced, text)
 
 
 def shown_value(name: str, value: str) -> str:
