@@ -55,6 +55,8 @@ TARGETS = {
             fuzz_options.option_seeds,
             fuzz_options.option_past,
         ),
-        Target("files", "mutated traces and datasets", fuzz_files.workload_files, fuzz_files.workload_seeds, fuzz_files.workload_past),
+        Target(
+            "files", "mutated traces and datasets", fuzz_files.workload_files, fuzz_files.workload_seeds, fuzz_files.workload_past
+        ),
     )
 }
