@@ -260,7 +260,7 @@ def test_a_document_with_too_little_text_is_a_failed_request(client: LoadClient,
     choice = {"index": 0, "text": text, "finish_reason": "length"}
     for _ in attempts():
         log = play(client, document({"choices": [choice], "usage": usage_of(COUNT)}), stream=False)
-        assert {record.error for record in log.records} == {
+        assert {str(record.error).partition(";")[0] for record in log.records} == {
             f"usage says {COUNT} tokens, what came has {len(text)} bytes of text: no token has less than one"
         }
 

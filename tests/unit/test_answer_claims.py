@@ -43,6 +43,14 @@ def test_ten_times_the_tokens_of_english_are_doubted(tokens: int) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_that_may_not_end_has_many_marks_of_its_end(stream: bool) -> None:
+    seen = Seen(pieces=12, text_bytes=60)
+    assert doubt_of(128, seen, stream=stream, exact=True) is None
+    assert doubt_of(128, seen, stream=stream) is not None
+    assert doubt_of(1_000, seen, stream=stream, exact=True) is not None
+
+
+@pytest.mark.parametrize("stream", [True, False])
 def test_what_is_hidden_by_its_own_count_is_believed(stream: bool) -> None:
     seen = Seen(pieces=3, text_bytes=12, reasoning=500)
     assert doubt_of(500, seen, stream=stream) is None

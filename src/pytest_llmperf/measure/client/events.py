@@ -243,15 +243,24 @@ _MOST_HIDDEN = 16
 """Tokens that are part of a format, such as those around reasoning and calls, and the end of the text: none of them is shown."""
 
 
-def doubt_of(claimed: int, seen: Seen, *, stream: bool = True) -> str | None:
-    """Return why an answer cannot have had as many tokens as its `usage` claims; None where it can."""
+_PAST_THE_END = 2
+"""A model that may not end often says the mark of its end again and again, which is not shown: so many times as many tokens as
+the text could have are believed then."""
+
+
+def doubt_of(claimed: int, seen: Seen, *, stream: bool = True, exact: bool = False) -> str | None:
+    """Return why an answer cannot have had as many tokens as its `usage` claims; None where it can.
+
+    `exact`: it may not end by itself, and goes on behind what the model takes for the end.
+    """
     if stream and seen.pieces > claimed + _SPLIT + claimed // 32:
         return f"usage says {claimed:,} tokens, the stream held {seen.pieces:,} pieces of text"
-    most = seen.text_bytes + seen.silent + seen.reasoning
+    most = (seen.text_bytes + seen.silent + seen.reasoning) * (_PAST_THE_END if exact else 1)
     hidden = min(_MOST_HIDDEN, _SPLIT + claimed // 8) if seen.text_bytes else _SPLIT
     if claimed > most + hidden:
         pieces = f"{seen.pieces:,} pieces of text with " if stream else ""
         return (
-            f"usage says {claimed:,} tokens, what came has {pieces}{seen.text_bytes:,} bytes of text: no token has less than one"
+            f"usage says {claimed:,} tokens, what came has {pieces}{seen.text_bytes:,} bytes of text: no token has less than one;"
+            ' where it has many that are not shown, ask for them: extra_body={"skip_special_tokens": False}'
         )
     return None

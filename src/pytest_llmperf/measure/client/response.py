@@ -105,7 +105,7 @@ def _incomplete(read: Stream, wanted: int, *, exact: bool, stream: bool) -> str 
             return wrong
     if tokens is None:
         return "the server reports neither usage nor token ids, so its tokens cannot be counted"
-    if read.seen and (doubt := doubt_of(tokens, read.seen, stream=stream)):
+    if read.seen and (doubt := doubt_of(tokens, read.seen, stream=stream, exact=exact)):
         return doubt
     if tokens != wanted and (exact or not 0 < tokens < wanted):
         return f"{tokens} of {wanted} tokens"
