@@ -76,9 +76,17 @@ def test_a_folder_that_is_a_link_or_open_is_refused(tmp_path: Path) -> None:
     assert "is a link. Remove it" in _refusal(tmp_path / "link")
     assert list((tmp_path / "real").iterdir()) == []
     (tmp_path / "open").mkdir()
-    (tmp_path / "open").chmod(0o777)
-    assert "Give it mode 1777" in _refusal(tmp_path / "open")
-    (tmp_path / "open").chmod(0o1777)
+    (tmp_path / "open").chmod(0o777)  # our own, or root's: as containers have it mounted
     assert _refusal(tmp_path / "open") == "taken"
+    assert (tmp_path / "open").stat().st_mode & 0o7777 == 0o1777
     (tmp_path / "open").chmod(0o775)  # that of a umask of 002, where each user is a group
     assert _refusal(tmp_path / "open") == "taken"
+
+
+@pytest.mark.fault("no stranger", "the folder of locks is a link, or one in which anybody can replace the files of others")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_an_open_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs").chmod(0o777)
+    os.chown(tmp_path / "theirs", 12345, 12345)
+    assert "Give it mode 1777" in _refusal(tmp_path / "theirs")

@@ -345,6 +345,21 @@ def test_lock_files_are_named_by_uuid_and_every_user_can_lock_them(locks, tmp_pa
     assert modes == {"locks": "0o1777", "queue.lock": "0o666", "MIG-1-2-3.lock": "0o666"}
 
 
+def test_gpus_stay_free_where_the_lock_of_another_cannot_be_had(locks, tmp_path):
+    folder = tmp_path / "locks"
+    first, second = Gpu(0, "GPU-a", "H200", 1), Gpu(1, "GPU-b", "H200", 1)
+    folder.mkdir()
+    (folder / "GPU-b.lock").mkdir()
+    for _ in range(2):  # the second time the first GPU would be waited for, were it still locked
+        with (
+            pytest.raises(LeaseError, match=r"GPU-b\.lock, .* is no plain file"),
+            leased(locks._replace(folder=folder), [first, second]),
+        ):
+            pass
+    with leased(locks._replace(folder=folder), [first]) as taken:
+        assert taken == [0]
+
+
 def test_a_lock_file_of_another_user_can_be_locked(locks, tmp_path, monkeypatch):
     folder, flags, really = tmp_path / "locks", list[int](), os.open
 
@@ -370,10 +385,7 @@ def test_a_folder_that_cannot_be_used_is_named_with_the_remedy(locks, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(LeaseError) as error, leased(locks._replace(folder=tmp_path / "file"), machine(1)):
         pass
-    assert str(error.value) == (
-        f"{tmp_path}/file/queue.lock, the lock that keeps two engines apart, cannot be opened (Not a directory). All users of"
-        f" this machine need access: give {tmp_path}/file mode 1777."
-    )
+    assert str(error.value) == f"{tmp_path}/file, the folder of the locks that keep engines apart, is no folder. Remove it."
 
 
 def test_all_users_and_jobs_have_the_same_folder(monkeypatch, tmp_path):

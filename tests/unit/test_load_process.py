@@ -20,12 +20,14 @@ import threading
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 import trustme
 
+import pytest_llmperf
 from pytest_llmperf.measure.client.endpoint import Endpoint
 from pytest_llmperf.measure.client.messages import ClientError, RoundLog
 from pytest_llmperf.measure.client.processes import LoadClient
@@ -38,7 +40,6 @@ from tests.processes import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from pytest_llmperf.measure.client.response import RequestRecord
 
@@ -747,3 +748,33 @@ def test_a_server_that_goes_away_fails_what_follows(client: LoadClient) -> None:
         log = client.play(plan)
     assert len(log.records) == 60
     assert len(errors(log)) == 60
+
+
+WATCHED = """
+import os, subprocess, sys
+child = '''
+import os, sys
+{missing}
+from pytest_llmperf.measure.client.load import _watch
+_watch(sys.argv[1])
+print(os.getpid(), flush=True)
+sys.stdin.read()
+'''
+from pytest_llmperf.measure.engines import remains
+subprocess.Popen([sys.executable, "-c", child, remains.owner()], stdin=sys.stdin)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("missing", ["", "del os.pidfd_open"], ids=["by its descriptor", "by looking"])
+def test_a_load_process_ends_with_its_parent(missing: str) -> None:
+    source = str(Path(pytest_llmperf.__file__).parents[1])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", WATCHED.format(missing=missing)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": source},
+    )  # fmt: skip
+    with parent:  # which keeps the pipe open that the child reads, too
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        assert wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 15)

@@ -55,9 +55,10 @@ def degree(name: str, value: object) -> int:
     text = written(value)
     if not re.fullmatch(r"[+-]?[0-9]+", text):
         raise PlanError(f"{name}={brief(value)}: must be a whole number such as 1, 2 or 4")
-    if len(text) > len(str(MOST)) and len(text.lstrip("+-0")) >= len(str(MOST)):
+    digits = text.lstrip("+-0") or "0"
+    if len(digits) > len(str(MOST)) or int(digits) > MOST:
         raise PlanError(f"{name}={cut(text)}: must be a whole number of {MOST:,} at most")
-    number = int(text)
+    number = -int(digits) if text.startswith("-") else int(digits)
     if number < 1:
         hint = "; 1 means no parallelism" if name.rpartition("-")[2] in ("tp", "pp", "dp") else ""
         raise PlanError(f"{name}={text}: the smallest value is 1{hint}")
@@ -94,6 +95,6 @@ def parse_switch(name: str, value: object) -> bool:
 def parse_whole(name: str, value: object) -> int:
     """Return a whole number, 0 or more, or raise PlanError naming `name`."""
     text = written(value)
-    if not re.fullmatch(r"[+]?[0-9]{1,18}", text):
-        raise PlanError(f"{name}={brief(value)}: must be a whole number, 0 or more, of 18 digits at most")
+    if not re.fullmatch(r"[+]?[0-9]{1,20}", text):  # seeds have 64 bits
+        raise PlanError(f"{name}={brief(value)}: must be a whole number, 0 or more, of 20 digits at most")
     return int(text)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 60.0
 """How long a GPU that somebody else uses is waited for."""
+_SWEEP_S = 10.0
+"""How long what runs before this one have left may hold up the first engine."""
 
 
 class EnginePool:
@@ -80,7 +82,7 @@ class EnginePool:
             find_vllm(spec.python)  # before this host is waited for: without it there is nothing to wait for
             self._with_vllm.add(spec.python)
         if not self.starts and kind.starts:
-            remains.sweep()  # before GPUs are waited for: an engine whose run was killed may have them
+            remains.sweep_within(_SWEEP_S)  # before GPUs are waited for: an engine whose run was killed may have them
         _ = self.client  # started first: the engine is not kept waiting for its first request
         with contextlib.ExitStack() as stack:
             turn = self._tenancy.turn(spec.ranks, gpus, together=spec.tp, simulated=kind.simulated)

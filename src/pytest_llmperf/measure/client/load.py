@@ -34,6 +34,7 @@ _SPARE = 32
 _MOST_AT_ONCE = 512
 """Connections that it has at most, where requests are due at its beginning: a process may have a thousand open files."""
 _CLOCK_SET_NS = 1_000_000
+_LOOK_MS: int | None = 250
 _LAST_S = 5.0
 """From the end of stdin to that of the parent at most: its pipes are closed before it is seen to have ended."""
 
@@ -104,14 +105,17 @@ def _watch(owner: str) -> threading.Thread:
     the thread ends that started this process. A thread that waits in the kernel costs a round nothing.
     """
     parent = remains.pid_of(owner)
-    waiting = select.poll()
-    with contextlib.suppress(ProcessLookupError):
+    waiting, look_ms = select.poll(), _LOOK_MS
+    # Some builds of Python, kernels and sandboxes have no such descriptors: then it is looked at again and again.
+    with contextlib.suppress(AttributeError, OSError):
         waiting.register(os.pidfd_open(parent), select.POLLIN)
+        look_ms = None
     if os.getppid() != parent:  # while it is our parent nobody else can have its id
         _leave(owner)
 
     def leave() -> None:
-        waiting.poll()
+        while os.getppid() == parent:
+            waiting.poll(look_ms)
         _leave(owner)
 
     watch = threading.Thread(target=leave, name="llmperf-parent", daemon=True)

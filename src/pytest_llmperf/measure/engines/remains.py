@@ -21,6 +21,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -80,9 +81,9 @@ def pid_of(name: str) -> int:
 
 def is_gone(name: str) -> bool:
     """Return whether an owner, or that of a mark, has ended; False also where this cannot be known here."""
-    name = "-".join(name.split("-")[:4])
-    if not name.startswith(f"{_here()}-"):
-        return False  # of another container or host, whose process ids are not ours
+    name, here = "-".join(name.split("-")[:4]), _here()
+    if not name.startswith(f"{here}-") or "0" in here.split("-"):
+        return False  # of another container or host, whose process ids are not ours; or that cannot be told
     try:
         return owner(pid_of(name)) != name
     except OSError:
@@ -106,8 +107,10 @@ def _environment(pid: str) -> bytes:
         if process.stat().st_uid != os.geteuid():
             return b""
         with contextlib.suppress(ProcessLookupError):
-            return (process / "environ").read_bytes()
-        # Of a process whose main thread has ended, as CUDA's do in their last seconds, the other threads have it.
+            if environment := (process / "environ").read_bytes():
+                return environment
+        # Of a process whose main thread has ended, as CUDA's do in their last seconds, the other threads have it; some kernels
+        # say that there is no such process, others that its environment is empty.
         threads = list((process / "task").iterdir())
     except OSError:
         return b""
@@ -144,12 +147,17 @@ def end(prefix: str) -> list[int]:
 
 def _kill(pid: int, prefix: str, killed: dict[int, None]) -> None:
     with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-        process = os.pidfd_open(pid)
-        stack.callback(os.close, process)
+        process = None
+        with contextlib.suppress(AttributeError):  # of some builds of Python
+            process = os.pidfd_open(pid)
+            stack.callback(os.close, process)
         # The id may have gone to somebody else since it was looked at; the descriptor stays with one process.
         match = _MARKED.search(_environment(str(pid)))
         if match and os.fsdecode(match[2]).startswith(prefix):
-            signal.pidfd_send_signal(process, signal.SIGKILL)
+            if process is None:
+                os.kill(pid, signal.SIGKILL)
+            else:
+                signal.pidfd_send_signal(process, signal.SIGKILL)
             killed[pid] = None
 
 
@@ -166,6 +174,13 @@ def _is_tracker(pid: int) -> bool:
 def folder_prefix(what: str) -> str:
     """Return how the name of a temporary folder begins that `sweep` removes when this process is gone."""
     return f"llmperf-{what}-{owner()}-"
+
+
+def sweep_within(seconds: float) -> None:
+    """Sweep, and go on without when it takes longer: to look at a process may block where that one hangs in a driver."""
+    sweeping = threading.Thread(target=sweep, name="llmperf-sweep", daemon=True)
+    sweeping.start()
+    sweeping.join(seconds)
 
 
 def sweep() -> None:

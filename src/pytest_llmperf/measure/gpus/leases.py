@@ -28,24 +28,25 @@ if TYPE_CHECKING:
 POLL_S = 0.1
 
 
-_LOCKED: set[int] = set()
-"""Descriptors of this process that have a lock."""
+_OPENED: set[int] = set()
+"""Descriptors of lock files that this process has open."""
 
 
 def _close_inherited() -> None:
     """Close, in a process that was forked, the locks of the one that it comes from: it would keep them as long as it lives."""
-    for descriptor in _LOCKED:
+    for descriptor in _OPENED:
         with contextlib.suppress(OSError):
             os.close(descriptor)
-    _LOCKED.clear()
+    _OPENED.clear()
 
 
 os.register_at_fork(after_in_child=_close_inherited)
 
 
 def _unlock(descriptor: int) -> None:
-    _LOCKED.discard(descriptor)
-    os.close(descriptor)
+    if descriptor in _OPENED:  # else a fork has closed it, and its number may be another file's
+        _OPENED.discard(descriptor)
+        os.close(descriptor)
 
 
 class LeaseError(RuntimeError):
@@ -71,8 +72,16 @@ def _path(folder: Path, name: str) -> Path:
 
 
 def _open(folder: Path, name: str) -> int:
-    """Return a descriptor of a lock file that any user of the machine can lock; raises LeaseError where there can be none."""
-    path = _path(folder, name)
+    """Return a descriptor of a lock file that any user of the machine can lock; raises LeaseError where there can be none.
+
+    It is closed by `_unlock`.
+    """
+    descriptor = _made(folder, _path(folder, name))
+    _OPENED.add(descriptor)
+    return descriptor
+
+
+def _made(folder: Path, path: Path) -> int:
     try:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
@@ -113,15 +122,30 @@ def _no_plain_file(path: Path) -> LeaseError:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise LeaseError where the folder is a link, or others could put files of their own in the place of the locks."""
-    mode = folder.lstat().st_mode
-    if stat.S_ISLNK(mode):
-        raise LeaseError(f"{folder}, the folder of the locks that keep engines apart, is a link. Remove it.")
-    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        raise LeaseError(
-            f"{folder}, the folder of the locks that keep engines apart, lets users replace each other's files."
-            " Give it mode 1777."
-        )
+    """Raise LeaseError where the folder is a link, or that of a user who lets others replace the files in it.
+
+    One that is open to all without the sticky bit, as Kubernetes mounts them, gets it where that is allowed.
+    """
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        what = "a link" if folder.is_symlink() else "no folder"
+        raise LeaseError(f"{folder}, the folder of the locks that keep engines apart, is {what}. Remove it.") from None
+    try:
+        status = os.fstat(opened)
+        if not status.st_mode & stat.S_IWOTH or status.st_mode & stat.S_ISVTX:
+            return
+        with contextlib.suppress(OSError):
+            os.fchmod(opened, 0o1777)
+        if status.st_uid not in (0, os.geteuid()):
+            raise LeaseError(
+                f"{folder}, the folder of the locks that keep engines apart, lets users replace each other's files."
+                " Give it mode 1777."
+            )
+    finally:
+        os.close(opened)
 
 
 @contextlib.contextmanager
@@ -136,9 +160,8 @@ def _locked(locks: Locks, name: str, mode: int, what: str) -> Iterator[None]:
                 fcntl.flock(descriptor, mode)
             if _is_current(descriptor, locks.folder, name):
                 break
-            os.close(descriptor)
+            _unlock(descriptor)
             descriptor = _open(locks.folder, name)
-        _LOCKED.add(descriptor)
         yield
     finally:
         _unlock(descriptor)
@@ -208,7 +231,6 @@ def lease(
         with _locked(locks, "queue", fcntl.LOCK_EX, "waiting behind another engine for GPUs"):
             taken = _wait(gpus, (count, together), locks, unfit, patience_s, remedy)
             for descriptor in taken.values():
-                _LOCKED.add(descriptor)
                 stack.callback(_unlock, descriptor)
         by_name = {gpu.uuid: gpu for gpu in gpus}
         yield tuple(by_name[uuid] for uuid in taken)
@@ -271,7 +293,7 @@ def _wait(
                 return {gpu.uuid: free.pop(gpu.uuid) for gpu in chosen}
         finally:
             for descriptor in free.values():
-                os.close(descriptor)
+                _unlock(descriptor)
         reasons = "; ".join(wrong.values())
         # Will leases that end suffice? Then what is wrong with the others need not pass.
         leased = _choose(groups, number, everything - wrong.keys()) is not None
@@ -292,15 +314,17 @@ def _tell_once(locks: Locks, said: str, now: str) -> str:
 def _free(gpus: Collection[Gpu], folder: Path) -> dict[str, int]:
     """Return locked descriptors of all GPUs that nobody has, by UUID."""
     free = {}
-    for gpu in gpus:
-        descriptor = _open(folder, gpu.uuid)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            continue
-        if _is_current(descriptor, folder, gpu.uuid):
-            free[gpu.uuid] = descriptor
-        else:
-            os.close(descriptor)  # the next look finds the new file
+    with contextlib.ExitStack() as stack:  # where the next file cannot be had, these must not stay locked
+        for gpu in gpus:
+            with contextlib.ExitStack() as its_own:
+                descriptor = _open(folder, gpu.uuid)
+                its_own.callback(_unlock, descriptor)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                if _is_current(descriptor, folder, gpu.uuid):  # else the next look finds the new file
+                    free[gpu.uuid] = descriptor
+                    stack.push(its_own.pop_all())
+        stack.pop_all()
     return free
