@@ -239,7 +239,9 @@ def test_the_audit_looks_up_releases_without_their_local_versions(tmp_path: Path
     listed = (
         "torch==2.9.0+cu128\nnumpy==2.3.2\nmine @ file:///work\n-e git+https://x/y@1#egg=y\nvllm==0.32.0 ; python_version > '3'\n"
     )
-    (tmp_path / "results" / "packages.txt").write_text(listed)
+    for attempt, text in (("llmperf-2", "numpy==1.0\n"), ("llmperf-10", listed)):  # the last one counts
+        (tmp_path / "results" / attempt).mkdir()
+        (tmp_path / "results" / attempt / "packages.txt").write_text(text)
     done = run(SCRIPTS[AUDIT], tmp_path, **audit)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "pinned.txt").read_text().split() == ["torch==2.9.0", "numpy==2.3.2", "vllm==0.32.0"]
