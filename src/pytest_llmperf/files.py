@@ -109,7 +109,8 @@ def write_text(path: Path, text: str) -> None:
 def rewrite(path: Path, make: Callable[[], str], *, durable: bool = False) -> None:
     """Write a file as a whole or not at all, with the text that `make` returns while no other process writes it.
 
-    A link's target is written. `durable`: it outlives a power failure too. Raises OSError, or what `make` does.
+    A link's target is written. `durable`: it is on the disk before it takes the old one's place, so that a power
+    failure leaves the one or the other. Raises OSError, or what `make` does.
     """
     path = _resolved(path)
     with contextlib.suppress(FileNotFoundError):
