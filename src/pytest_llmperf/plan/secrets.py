@@ -6,6 +6,7 @@ that costs a reader a word, and the other way round costs a key.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import re
 from collections.abc import Callable
@@ -21,6 +22,8 @@ HIDDEN = "***"
 """What stands in the place of a secret."""
 _LEAST_CHARACTERS = 6
 """Shorter texts are not looked for in foreign words: they would be hit everywhere."""
+_LEAST_AT_AN_END = 12
+"""Of a cut secret that no dots follow: many a line ends with a shorter word that some secret begins with."""
 _ALWAYS = frozenset({
     "secret", "secrets", "password", "passwords", "passwd", "passphrase", "credential", "credentials", "apikey", "apikeys",
     "accesskey", "authorization",
@@ -151,13 +154,28 @@ def without(text: str, secrets: Iterable[str]) -> str:
     if not forms or not begins.search(text):
         return text
     for secret in forms:
-        text = text.replace(secret, HIDDEN)
-        if secret[:_LEAST_CHARACTERS] not in text:
-            continue
-        # What is too long is cut, and ends with dots.
-        for length in range(len(secret) - 1, _LEAST_CHARACTERS - 1, -1):
-            text = re.sub(re.escape(secret[:length]) + r"(?=\.\.\.|…|$)", HIDDEN, text, flags=re.M)
+        text = _without_beginnings(text.replace(secret, HIDDEN), secret)
     return text
+
+
+def _without_beginnings(text: str, secret: str) -> str:
+    """Return a text with the beginnings of a secret hidden that were cut: dots follow, or the line ends behind a long one."""
+    begin, kept, done = secret[:_LEAST_CHARACTERS], [], 0
+    place = text.find(begin)
+    while place >= 0:
+        common = bisect.bisect_left(range(len(secret)), True, key=lambda n: not text.startswith(secret[: n + 1], place))
+        length = next((n for n in range(common, max(common - 3, _LEAST_CHARACTERS - 1) - 1, -1) if _is_cut(text, place + n, n)), 0)
+        if length:
+            kept += [text[done:place], HIDDEN]
+            done = place + length
+        place = text.find(begin, place + max(length, 1))
+    return "".join(kept) + text[done:]
+
+
+def _is_cut(text: str, end: int, length: int) -> bool:
+    """Return whether a word of this length that ends there looks like one that was cut."""
+    ends_line = length >= _LEAST_AT_AN_END and text[end : end + 1] in ("", "\n")
+    return ends_line or text.startswith(("...", "…"), end)
 
 
 @functools.lru_cache(maxsize=8)
