@@ -26,14 +26,16 @@ _LEAST_AT_AN_END = 12
 """Of a cut secret that no dots follow: many a line ends with a shorter word that some secret begins with."""
 _ALWAYS = frozenset({
     "secret", "secrets", "password", "passwords", "passwd", "passphrase", "credential", "credentials", "apikey", "apikeys",
-    "accesskey", "authorization",
+    "accesskey", "authorization", "creds",
 })  # fmt: skip
 """Words that make a name one of a secret, wherever in it they stand."""
 _AT_THE_END = frozenset({"key", "token", "pass", "pwd", "auth", "cookie", "sig", "signature", "bearer", "jwt", "pat"})
 """Words that do so at its end: `--ssl-keyfile` is a path, and `--max-num-batched-tokens` a number."""
 _NO_SECRETS = frozenset({"PWD", "OLDPWD"})
 """Variables of every shell that only look like passwords."""
-_IN_TWO_WORDS = re.compile(r"(?:api|access|auth|private|secret)_(?:keys?|tokens?)(?:_|$)")
+_IN_TWO_WORDS = re.compile(r"(?:(?:api|access|auth|private|secret)_(?:keys?|tokens?)|connection_string)(?:_|$)")
+_JOINED = ("token", "password", "secret", "apikey", "authkey", "secretkey", "privatekey", "accesskey")
+"""Ends of names whose words are not told apart."""
 
 
 class Secret(str):
@@ -63,7 +65,7 @@ def is_secret(name: str) -> bool:
     plain = [word.lower() for word in words] or [""]
     if name in _NO_SECRETS:
         return False
-    ends = plain[-1] in _AT_THE_END or plain[-1].endswith(("token", "password", "secret", "apikey"))
+    ends = plain[-1] in _AT_THE_END or plain[-1].endswith(_JOINED)
     return bool(ends or _ALWAYS.intersection(plain) or _IN_TWO_WORDS.search("_".join(plain)))
 
 
@@ -71,16 +73,25 @@ _Test = Callable[[str], bool]
 _WORD = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[^\s'"]+)+"""
 _VALUE = rf"(?:{_WORD}|['\"].*$)"
 """Of an option: a word as shells have them, be its quote closed or not."""
+_OPTION = r"(?<![\w-])--?(?P<name>[A-Za-z][\w.-]{0,80})"
+_QUOTED = r"(?:(?!(?P=open))(?:\\.|[^\\]))+"
+"""What stands up to the quote that has opened it; one behind a backslash does not close it."""
+_SCHEME = r"(?:(?:bearer|basic|digest|token)[ \t]+)?"
 _PATTERNS = (
-    (re.compile(r"(?P<keep>\b[a-z][a-z0-9+.-]*://)(?P<secret>[^/\s?#@'\"]+)(?=@)", re.I), None),
-    (re.compile(r"(?P<keep>[?&](?P<name>[^=&#\s'\"]+)=)(?P<secret>[^&#\s'\"]+)"), None),
-    (re.compile(rf"(?P<keep>(?<![\w-])--?(?P<name>[A-Za-z][\w.-]*)=)(?P<secret>{_VALUE})"), is_secret),
-    (re.compile(rf"(?P<keep>(?<![\w-])--?(?P<name>[A-Za-z][\w.-]*)\s+)(?P<secret>(?!-){_VALUE}(?:\s+(?!-){_WORD})*)"), is_secret),
+    # Names have a longest length, else a text without any takes a time that grows with its square.
+    (re.compile(r"(?P<keep>[a-z][a-z0-9+.-]{0,30}://)(?P<secret>[^/\s?#@'\"]+)(?=@)", re.I), None),
+    (re.compile(r"(?P<keep>[?&](?P<name>[^?=&#\s'\"]+)=)(?P<secret>[^&#\s'\"]+)"), None),
+    (re.compile(rf"(?P<keep>{_OPTION}=)(?P<secret>{_VALUE})"), is_secret),
+    (re.compile(rf"(?P<keep>{_OPTION}\s+)(?P<secret>(?!-){_VALUE}(?:\s+(?!-){_WORD})*)"), is_secret),
     (re.compile(rf"(?P<keep>(?<![\w$?&-])(?P<name>[A-Za-z_]\w*)=)(?P<secret>{_WORD})"), is_secret),
-    (re.compile(r"""(?P<keep>(?P<quote>["'])(?P<name>[\w.-]+)(?P=quote)\s*:\s*["'])(?P<secret>[^"']+)"""), is_secret),
+    (re.compile(rf"""(?P<keep>(?P<quote>["'])(?P<name>[\w.-]+)(?P=quote)\s*:\s*(?P<open>["']))(?P<secret>{_QUOTED})""", re.S), is_secret),
     (re.compile(r"(?P<keep>\b(?:bearer|basic)\s+)(?P<secret>[\w.~+/=-]{6,})", re.I), None),
-)
-"""Where secrets stand in a text: user info and query of a URL, options, assignments, JSON, headers. The name tells whether it is
+    (re.compile(rf"""(?P<keep>(?P<open>["'])(?P<name>[A-Za-z][\w-]*):\s*{_SCHEME})(?P<secret>{_QUOTED})""", re.I | re.S), is_secret),
+    (re.compile(rf"""(?P<keep>(?<![\w/@.$"'-])(?P<name>[A-Za-z][\w-]*):(?!:)[ \t]*{_SCHEME})(?P<secret>(?<=[ \t])[^'"\n]+|[^\s'"]+)""", re.I),
+     is_secret),
+    (re.compile(r"(?P<keep>(?<![\w-])(?:-u|--user)[\s=]+['\"]?[^\s:/'\"]+:)(?P<secret>(?!\d+\b)[^\s'\"]+)"), None),
+)  # fmt: skip
+"""Where secrets stand in a text: user info and query of a URL, options, assignments, JSON, headers, curl's user. The name tells whether it is
 one; without a test every one is."""
 
 
@@ -99,7 +110,9 @@ def secrets_in(text: str) -> list[str]:
     secrets: list[str] = []
 
     def note(secret: str) -> str:
-        secrets.extend((secret, secret.strip("'\""), *re.findall(r"[^\s'\":]+", secret)))
+        pieces = (word for word in re.findall(r"[^\s'\":]+", secret) if len(word) >= _LEAST_CHARACTERS)
+        words = (secret, secret.strip("'\""), re.sub(r"\\(.)", r"\1", secret), *pieces)
+        secrets.extend(word for word in words if HIDDEN not in word)
         return HIDDEN
 
     _replaced(text, note)
