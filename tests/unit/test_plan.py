@@ -526,7 +526,7 @@ def test_an_environment_holds_texts_numbers_and_paths(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["a\0b", "\ud800", "\udfff", Path("\0"), 10**5_000, None, b"x", ["x"]], ids=lambda value: type(value).__name__
+    "value", ["a\0b", "\ud800", Path("\0"), 10**5_000, None, b"x", ["x"]], ids=lambda value: type(value).__name__
 )
 def test_what_no_environment_can_hold_is_refused(value: object) -> None:
     with pytest.raises(PlanError, match=r"llmperf\(env=\{'A': \.\.\.\}\): must be a name and a text or a number"):

@@ -59,7 +59,7 @@ def test_names_of_other_things_are_left_alone(name: str) -> None:
         ("srv -H 'Authorization: Bearer abcdefgh'", "srv -H 'Authorization: Bearer ***'"),
         ("srv -H 'Authorization: Token abcdef1' --tp 2", "srv -H 'Authorization: Token ***' --tp 2"),
         ("srv --header 'X-Api-Key: s3cr3tvalue' --tp 2", "srv --header 'X-Api-Key: ***' --tp 2"),
-        ("srv --header \"X-Api-Key: it's-tail\" --tp 2", "srv --header \"X-Api-Key: ***\" --tp 2"),
+        ('srv --header "X-Api-Key: it\'s-tail" --tp 2', 'srv --header "X-Api-Key: ***" --tp 2'),
         ("srv --header Authorization:Token-abcdef1 --tp 2", "srv --header Authorization:*** --tp 2"),
         ("srv --header=X-Api-Key:s3cr3tvalue --tp 2", "srv --header=X-Api-Key:*** --tp 2"),
         ("Authorization: Token abcdef1 and more", "Authorization: Token ***"),
@@ -168,6 +168,9 @@ def test_a_baseline_says_that_secrets_are_set_and_no_more() -> None:
     assert facts(twice)["args"] == "--api-key --lora-modules a=b a=b"
     commanded = EngineSpec(kind="command", command=f"srv --port {{port}} --api-key {KEY}")
     assert facts(commanded)["command"] == "srv --port {port} --api-key ***"
+    headed = EngineSpec(kind="command", command=f"srv --port {{port}} --header 'X-Api-Key: {KEY}' -H Authorization:Token-{KEY}")
+    assert facts(headed)["command"] == "srv --port {port} --header 'X-Api-Key: ***' -H Authorization:***"
+    assert KEY in headed.secrets
 
 
 def test_another_key_makes_no_other_engine() -> None:
@@ -231,8 +234,13 @@ def test_arguments_that_hold_secrets_are_passed_by_environment() -> None:
     keys = keys_of(spec())
     assert keys.api_key == KEY
     assert keys.environment["VLLM_API_KEY"] == keys.environment["HF_TOKEN"] == KEY
-    assert json.loads(keys.environment[ARGUMENTS]) == ["--tokenizer", f"http://u:{KEY}@h/x"]
+    assert json.loads(keys.environment[ARGUMENTS]) == ["--api-key", KEY, "second", "--tokenizer", f"http://u:{KEY}@h/x"]
     assert command_line(keys.without(spec().args)) == ["--max-num-seqs", "4"]
+
+
+def test_a_single_key_is_no_argument() -> None:
+    keys = keys_of(EngineSpec(args=parse_engine_args(f"--api-key {KEY} --hf-token={KEY}", origin="test")))
+    assert keys.environment == {"VLLM_API_KEY": KEY, "HF_TOKEN": KEY}
 
 
 def test_an_engine_without_a_key_gets_one_that_is_new_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

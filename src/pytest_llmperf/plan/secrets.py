@@ -77,6 +77,10 @@ _OPTION = r"(?<![\w-])--?(?P<name>[A-Za-z][\w.-]{0,80})"
 _QUOTED = r"(?:(?!(?P=open))(?:\\.|[^\\]))+"
 """What stands up to the quote that has opened it; one behind a backslash does not close it."""
 _SCHEME = r"(?:(?:bearer|basic|digest|token)[ \t]+)?"
+_HEADER = r"(?P<name>[A-Za-z][\w-]*)"
+_JSON_NAME = r"""(?P<quote>["'])(?P<name>[\w.-]+)(?P=quote)\s*:\s*(?P<open>["'])"""
+_TO_THE_END = r"""(?:(?<=[ \t])[^'"\n]+|[^\s'"]+)"""
+"""Of a header that nobody has quoted: a word, or the whole line where a blank stands behind the colon."""
 _PATTERNS = (
     # Names have a longest length, else a text without any takes a time that grows with its square.
     (re.compile(r"(?P<keep>[a-z][a-z0-9+.-]{0,30}://)(?P<secret>[^/\s?#@'\"]+)(?=@)", re.I), None),
@@ -84,15 +88,14 @@ _PATTERNS = (
     (re.compile(rf"(?P<keep>{_OPTION}=)(?P<secret>{_VALUE})"), is_secret),
     (re.compile(rf"(?P<keep>{_OPTION}\s+)(?P<secret>(?!-){_VALUE}(?:\s+(?!-){_WORD})*)"), is_secret),
     (re.compile(rf"(?P<keep>(?<![\w$?&-])(?P<name>[A-Za-z_]\w*)=)(?P<secret>{_WORD})"), is_secret),
-    (re.compile(rf"""(?P<keep>(?P<quote>["'])(?P<name>[\w.-]+)(?P=quote)\s*:\s*(?P<open>["']))(?P<secret>{_QUOTED})""", re.S), is_secret),
+    (re.compile(rf"(?P<keep>{_JSON_NAME})(?P<secret>{_QUOTED})", re.S), is_secret),
     (re.compile(r"(?P<keep>\b(?:bearer|basic)\s+)(?P<secret>[\w.~+/=-]{6,})", re.I), None),
-    (re.compile(rf"""(?P<keep>(?P<open>["'])(?P<name>[A-Za-z][\w-]*):\s*{_SCHEME})(?P<secret>{_QUOTED})""", re.I | re.S), is_secret),
-    (re.compile(rf"""(?P<keep>(?<![\w/@.$"'-])(?P<name>[A-Za-z][\w-]*):(?!:)[ \t]*{_SCHEME})(?P<secret>(?<=[ \t])[^'"\n]+|[^\s'"]+)""", re.I),
-     is_secret),
+    (re.compile(rf"(?P<keep>(?P<open>[\"']){_HEADER}:\s*{_SCHEME})(?P<secret>{_QUOTED})", re.I | re.S), is_secret),
+    (re.compile(rf"(?P<keep>(?<![\w/@.$\"'-]){_HEADER}:(?!:)[ \t]*{_SCHEME})(?P<secret>{_TO_THE_END})", re.I), is_secret),
     (re.compile(r"(?P<keep>(?<![\w-])(?:-u|--user)[\s=]+['\"]?[^\s:/'\"]+:)(?P<secret>(?!\d+\b)[^\s'\"]+)"), None),
-)  # fmt: skip
-"""Where secrets stand in a text: user info and query of a URL, options, assignments, JSON, headers, curl's user. The name tells whether it is
-one; without a test every one is."""
+)
+"""Where secrets stand in a text: user info and query of a URL, options, assignments, JSON, headers, curl's user. The name tells
+whether it is one; without a test every one is."""
 
 
 def shown(text: str) -> str:
@@ -177,7 +180,9 @@ def _without_beginnings(text: str, secret: str) -> str:
     place = text.find(begin)
     while place >= 0:
         common = bisect.bisect_left(range(len(secret)), True, key=lambda n: not text.startswith(secret[: n + 1], place))
-        length = next((n for n in range(common, max(common - 3, _LEAST_CHARACTERS - 1) - 1, -1) if _is_cut(text, place + n, n)), 0)
+        length = next(
+            (n for n in range(common, max(common - 3, _LEAST_CHARACTERS - 1) - 1, -1) if _is_cut(text, place + n, n)), 0
+        )
         if length:
             kept += [text[done:place], HIDDEN]
             done = place + length

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 _LEAST_CHARACTERS = 8
 """Of a variable that nobody has named to us: a shorter value is more likely a word, such as `none`."""
 _WORDS = frozenset({
-    "baseline", "baselines", "engine", "engines", "metric", "metrics", "launch", "launches", "rounds", "measured", "recorded", "compared",
-    "tolerance", "throughput", "latency", "requests", "workload", "verdict", "server", "command", "offline", "simulated", "llmperf",
-    "pytest", "passed", "failed", "skipped", "regressed", "invalid",
+    "baseline", "baselines", "command", "compared", "engine", "engines", "failed", "invalid", "latency", "launch", "launches",
+    "llmperf", "measured", "metric", "metrics", "offline", "passed", "pytest", "recorded", "regressed", "requests", "rounds",
+    "server", "simulated", "skipped", "throughput", "tolerance", "verdict", "workload",
 })  # fmt: skip
 """What every run says: to hide it would tell that it is a secret, and spoil each line."""
 _FIELD = re.compile(r"[a-z][a-z0-9_]*")
@@ -50,7 +50,9 @@ def clean_data(config: pytest.Config, value: Any) -> Any:
             return printable(without(value, secrets))
         if isinstance(value, dict):
             return {
-                name if _is(_FIELD, name) else cleaned(name): item if name in _ENUMERATIONS and _is(_NAME, item) else cleaned(item)
+                name if _is(_FIELD, name) else cleaned(name): item
+                if name in _ENUMERATIONS and _is(_NAME, item)
+                else cleaned(item)
                 for name, item in value.items()
             }
         return [cleaned(item) for item in value] if isinstance(value, (list, tuple)) else value
