@@ -346,6 +346,26 @@ def test_no_secret_is_left_by_rarer(scenario: Scenario, tmp_path: Path, attempts
         _run(scenario, Secrets(chance), tmp_path / str(attempts.tried))
 
 
+WORDS = {"LLMPERF_API_KEY": "engine-dev-key-1", "GRAFANA_TOKEN": "metrics-reader-2024", "DB_PASSWORD": "baseline"}
+
+
+@pytest.mark.fault("no stranger", "a secret that is a word of ours")
+def test_a_secret_that_is_a_word_of_ours_spoils_nothing(tmp_path: Path, attempts: Attempts) -> None:
+    for _ in attempts(quick=1):
+        args = (*SHORT, "--llmperf-engine=simulated", "--llmperf-json=all.json")
+        example = Example({"test_it.py": ASKING}, args, WORDS)
+        recorded = example.run(tmp_path, "--update-baselines", timeout_s=TIMEOUT_S)
+        assert recorded.outcomes == {"passed": 1}, recorded.stdout + recorded.stderr
+        measured = example.run(tmp_path, "--llmperf-tolerance=90%", timeout_s=TIMEOUT_S)
+        assert measured.outcomes == {"passed": 1}, measured.stdout + measured.stderr
+        assert "baselines: 1 found, 0 new" in measured.stdout
+        assert "1 compared" in measured.stdout
+        [case] = json.loads((tmp_path / "all.json").read_text())["cases"]
+        assert case["engine"]["kind"] == "simulated"
+        assert {row["metric"] for row in case["verdict"]["metrics"]} > {"output_tokens_per_s"}
+        assert case["launches"][0]["metrics"]
+
+
 @pytest.mark.fault("no stranger", "a baseline of an older plugin holds keys in plain text", full=True)
 def test_a_baseline_with_keys_shows_none_and_loses_them(tmp_path: Path, attempts: Attempts) -> None:
     for chance in attempts(full=3):

@@ -126,6 +126,21 @@ def test_an_endpoint_takes_its_key_from_the_environment(run):
         assert accepted.outcomes == {"passed": 1}, accepted.stdout
 
 
+def test_an_engine_takes_each_of_several_keys(run):
+    source = """
+import urllib.request
+
+def test_x(llm_engine, llmperf):
+    assert llm_engine.api_key == "first"
+    for key in ("first", "second"):
+        request = urllib.request.Request(f"{llm_engine.url}/v1/models", headers={"Authorization": f"Bearer {key}"})
+        assert urllib.request.urlopen(request, timeout=20).status == 200
+    llmperf(requests=8, output_tokens=2)
+"""
+    result = run(source, "--llmperf-engine=simulated", "--llmperf-engine-args=--api-key first second")
+    assert result.outcomes == {"passed": 1}, result.stdout
+
+
 def test_an_endpoint_that_saw_the_prompts_before_does_not_use_its_cache(run):
     with SimulatedEngine(Options(clock=Clock(prefix_cache=True))) as engine:
         source = """

@@ -6,8 +6,11 @@ import json
 import re
 import shlex
 from dataclasses import fields, replace
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -510,3 +513,21 @@ def test_a_rate_and_a_concurrency_are_two_forms_of_one_axis(
     allowed: dict[str, tuple[Any, ...]], selected: dict[str, tuple[Any, ...]], ids: list[str]
 ) -> None:
     assert [one.id for one in grid(allowed, selected) if is_selected(one, selected)] == ids
+
+
+# ------------------------------------------------------------------------------------------------ environments
+
+
+@pytest.mark.parametrize(
+    "value", [r"[^\x00-\x7f]", "C:\\x00", "<int", "", 4, 0.5, True, np.int64(4), np.float32(0.5), Decimal("0.1"), Path("x")]
+)
+def test_an_environment_holds_texts_numbers_and_paths(value: object) -> None:
+    assert parse_marker({"env": {"A": value}}).env == (("A", str(value)),)
+
+
+@pytest.mark.parametrize(
+    "value", ["a\0b", "\ud800", Path("\0"), 10**5_000, None, b"x", ["x"]], ids=lambda value: type(value).__name__
+)
+def test_what_no_environment_can_hold_is_refused(value: object) -> None:
+    with pytest.raises(PlanError, match=r"llmperf\(env=\{'A': \.\.\.\}\): must be a name and a text or a number"):
+        parse_marker({"env": {"A": value}})

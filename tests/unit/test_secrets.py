@@ -30,7 +30,8 @@ KEY = "sk-0815-abcdef"
     "name",
     ["api-key", "hf-token", "ssl-keyfile-password", "HF_TOKEN", "VLLM_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID",
      "PGPASSWORD", "OPENAI_APIKEY", "X-Api-Key", "Authorization", "sig", "apiKey", "GOOGLE_APPLICATION_CREDENTIALS",
-     "model-loader-extra-config.s3_secret_access_key", "API_TOKENS"],
+     "model-loader-extra-config.s3_secret_access_key", "API_TOKENS", "TS_AUTHKEY", "SECRETKEY", "privatekey", "S3_ACCESSKEY",
+     "AZURE_CONNECTION_STRING", "LLM_CREDS"],
 )  # fmt: skip
 def test_names_of_secrets_are_known(name: str) -> None:
     assert is_secret(name)
@@ -56,6 +57,16 @@ def test_names_of_other_things_are_left_alone(name: str) -> None:
         ("sh -c 'srv --api-key abc --x 1'", "sh -c 'srv --api-key *** --x 1'"),
         ('--extra {"s3_secret_access_key": "abc", "x": "y"}', '--extra {"s3_secret_access_key": "***", "x": "y"}'),
         ("srv -H 'Authorization: Bearer abcdefgh'", "srv -H 'Authorization: Bearer ***'"),
+        ("srv -H 'Authorization: Token abcdef1' --tp 2", "srv -H 'Authorization: Token ***' --tp 2"),
+        ("srv --header 'X-Api-Key: s3cr3tvalue' --tp 2", "srv --header 'X-Api-Key: ***' --tp 2"),
+        ('srv --header "X-Api-Key: it\'s-tail" --tp 2', 'srv --header "X-Api-Key: ***" --tp 2'),
+        ("srv --header Authorization:Token-abcdef1 --tp 2", "srv --header Authorization:*** --tp 2"),
+        ("srv --header=X-Api-Key:s3cr3tvalue --tp 2", "srv --header=X-Api-Key:*** --tp 2"),
+        ("Authorization: Token abcdef1 and more", "Authorization: Token ***"),
+        ("curl -u user:passw0rd --user 'me:passw0rd' h", "curl -u user:*** --user 'me:***' h"),
+        ("docker run --user 1000:1000 http://auth:8000/v1 -v a:b", "docker run --user 1000:1000 http://auth:8000/v1 -v a:b"),
+        ('{"password": "it\'s-secret-tail", "x": "y"}', '{"password": "***", "x": "y"}'),
+        (r'{"api_key": "ab\"cd-tail", "x": "y"}', '{"api_key": "***", "x": "y"}'),
         ("llama-server -m {model} --port {port} -ngl 99", "llama-server -m {model} --port {port} -ngl 99"),
         ("a=1 --max-num-seqs 64 --kv-cache-dtype=fp8", "a=1 --max-num-seqs 64 --kv-cache-dtype=fp8"),
     ],
@@ -73,12 +84,34 @@ def test_a_text_is_shown_without_its_secrets(text: str, safe: str) -> None:
         (f"no {KEY}!", "no ***!"),
         (f"Authorization: Bearer {KEY}", "Authorization: ***"),
         ("You sent sk-0815-ab...", "You sent ***..."),
-        ("sk-0815-a", "***"),
+        ("You sent sk-0815-ab… and so on", "You sent ***… and so on"),
+        ("sk-0815-abcd\nmore", "***\nmore"),
+        ("sk-0815-abcd", "***"),
+        ("sk-0815-a", "sk-0815-a"),
         ("sk-0815-other", "sk-0815-other"),
     ],
 )
 def test_foreign_text_is_shown_without_secrets_and_pieces_of_them(text: str, safe: str) -> None:
     assert without(text, [f"Bearer {KEY}"]) == safe
+
+
+def test_a_secret_with_a_quote_is_learned_in_one_piece() -> None:
+    assert secrets_in(r'{"api_key": "ab\"cd-tail"}')[:3] == [r"ab\"cd-tail", r"ab\"cd-tail", 'ab"cd-tail']
+    assert "it" not in secrets_in('{"password": "it\'s-secret-tail"}')
+
+
+def test_a_cut_secret_is_found_that_has_dots_or_repeats() -> None:
+    assert without("aaaaaaaab... aaaaaaa...", ["aaaaaaabcdef"]) == "a***... ***..."
+    assert without("You sent abcdef...", ["abcdef.ghijkl"]) == "You sent ***..."
+    assert without("metrics\nmetrics-reader-\nmetrics-reader", ["metrics-reader-2024"]) == "metrics\n***\n***"
+
+
+def test_a_long_token_is_looked_for_in_no_time() -> None:
+    # Milliseconds each; what grows with the square of the length takes minutes here.
+    token = "eyJhbG" + "0123456789" * 2_000
+    assert without(("x" * 700 + " eyJhbGother ") * 5_000 + token[:100] + "...", [token]).endswith("er ***...")
+    for text in ("a.", "-a.", "?", "a:", "'a:", "key: ", "-u a ", "a-", "://", "--a="):
+        shown(text * 20_000)
 
 
 def test_what_is_nested_without_end_is_hidden_as_a_whole() -> None:
@@ -135,6 +168,9 @@ def test_a_baseline_says_that_secrets_are_set_and_no_more() -> None:
     assert facts(twice)["args"] == "--api-key --lora-modules a=b a=b"
     commanded = EngineSpec(kind="command", command=f"srv --port {{port}} --api-key {KEY}")
     assert facts(commanded)["command"] == "srv --port {port} --api-key ***"
+    headed = EngineSpec(kind="command", command=f"srv --port {{port}} --header 'X-Api-Key: {KEY}' -H Authorization:Token-{KEY}")
+    assert facts(headed)["command"] == "srv --port {port} --header 'X-Api-Key: ***' -H Authorization:***"
+    assert KEY in headed.secrets
 
 
 def test_another_key_makes_no_other_engine() -> None:
@@ -198,8 +234,13 @@ def test_arguments_that_hold_secrets_are_passed_by_environment() -> None:
     keys = keys_of(spec())
     assert keys.api_key == KEY
     assert keys.environment["VLLM_API_KEY"] == keys.environment["HF_TOKEN"] == KEY
-    assert json.loads(keys.environment[ARGUMENTS]) == ["--tokenizer", f"http://u:{KEY}@h/x"]
+    assert json.loads(keys.environment[ARGUMENTS]) == ["--api-key", KEY, "second", "--tokenizer", f"http://u:{KEY}@h/x"]
     assert command_line(keys.without(spec().args)) == ["--max-num-seqs", "4"]
+
+
+def test_a_single_key_is_no_argument() -> None:
+    keys = keys_of(EngineSpec(args=parse_engine_args(f"--api-key {KEY} --hf-token={KEY}", origin="test")))
+    assert keys.environment == {"VLLM_API_KEY": KEY, "HF_TOKEN": KEY}
 
 
 def test_an_engine_without_a_key_gets_one_that_is_new_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

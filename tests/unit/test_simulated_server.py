@@ -136,6 +136,14 @@ def test_an_api_key_guards_v1_only() -> None:
         assert call(engine.port, "/health")[0] == 200
 
 
+def test_each_of_several_api_keys_opens_it() -> None:
+    with SimulatedEngine(Options(clock=FAST, api_key="first", further_api_keys=("second",))) as engine:
+        answers = [
+            call(engine.port, "/v1/completions", PROMPT, Authorization=f"Bearer {key}")[0] for key in ("first", "second", "other")
+        ]
+        assert answers == [200, 200, 401]
+
+
 def test_the_metrics_count_what_was_served() -> None:
     clock = Clock(step_s=2e-4, num_gpu_blocks=8, block_size=16, preemptions_per_round=4)
     with SimulatedEngine(Options(clock=clock, model='a"b')) as engine, ThreadPoolExecutor(8) as pool:

@@ -6,6 +6,7 @@ that costs a reader a word, and the other way round costs a key.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import re
 from collections.abc import Callable
@@ -21,16 +22,20 @@ HIDDEN = "***"
 """What stands in the place of a secret."""
 _LEAST_CHARACTERS = 6
 """Shorter texts are not looked for in foreign words: they would be hit everywhere."""
+_LEAST_AT_AN_END = 12
+"""Of a cut secret that no dots follow: many a line ends with a shorter word that some secret begins with."""
 _ALWAYS = frozenset({
     "secret", "secrets", "password", "passwords", "passwd", "passphrase", "credential", "credentials", "apikey", "apikeys",
-    "accesskey", "authorization",
+    "accesskey", "authorization", "creds",
 })  # fmt: skip
 """Words that make a name one of a secret, wherever in it they stand."""
 _AT_THE_END = frozenset({"key", "token", "pass", "pwd", "auth", "cookie", "sig", "signature", "bearer", "jwt", "pat"})
 """Words that do so at its end: `--ssl-keyfile` is a path, and `--max-num-batched-tokens` a number."""
 _NO_SECRETS = frozenset({"PWD", "OLDPWD"})
 """Variables of every shell that only look like passwords."""
-_IN_TWO_WORDS = re.compile(r"(?:api|access|auth|private|secret)_(?:keys?|tokens?)(?:_|$)")
+_IN_TWO_WORDS = re.compile(r"(?:(?:api|access|auth|private|secret)_(?:keys?|tokens?)|connection_string)(?:_|$)")
+_JOINED = ("token", "password", "secret", "apikey", "authkey", "secretkey", "privatekey", "accesskey")
+"""Ends of names whose words are not told apart."""
 
 
 class Secret(str):
@@ -60,7 +65,7 @@ def is_secret(name: str) -> bool:
     plain = [word.lower() for word in words] or [""]
     if name in _NO_SECRETS:
         return False
-    ends = plain[-1] in _AT_THE_END or plain[-1].endswith(("token", "password", "secret", "apikey"))
+    ends = plain[-1] in _AT_THE_END or plain[-1].endswith(_JOINED)
     return bool(ends or _ALWAYS.intersection(plain) or _IN_TWO_WORDS.search("_".join(plain)))
 
 
@@ -68,17 +73,29 @@ _Test = Callable[[str], bool]
 _WORD = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[^\s'"]+)+"""
 _VALUE = rf"(?:{_WORD}|['\"].*$)"
 """Of an option: a word as shells have them, be its quote closed or not."""
+_OPTION = r"(?<![\w-])--?(?P<name>[A-Za-z][\w.-]{0,80})"
+_QUOTED = r"(?:(?!(?P=open))(?:\\.|[^\\]))+"
+"""What stands up to the quote that has opened it; one behind a backslash does not close it."""
+_SCHEME = r"(?:(?:bearer|basic|digest|token)[ \t]+)?"
+_HEADER = r"(?P<name>[A-Za-z][\w-]*)"
+_JSON_NAME = r"""(?P<quote>["'])(?P<name>[\w.-]+)(?P=quote)\s*:\s*(?P<open>["'])"""
+_TO_THE_END = r"""(?:(?<=[ \t])[^'"\n]+|[^\s'"]+)"""
+"""Of a header that nobody has quoted: a word, or the whole line where a blank stands behind the colon."""
 _PATTERNS = (
-    (re.compile(r"(?P<keep>\b[a-z][a-z0-9+.-]*://)(?P<secret>[^/\s?#@'\"]+)(?=@)", re.I), None),
-    (re.compile(r"(?P<keep>[?&](?P<name>[^=&#\s'\"]+)=)(?P<secret>[^&#\s'\"]+)"), None),
-    (re.compile(rf"(?P<keep>(?<![\w-])--?(?P<name>[A-Za-z][\w.-]*)=)(?P<secret>{_VALUE})"), is_secret),
-    (re.compile(rf"(?P<keep>(?<![\w-])--?(?P<name>[A-Za-z][\w.-]*)\s+)(?P<secret>(?!-){_VALUE}(?:\s+(?!-){_WORD})*)"), is_secret),
+    # Names have a longest length, else a text without any takes a time that grows with its square.
+    (re.compile(r"(?P<keep>[a-z][a-z0-9+.-]{0,30}://)(?P<secret>[^/\s?#@'\"]+)(?=@)", re.I), None),
+    (re.compile(r"(?P<keep>[?&](?P<name>[^?=&#\s'\"]+)=)(?P<secret>[^&#\s'\"]+)"), None),
+    (re.compile(rf"(?P<keep>{_OPTION}=)(?P<secret>{_VALUE})"), is_secret),
+    (re.compile(rf"(?P<keep>{_OPTION}\s+)(?P<secret>(?!-){_VALUE}(?:\s+(?!-){_WORD})*)"), is_secret),
     (re.compile(rf"(?P<keep>(?<![\w$?&-])(?P<name>[A-Za-z_]\w*)=)(?P<secret>{_WORD})"), is_secret),
-    (re.compile(r"""(?P<keep>(?P<quote>["'])(?P<name>[\w.-]+)(?P=quote)\s*:\s*["'])(?P<secret>[^"']+)"""), is_secret),
+    (re.compile(rf"(?P<keep>{_JSON_NAME})(?P<secret>{_QUOTED})", re.S), is_secret),
     (re.compile(r"(?P<keep>\b(?:bearer|basic)\s+)(?P<secret>[\w.~+/=-]{6,})", re.I), None),
+    (re.compile(rf"(?P<keep>(?P<open>[\"']){_HEADER}:\s*{_SCHEME})(?P<secret>{_QUOTED})", re.I | re.S), is_secret),
+    (re.compile(rf"(?P<keep>(?<![\w/@.$\"'-]){_HEADER}:(?!:)[ \t]*{_SCHEME})(?P<secret>{_TO_THE_END})", re.I), is_secret),
+    (re.compile(r"(?P<keep>(?<![\w-])(?:-u|--user)[\s=]+['\"]?[^\s:/'\"]+:)(?P<secret>(?!\d+\b)[^\s'\"]+)"), None),
 )
-"""Where secrets stand in a text: user info and query of a URL, options, assignments, JSON, headers. The name tells whether it is
-one; without a test every one is."""
+"""Where secrets stand in a text: user info and query of a URL, options, assignments, JSON, headers, curl's user. The name tells
+whether it is one; without a test every one is."""
 
 
 def shown(text: str) -> str:
@@ -96,7 +113,9 @@ def secrets_in(text: str) -> list[str]:
     secrets: list[str] = []
 
     def note(secret: str) -> str:
-        secrets.extend((secret, secret.strip("'\""), *re.findall(r"[^\s'\":]+", secret)))
+        pieces = (word for word in re.findall(r"[^\s'\":]+", secret) if len(word) >= _LEAST_CHARACTERS)
+        words = (secret, secret.strip("'\""), re.sub(r"\\(.)", r"\1", secret), *pieces)
+        secrets.extend(word for word in words if HIDDEN not in word)
         return HIDDEN
 
     _replaced(text, note)
@@ -151,13 +170,30 @@ def without(text: str, secrets: Iterable[str]) -> str:
     if not forms or not begins.search(text):
         return text
     for secret in forms:
-        text = text.replace(secret, HIDDEN)
-        if secret[:_LEAST_CHARACTERS] not in text:
-            continue
-        # What is too long is cut, and ends with dots.
-        for length in range(len(secret) - 1, _LEAST_CHARACTERS - 1, -1):
-            text = re.sub(re.escape(secret[:length]) + r"(?=\.\.\.|…|$)", HIDDEN, text, flags=re.M)
+        text = _without_beginnings(text.replace(secret, HIDDEN), secret)
     return text
+
+
+def _without_beginnings(text: str, secret: str) -> str:
+    """Return a text with the beginnings of a secret hidden that were cut: dots follow, or the line ends behind a long one."""
+    begin, kept, done = secret[:_LEAST_CHARACTERS], [], 0
+    place = text.find(begin)
+    while place >= 0:
+        common = bisect.bisect_left(range(len(secret)), True, key=lambda n: not text.startswith(secret[: n + 1], place))
+        length = next(
+            (n for n in range(common, max(common - 3, _LEAST_CHARACTERS - 1) - 1, -1) if _is_cut(text, place + n, n)), 0
+        )
+        if length:
+            kept += [text[done:place], HIDDEN]
+            done = place + length
+        place = text.find(begin, place + max(length, 1))
+    return "".join(kept) + text[done:]
+
+
+def _is_cut(text: str, end: int, length: int) -> bool:
+    """Return whether a word of this length that ends there looks like one that was cut."""
+    ends_line = length >= _LEAST_AT_AN_END and text[end : end + 1] in ("", "\n")
+    return ends_line or text.startswith(("...", "…"), end)
 
 
 @functools.lru_cache(maxsize=8)

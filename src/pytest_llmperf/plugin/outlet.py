@@ -7,6 +7,7 @@ cleaned where it leaves, not where it enters: there are many ways in.
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.plan.secrets import secrets_of, without
@@ -19,6 +20,17 @@ if TYPE_CHECKING:
 
 _LEAST_CHARACTERS = 8
 """Of a variable that nobody has named to us: a shorter value is more likely a word, such as `none`."""
+_WORDS = frozenset({
+    "baseline", "baselines", "command", "compared", "engine", "engines", "failed", "invalid", "latency", "launch", "launches",
+    "llmperf", "measured", "metric", "metrics", "offline", "passed", "pytest", "recorded", "regressed", "requests", "rounds",
+    "server", "simulated", "skipped", "throughput", "tolerance", "verdict", "workload",
+})  # fmt: skip
+"""What every run says: to hide it would tell that it is a secret, and spoil each line."""
+_FIELD = re.compile(r"[a-z][a-z0-9_]*")
+"""What the names of our own data look like."""
+_ENUMERATIONS = frozenset({"status", "metric", "better", "kind"})
+"""Fields whose values are names of ours, if they look like one."""
+_NAME = re.compile(r"[A-Za-z][\w:-]*")
 
 
 def clean(config: pytest.Config, text: str) -> str:
@@ -27,14 +39,22 @@ def clean(config: pytest.Config, text: str) -> str:
 
 
 def clean_data(config: pytest.Config, value: Any) -> Any:
-    """Return plain data (dicts, lists, strings and numbers) with each text as it may leave."""
+    """Return plain data (dicts, lists, strings and numbers) with each text as it may leave.
+
+    Names of fields and of what we enumerate stay: a secret may begin like one, and without it nobody can read the data.
+    """
     secrets = _secrets(config)
 
     def cleaned(value: Any) -> Any:
         if isinstance(value, str):
             return printable(without(value, secrets))
         if isinstance(value, dict):
-            return {cleaned(name): cleaned(item) for name, item in value.items()}
+            return {
+                name if _is(_FIELD, name) else cleaned(name): item
+                if name in _ENUMERATIONS and _is(_NAME, item)
+                else cleaned(item)
+                for name, item in value.items()
+            }
         return [cleaned(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     return cleaned(value)
@@ -59,4 +79,8 @@ def _secrets(config: pytest.Config) -> frozenset[str]:
     known.add(os.environ.get("LLMPERF_API_KEY", ""))
     known.update(state.settings.secrets if state.settings else ())
     known.update(state.run.pool.secrets if state.run else ())
-    return frozenset(known)
+    return frozenset(secret for secret in known if secret.strip().lower() not in _WORDS)
+
+
+def _is(names: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and names.fullmatch(value) is not None

@@ -66,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--block-size", type=int, default=clock.block_size)
     parser.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, help="changes nothing; see --sim-noise-seed")
-    parser.add_argument("--api-key", default=os.environ.get("VLLM_API_KEY"), help="default: VLLM_API_KEY of the environment")
+    key = os.environ.get("VLLM_API_KEY")
+    parser.add_argument("--api-key", metavar="KEY", nargs="+", default=[key], help="default: VLLM_API_KEY of the environment")
     for name in _UNUSED:
         parser.add_argument(name, help=argparse.SUPPRESS)
     for name in _UNUSED_SWITCHES:
@@ -115,7 +116,7 @@ def _options(args: argparse.Namespace) -> Options:
         "preemptions_per_round": args.sim_preemptions,
     }
     model, *aliases = args.served_model_name or [args.model]
-    names = {"model": model, "aliases": tuple(aliases)}
+    names = {"model": model, "aliases": tuple(aliases), "api_key": args.api_key[0], "further_api_keys": tuple(args.api_key[1:])}
     dev_endpoints = os.environ.get("VLLM_SERVER_DEV_MODE", "1") != "0"
     return Options(**_named(Options, args) | names, clock=Clock(**clock), dev_endpoints=dev_endpoints)
 

@@ -41,6 +41,8 @@ class Options:
     """Prompt and output tokens of one request."""
     api_key: str | None = None
     """What each request of an API must bring, as vLLM's `--api-key`; /health and /metrics are open."""
+    further_api_keys: tuple[str, ...] = ()
+    """What requests may bring in its place."""
     version: str = "0.32.0+simulated"
     startup_s: float = 0.0
     """Seconds for which the port is taken but refuses connections."""
@@ -106,7 +108,7 @@ class Server:
         options, route = self.options, (request.method, request.path)
         if options.api_key and request.path.startswith(("/v1", "/play", "/idle")):
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or key != options.api_key:
+            if scheme.lower() != "bearer" or key not in (options.api_key, *options.further_api_keys):
                 return connection.finish(wire.json_response({"error": "Unauthorized"}, 401))
         if route in (("POST", "/v1/completions"), ("POST", "/v1/chat/completions")):
             try:

@@ -38,6 +38,7 @@ def _engine(words: list[str]) -> tuple[Any, Any]:
     parser = FlexibleArgumentParser()
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--api-key", nargs="*")  # several: only one client asks here, and it brings that of the environment
     parser.add_argument("--disable-uvicorn-access-log", action="store_true")
     EngineArgs.add_cli_args(parser)
     args = parser.parse_args(words)

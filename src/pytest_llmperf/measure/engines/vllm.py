@@ -125,12 +125,17 @@ _BY_ENVIRONMENT = {"api-key": _API_KEY, "hf-token": "HF_TOKEN"}
 def keys_of(spec: EngineSpec) -> Keys:
     """Return the secrets of an engine: the user's API key, else one that nobody else knows, so that nobody disturbs it.
 
-    Of several keys it knows the first. An empty variable VLLM_API_KEY leaves it without one.
+    Of several keys our own requests bring the first, and the engine takes them all, as further arguments: the variable holds one.
+    An empty variable VLLM_API_KEY leaves it without one.
     """
     given = {_BY_ENVIRONMENT[name]: values[0] for name, values in spec.args if values and name in _BY_ENVIRONMENT}
     key = given.get(_API_KEY, dict(spec.env).get(_API_KEY, os.environ.get(_API_KEY)))
     key = secrets.token_urlsafe(24) if key is None else key
-    others = tuple(each for each in spec.args if _is_hidden(*each) and each[0] not in _BY_ENVIRONMENT)
+    others = tuple(
+        (name, values)
+        for name, values in spec.args
+        if _is_hidden(name, values) and (name not in _BY_ENVIRONMENT or (name == "api-key" and len(values) > 1))
+    )
     words = {ARGUMENTS: Guarded(json.dumps(command_line(others)))} if others else {}
     return Keys(Secret(key) if key else None, given | words | {_API_KEY: key})
 
