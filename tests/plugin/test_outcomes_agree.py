@@ -26,6 +26,10 @@ def pytest_runtest_makereport(item, call):
         report.outcome, report.longrepr = "failed", "a soft assertion"
     return report
 """
+SUBTESTS = SERVING.replace("baseline)", "baseline, subtests)") + """
+    with subtests.test("part"):
+        assert False, "a part of it"
+"""
 TEARDOWN = """
 import pytest
 
@@ -73,6 +77,15 @@ def test_a_test_that_does_not_pass_records_nothing(run, tmp_path, files, outcome
     assert result.cases[0]["notes"][0] == "not recorded, because the test failed or was skipped"
     assert not (tmp_path / FILE).exists()
     assert (tmp_path / "junit.xml").read_text().count('name="llmperf.ttft_p50_s"') == 1
+
+
+@pytest.mark.skipif(not hasattr(pytest, "Subtests"), reason="this pytest has no subtests")
+def test_a_test_with_a_subtest_that_failed_records_nothing(run, tmp_path):
+    result = run(SUBTESTS, *RECORD)
+    assert result.returncode == 1
+    assert result.statuses == {CASE: "MEASURED"}, result.stdout
+    assert result.cases[0]["notes"][0] == "not recorded, because the test failed or was skipped"
+    assert not (tmp_path / FILE).exists()
 
 
 def test_a_teardown_that_fails_comes_behind_the_recording(run, tmp_path):

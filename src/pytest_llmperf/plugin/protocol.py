@@ -105,11 +105,15 @@ def _settle(item: pytest.Item, report: pytest.TestReport) -> pytest.CallInfo[Any
     """Write what a test that passed has recorded; return the failed call where a file cannot be written.
 
     The report tells whether it passed: a call that raised nothing may have failed, such as one that should have under xfail.
+    Its status is asked for first: pytest's subtests turn it into a failure only there.
     """
+    if report.when == "call":
+        item.config.hook.pytest_report_teststatus(report=report, config=item.config)
+    passed = report.when == "call" and report.passed
 
     def write() -> None:
         with failing():
-            settle(item.stash[ITEM].states, passed=report.when == "call" and report.passed)
+            settle(item.stash[ITEM].states, passed=passed)
 
     settled = _timed(item, "call", write)
     return settled if settled.excinfo is not None else None
