@@ -126,6 +126,21 @@ def test_what_the_core_raises_in_a_hook_ends_no_run(run, stored, monkeypatch, ho
     check(result, hook)
 
 
+def test_a_fault_in_the_last_test_drops_none_that_wait(run, stored, monkeypatch):
+    real = pytest_llmperf.plugin.protocol._report
+
+    def report(item, call):
+        if "second" in item.nodeid:
+            raise RuntimeError("no such luck")
+        return real(item, call)
+
+    monkeypatch.setattr("pytest_llmperf.plugin.protocol._report", report)
+    result = run(PROJECT["test_it.py"], "--llmperf-gate=tpot_p50_s=60%", "--llmperf-tolerance=0.01%", "-v")
+    assert result.outcomes == {"passed": 1, "failed": 1}, result.stdout
+    assert "test_serving[tiny-tp1-c8] PASSED" in result.stdout
+    assert "the run ended before it was decided" not in result.stdout
+
+
 @pytest.mark.fault("bad input is told", "the core raises in one of pytest's hooks, in a worker of xdist", full=True)
 @pytest.mark.parametrize(("hook", "place", "options"), XDIST, ids=NAMES)
 def test_what_the_core_raises_in_a_worker_ends_no_run(run, stored, hook, place, options):

@@ -91,7 +91,7 @@ def _attempt(item: pytest.Item, turns: Turns[pytest.Item]) -> None:
     if action.stops_engine and teardown.excinfo is None:
         teardown = _timed(item, "teardown", pool.close)
     if teardown.excinfo is not None and again:
-        following = turns.give_up(item)  # its fixtures are broken: a further launch would prove nothing
+        following = turns.give_up(item, running=pool.spec)  # its fixtures are broken: a further launch would prove nothing
         _publish(item, calls[:1])
         if action.following is item:
             _call(item, "teardown", nextitem=following)
