@@ -88,6 +88,18 @@ def test_a_test_with_a_subtest_that_failed_records_nothing(run, tmp_path):
     assert not (tmp_path / FILE).exists()
 
 
+@pytest.mark.parametrize("mark", ["", "@pytest.mark.xfail"])
+def test_a_baseline_that_cannot_be_written_fails_its_test_whatever_was_expected_of_it(run, tmp_path, mark):
+    (tmp_path / FILE).parent.mkdir(parents=True)
+    (tmp_path / FILE).with_name(f".{FILE.rpartition('/')[2]}.llmperf-new").mkdir()
+    result = run("import pytest\n" + mark + SERVING, *RECORD)
+    assert result.outcomes == {"failed": 1}, result.stdout
+    assert result.statuses == {CASE: "MEASURED"}
+    assert "cannot be written" in result.stdout
+    assert "fault of pytest-llmperf" not in result.stdout
+    assert not (tmp_path / FILE).exists()
+
+
 def test_a_teardown_that_fails_comes_behind_the_recording(run, tmp_path):
     result = run({"test_it.py": SERVING, "conftest.py": TEARDOWN}, *RECORD)
     assert result.outcomes == {"passed": 1, "error": 1}

@@ -119,6 +119,18 @@ def _settle(item: pytest.Item, report: pytest.TestReport) -> pytest.CallInfo[Any
     return settled if settled.excinfo is not None else None
 
 
+def _turn_red(item: pytest.Item, failed: pytest.CallInfo[Any], report: pytest.TestReport) -> None:
+    """Have the report of a call tell of our own failure behind it.
+
+    It does not go through the hook again: under xfail that would take our failure for the expected one. What other
+    plugins have added to the report stays.
+    """
+    made = pytest.TestReport.from_item_and_call(item, failed)
+    report.outcome, report.longrepr = made.outcome, made.longrepr
+    vars(report).pop("wasxfail", None)
+    clean_report(item.config, report)
+
+
 def _publish(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
     """Report setup and call, with what came of the test's cases on the last of the two."""
     kept = item.stash[ITEM]
@@ -129,7 +141,8 @@ def _publish(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
                 item.user_properties.append((clean(item.config, prefix + row.metric), row.measured))
     reports = [_report(item, call) for call in calls]
     if failed := _settle(item, reports[-1]):
-        calls[-1], reports[-1] = failed, _report(item, failed)
+        calls[-1] = failed
+        _turn_red(item, failed, reports[-1])
     # Ids as collected: xdist may have added a group to the item's own.
     outcomes = [outcome_of(state, kept.planned.case_id) for state in kept.states]
     outcomes = outcomes or list(kept.unmeasured)
