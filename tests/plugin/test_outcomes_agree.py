@@ -26,10 +26,13 @@ def pytest_runtest_makereport(item, call):
         report.outcome, report.longrepr = "failed", "a soft assertion"
     return report
 """
-SUBTESTS = SERVING.replace("baseline)", "baseline, subtests)") + """
+SUBTESTS = (
+    SERVING.replace("baseline)", "baseline, subtests)")
+    + """
     with subtests.test("part"):
         assert False, "a part of it"
 """
+)
 TEARDOWN = """
 import pytest
 
@@ -89,7 +92,7 @@ def test_a_test_with_a_subtest_that_failed_records_nothing(run, tmp_path):
 
 
 @pytest.mark.parametrize("mark", ["", "@pytest.mark.xfail"])
-def test_a_baseline_that_cannot_be_written_fails_its_test_whatever_was_expected_of_it(run, tmp_path, mark):
+def test_a_baseline_that_cannot_be_written_fails_its_test(run, tmp_path, mark):
     (tmp_path / FILE).parent.mkdir(parents=True)
     (tmp_path / FILE).with_name(f".{FILE.rpartition('/')[2]}.llmperf-new").mkdir()
     result = run("import pytest\n" + mark + SERVING, *RECORD)

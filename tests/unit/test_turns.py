@@ -105,7 +105,7 @@ def test_a_test_whose_fixtures_are_broken_does_not_run_again() -> None:
     assert turns.current is None
 
 
-def test_those_that_wait_have_their_turn_when_the_last_one_is_given_up() -> None:
+def test_those_that_wait_follow_when_the_last_is_given_up() -> None:
     turns: Turns[str] = Turns(spec_of)
     turns.offer("a1", "a2")
     turns.next("a1", again=True, running=spec_of("a1"))
@@ -114,7 +114,7 @@ def test_those_that_wait_have_their_turn_when_the_last_one_is_given_up() -> None
     assert turns.next("a1", again=False, running=spec_of("a1")).following == "b1"
 
 
-def test_those_that_wait_go_on_waiting_when_another_than_the_last_is_given_up() -> None:
+def test_those_that_wait_go_on_when_another_is_given_up() -> None:
     turns: Turns[str] = Turns(spec_of)
     turns.offer("a1", "a2")
     turns.next("a1", again=True, running=spec_of("a1"))
