@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shutil
+from pathlib import Path
 
+import _pytest
+import pluggy
 import pytest
 
 import pytest_llmperf.plugin
+from pytest_llmperf.plugin import guard
 from pytest_llmperf.plugin.collector import Collector
 from pytest_llmperf.testing import Example
 from tests.conftest import ENVIRONMENT, QUICK, SERVING
@@ -124,6 +129,80 @@ def test_what_the_core_raises_in_a_hook_ends_no_run(run, stored, monkeypatch, ho
     monkeypatch.setattr(name, boom)
     result = run(PROJECT, TWICE, *options)
     check(result, hook)
+
+
+def test_a_fault_in_the_last_test_drops_none_that_wait(run, stored, monkeypatch):
+    real = pytest_llmperf.plugin.protocol._report
+
+    def report(item, call):
+        if "second" in item.nodeid:
+            raise RuntimeError("no such luck")
+        return real(item, call)
+
+    monkeypatch.setattr("pytest_llmperf.plugin.protocol._report", report)
+    result = run(PROJECT["test_it.py"], "--llmperf-gate=tpot_p50_s=60%", "--llmperf-tolerance=0.01%", "-v")
+    assert result.outcomes == {"passed": 1, "failed": 1}, result.stdout
+    assert "test_serving[tiny-tp1-c8] PASSED" in result.stdout
+    assert "the run ended before it was decided" not in result.stdout
+
+
+THEIRS = """
+def pytest_runtest_makereport(item, call):
+    if call.when == "call":
+        raise RuntimeError("no such luck")
+"""
+
+
+def test_a_hook_of_others_that_raises_is_told_as_theirs(run, stored, tmp_path):
+    result = run({"test_it.py": PROJECT["test_it.py"], "conftest.py": THEIRS}, TWICE)
+    assert result.outcomes == {"failed": 2}, result.stdout
+    place = tmp_path / "conftest.py"
+    assert (
+        f"RuntimeError: no such luck, raised by {place}:4 in a hook that pytest-llmperf called (pytest_runtest_pro"
+        in result.stdout
+    )
+    assert "This is a fault of that hook, neither of your tests nor of pytest-llmperf: see the traceback" in result.stdout
+    assert "please report it" not in result.stdout
+
+
+def test_what_the_core_itself_raises_is_no_fault_of_others():
+    here, package = __file__, Path(pytest_llmperf.plugin.__file__).parent
+    ours, called, pytests = f"{package}/protocol.py", f"{Path(pluggy.__file__).parent}/_callers.py", str(_pytest.__file__)
+    assert guard._is_foreign([ours, called, here])
+    assert guard._is_foreign([ours, called, here, json.__file__])  # the hook has called it
+    assert not guard._is_foreign([ours, called, here, ours])
+    assert not guard._is_foreign([ours, called, pytests])
+    assert not guard._is_foreign([ours, json.__file__])
+    assert not guard._is_foreign([ours, called])
+    assert not guard._is_foreign([])
+
+
+def test_the_cache_has_the_tracebacks_of_all_faults(run, stored, tmp_path, monkeypatch):
+    def boom(item, *_):
+        raise RuntimeError(f"no luck for {item.name}")
+
+    monkeypatch.setattr("pytest_llmperf.plugin.protocol._publish", boom)
+    run(PROJECT, TWICE)
+    kept = json.loads((tmp_path / ".pytest_cache/v/llmperf/faults").read_text())
+    assert [lines[-1].partition("[")[0] for lines in kept] == [
+        f"RuntimeError: no luck for test_{n}" for n in ("serving", "second")
+    ]
+
+
+def test_collecting_takes_no_fault_off_the_list(run, stored, tmp_path, monkeypatch):
+    def boom(*_):
+        raise RuntimeError("no such luck")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pytest_llmperf.plugin.session.judge_suite", boom)
+        assert run(PROJECT, TWICE).returncode == 1
+    failed = tmp_path / ".pytest_cache/v/cache/lastfailed"
+    assert "llmperf::faults" in failed.read_text()
+    collected = run(PROJECT, TWICE, "--co")
+    assert collected.outcomes == {}, collected.stdout
+    assert "llmperf::faults" in failed.read_text()
+    assert run(PROJECT, TWICE).outcomes["passed"] == 4
+    assert "llmperf::faults" not in failed.read_text()
 
 
 @pytest.mark.fault("bad input is told", "the core raises in one of pytest's hooks, in a worker of xdist", full=True)

@@ -26,6 +26,13 @@ def pytest_runtest_makereport(item, call):
         report.outcome, report.longrepr = "failed", "a soft assertion"
     return report
 """
+SUBTESTS = (
+    SERVING.replace("baseline)", "baseline, subtests)")
+    + """
+    with subtests.test("part"):
+        assert False, "a part of it"
+"""
+)
 TEARDOWN = """
 import pytest
 
@@ -73,6 +80,27 @@ def test_a_test_that_does_not_pass_records_nothing(run, tmp_path, files, outcome
     assert result.cases[0]["notes"][0] == "not recorded, because the test failed or was skipped"
     assert not (tmp_path / FILE).exists()
     assert (tmp_path / "junit.xml").read_text().count('name="llmperf.ttft_p50_s"') == 1
+
+
+@pytest.mark.skipif(not hasattr(pytest, "Subtests"), reason="this pytest has no subtests")
+def test_a_test_with_a_subtest_that_failed_records_nothing(run, tmp_path):
+    result = run(SUBTESTS, *RECORD)
+    assert result.returncode == 1
+    assert result.statuses == {CASE: "MEASURED"}, result.stdout
+    assert result.cases[0]["notes"][0] == "not recorded, because the test failed or was skipped"
+    assert not (tmp_path / FILE).exists()
+
+
+@pytest.mark.parametrize("mark", ["", "@pytest.mark.xfail"])
+def test_a_baseline_that_cannot_be_written_fails_its_test(run, tmp_path, mark):
+    (tmp_path / FILE).parent.mkdir(parents=True)
+    (tmp_path / FILE).with_name(f".{FILE.rpartition('/')[2]}.llmperf-new").mkdir()
+    result = run("import pytest\n" + mark + SERVING, *RECORD)
+    assert result.outcomes == {"failed": 1}, result.stdout
+    assert result.statuses == {CASE: "MEASURED"}
+    assert "cannot be written" in result.stdout
+    assert "fault of pytest-llmperf" not in result.stdout
+    assert not (tmp_path / FILE).exists()
 
 
 def test_a_teardown_that_fails_comes_behind_the_recording(run, tmp_path):

@@ -13,6 +13,11 @@ REQUIRED = "--llmperf-require-comparisons"
 RECORD = ("--update-baselines", "--llmperf-launches=2")
 CASE = "test_it.py::test_serving[tiny-tp1-c8]"
 SKIPPED = SERVING + "\n\nimport pytest\n\npytestmark = pytest.mark.skip('not today')\n"
+BROKEN_OFF = """    try:
+        measured == baseline
+    finally:
+        pytest.fail("behind the comparison")
+"""
 OBSERVED = "def test_x(llmperf):\n    llmperf(prompt_tokens=8, output_tokens=4, requests=8)\n"
 
 
@@ -47,6 +52,15 @@ def test_enough_comparisons_take_the_failure_off_the_list(run):
     assert again.returncode == 0, again.stdout
     assert again.outcomes == {"passed": 2}
     assert run(SERVING, REQUIRED).outcomes == {"passed": 1}
+
+
+def test_a_comparison_that_was_never_decided_is_none(run):
+    run(SERVING, *RECORD)
+    undecided = "import pytest\n" + SERVING.replace("    assert measured == baseline", BROKEN_OFF)
+    result = run(undecided, REQUIRED, "--llmperf-tolerance=0.01%")
+    assert result.statuses == {CASE: "INCONCLUSIVE"}, result.stdout
+    assert f"0 comparisons of at least 1 ({REQUIRED}=1): 0 compared, 1 not compared (1 INCONCLUSIVE)" in result.stdout
+    assert f"  {CASE}: INCONCLUSIVE: the run ended before it was decided" in result.stdout
 
 
 def test_a_run_that_skips_all_is_green_without_it(run):

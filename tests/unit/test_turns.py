@@ -105,6 +105,36 @@ def test_a_test_whose_fixtures_are_broken_does_not_run_again() -> None:
     assert turns.current is None
 
 
+def test_those_that_wait_follow_when_the_last_is_given_up() -> None:
+    turns: Turns[str] = Turns(spec_of)
+    turns.offer("a1", "a2")
+    turns.next("a1", again=True, running=spec_of("a1"))
+    turns.offer("a2", "b1")
+    assert turns.give_up("a2") == turns.current == "a1"
+    assert turns.next("a1", again=False, running=spec_of("a1")).following == "b1"
+
+
+def test_those_that_wait_go_on_when_another_is_given_up() -> None:
+    turns: Turns[str] = Turns(spec_of)
+    turns.offer("a1", "a2")
+    turns.next("a1", again=True, running=spec_of("a1"))
+    turns.offer("a2", "a3")
+    assert turns.give_up("a2") == "a3"
+    assert turns.current is None
+    turns.offer("a3", None)
+    assert turns.next("a3", again=False, running=spec_of("a3")).following == "a1"
+
+
+def test_those_that_wait_let_an_engine_go_first_that_is_left_running() -> None:
+    turns: Turns[str] = Turns(spec_of)
+    turns.offer("a1", "a2")
+    turns.next("a1", again=True, running=spec_of("a1"))
+    turns.offer("a2", "b1")
+    assert turns.next("a2", again=True, running=spec_of("b1")).following == "b1"
+    assert turns.give_up("a2", running=spec_of("b1")) == "b1"
+    assert turns.current is None
+
+
 @given(
     items=st.lists(ITEMS, unique=True, min_size=1).map(sorted),
     counts=st.dictionaries(ITEMS, st.integers(1, 4)),

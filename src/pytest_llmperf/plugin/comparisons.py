@@ -29,7 +29,7 @@ def check_comparisons(config: pytest.Config) -> None:
         return
     state = config.stash[SESSION]
     outcomes = [from_data(data) for data in state.outcomes]
-    compared = sum(outcome.status.compared for outcome in outcomes)
+    compared = sum(outcome.compared for outcome in outcomes)
     if compared < wanted:
         head = f"{counted(compared, 'comparison')} of at least {wanted} (--llmperf-require-comparisons={wanted}): "
         report_as_test(config, COMPARISONS_ID, "\n".join([head + counts_line(outcomes), *_reasons(outcomes, state)]))
@@ -39,7 +39,7 @@ def check_comparisons(config: pytest.Config) -> None:
 
 def _reasons(outcomes: Sequence[Outcome], state: SessionState) -> Iterator[str]:
     """Yield why cases were not compared, and what may not even have run."""
-    lines = [f"  {outcome.id}: {outcome.status}{_why(outcome)}" for outcome in outcomes if not outcome.status.compared]
+    lines = [f"  {outcome.id}: {outcome.status}{_why(outcome)}" for outcome in outcomes if not outcome.compared]
     yield from lines[:_MOST_REASONS]
     if len(lines) > _MOST_REASONS:
         yield f"  and {len(lines) - _MOST_REASONS} more"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import bdb
 import functools
 import inspect
+import os
 import sys
 import traceback
 import unittest
@@ -17,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pluggy
 import pytest
 
 from pytest_llmperf.plugin.private import terminal
@@ -36,8 +38,9 @@ PASSED_ON = (
     bdb.BdbQuit,
 )
 """Exceptions that are pytest's to handle. Its outcomes, and Ctrl-C, are none (`BaseException`), and pass anyway."""
-_PACKAGE = str(Path(__file__).parents[1])
-_MOST_SHOWN, _LONGEST = 5, 300
+_PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
+_CALLER, _PYTEST = (f"{Path(inspect.getfile(kind)).parent}{os.sep}" for kind in (pluggy.PluginManager, pytest.Item))
+_MOST_SHOWN, _MOST_KEPT, _LONGEST = 5, 100, 300
 _CACHE_KEY = "llmperf/faults"
 
 
@@ -50,8 +53,15 @@ def fault_of(hook: str, about: str, error: BaseException) -> Fault:
         words = trace = f"{type(error).__name__}, which cannot be shown ({type(broken).__name__})"
     words = words if len(words) <= _LONGEST else f"{words[: _LONGEST - 3]}..."
     frames = traceback.extract_tb(error.__traceback__)
-    place = f"{frames[-1].filename.removeprefix(_PACKAGE)}:{frames[-1].lineno}".lstrip("/") if frames else "an unknown place"
-    return Fault(hook, about, words, place, trace)
+    place = f"{frames[-1].filename.removeprefix(_PACKAGE)}:{frames[-1].lineno}" if frames else "an unknown place"
+    return Fault(hook, about, words, place, trace, _is_foreign([frame.filename for frame in frames]))
+
+
+def _is_foreign(files: list[str]) -> bool:
+    """Return whether a traceback through these files ends in a hook that is neither the package's nor pytest's own."""
+    calls = [number for number, file in enumerate(files) if file.startswith(_CALLER)]
+    within = files[calls[-1] + 1 :] if calls else []
+    return bool(within) and not within[0].startswith(_PYTEST) and not any(file.startswith(_PACKAGE) for file in within)
 
 
 def _cleaned(config: pytest.Config, fault: Fault) -> Fault:
@@ -63,8 +73,11 @@ def _cleaned(config: pytest.Config, fault: Fault) -> Fault:
 
 def advice(config: pytest.Config, *faults: Fault) -> str:
     """Return whose fault it is and where the traceback is; with -vv the tracebacks themselves."""
-    name = f"pytest-llmperf {version('pytest-llmperf')}"
-    text = f"This is a fault of {name}, not of your tests: please report it with the traceback"
+    text = (
+        f"This is a fault of pytest-llmperf {version('pytest-llmperf')}, not of your tests: please report it with the traceback"
+    )
+    if all(fault.foreign for fault in faults):
+        text = "This is a fault of that hook, neither of your tests nor of pytest-llmperf: see the traceback"
     if config.get_verbosity() > 1:
         return "\n".join([f"{text}:", *(fault.trace for fault in faults)])
     stored = f" and {config.getini('cache_dir')}/v/{_CACHE_KEY} has" if _keep(config, faults) else ""
@@ -72,11 +85,15 @@ def advice(config: pytest.Config, *faults: Fault) -> str:
 
 
 def _keep(config: pytest.Config, faults: tuple[Fault, ...]) -> bool:
-    """Keep the tracebacks in pytest's cache; return whether it has one."""
+    """Keep the tracebacks in pytest's cache, with those of this run that it has already; return whether it has one."""
     cache = getattr(config, "cache", None)
     if cache is None or is_worker(config):
         return False
-    cache.set(_CACHE_KEY, [fault.trace.splitlines() for fault in faults])  # where it cannot be written it warns
+    kept = _state(config).traces
+    for lines in (fault.trace.splitlines() for fault in faults):
+        if lines not in kept and len(kept) < _MOST_KEPT:
+            kept.append(lines)
+    cache.set(_CACHE_KEY, kept)  # where it cannot be written it warns
     return True
 
 
@@ -121,7 +138,7 @@ def note(config: pytest.Config, fault: Fault) -> None:
         print(f"{fault.text}\n{advice(config, fault)}", file=sys.stderr)
 
 
-def hear(config: pytest.Config, faults: list[dict[str, str]]) -> None:
+def hear(config: pytest.Config, faults: list[dict[str, Any]]) -> None:
     """Note what a worker of xdist has sent."""
     for data in faults:
         note(config, Fault(**data))
@@ -143,7 +160,7 @@ def report_faults(config: pytest.Config) -> None:
     if state.faults:
         report_as_test(config, FAULTS_ID, faults_text(config, state.faults))
         state.faults_reported = len(state.faults)
-    elif was_red(config, FAULTS_ID):
+    elif not config.option.collectonly and was_red(config, FAULTS_ID):
         report_as_test(config, FAULTS_ID, "")
 
 

@@ -91,7 +91,7 @@ def _attempt(item: pytest.Item, turns: Turns[pytest.Item]) -> None:
     if action.stops_engine and teardown.excinfo is None:
         teardown = _timed(item, "teardown", pool.close)
     if teardown.excinfo is not None and again:
-        following = turns.give_up(item)  # its fixtures are broken: a further launch would prove nothing
+        following = turns.give_up(item, running=pool.spec)  # its fixtures are broken: a further launch would prove nothing
         _publish(item, calls[:1])
         if action.following is item:
             _call(item, "teardown", nextitem=following)
@@ -105,14 +105,30 @@ def _settle(item: pytest.Item, report: pytest.TestReport) -> pytest.CallInfo[Any
     """Write what a test that passed has recorded; return the failed call where a file cannot be written.
 
     The report tells whether it passed: a call that raised nothing may have failed, such as one that should have under xfail.
+    Its status is asked for first: pytest's subtests turn it into a failure only there.
     """
+    if report.when == "call":
+        item.config.hook.pytest_report_teststatus(report=report, config=item.config)
+    passed = report.when == "call" and report.passed
 
     def write() -> None:
         with failing():
-            settle(item.stash[ITEM].states, passed=report.when == "call" and report.passed)
+            settle(item.stash[ITEM].states, passed=passed)
 
     settled = _timed(item, "call", write)
     return settled if settled.excinfo is not None else None
+
+
+def _turn_red(item: pytest.Item, failed: pytest.CallInfo[Any], report: pytest.TestReport) -> None:
+    """Have the report of a call tell of our own failure behind it.
+
+    It does not go through the hook again: under xfail that would take our failure for the expected one. What other
+    plugins have added to the report stays.
+    """
+    made = pytest.TestReport.from_item_and_call(item, failed)
+    report.outcome, report.longrepr = made.outcome, made.longrepr
+    vars(report).pop("wasxfail", None)
+    clean_report(item.config, report)
 
 
 def _publish(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
@@ -125,7 +141,8 @@ def _publish(item: pytest.Item, calls: list[pytest.CallInfo[Any]]) -> None:
                 item.user_properties.append((clean(item.config, prefix + row.metric), row.measured))
     reports = [_report(item, call) for call in calls]
     if failed := _settle(item, reports[-1]):
-        calls[-1], reports[-1] = failed, _report(item, failed)
+        calls[-1] = failed
+        _turn_red(item, failed, reports[-1])
     # Ids as collected: xdist may have added a group to the item's own.
     outcomes = [outcome_of(state, kept.planned.case_id) for state in kept.states]
     outcomes = outcomes or list(kept.unmeasured)

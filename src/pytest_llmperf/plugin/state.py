@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that the core has raised, and no code of it expects."""
+    """Something that the core has raised, or a hook that it called, and no code of it expects."""
 
     hook: str
     about: str
@@ -27,11 +27,15 @@ class Fault:
     place: str
     """The innermost line of code that it went through."""
     trace: str
+    foreign: bool = False
+    """A hook of somebody else has raised it, which the core had called."""
 
     @property
     def text(self) -> str:
         """Return what has failed, in one line."""
         about = f", {self.about}" if self.about else ""
+        if self.foreign:
+            return f"{self.error}, raised by {self.place} in a hook that pytest-llmperf called ({self.hook}{about})"
         return f"pytest-llmperf itself failed ({self.hook}{about}): {self.error}, at {self.place}"
 
 
@@ -66,6 +70,8 @@ class SessionState:
     """pytest's own."""
     faults: list[Fault] = field(default_factory=list)
     """What the core has raised unforeseen."""
+    traces: list[list[str]] = field(default_factory=list)
+    """The lines of their tracebacks, as far as pytest's cache has them."""
     faults_reported: int = 0
     """How many of them stand in a report."""
     unplanned: set[str] = field(default_factory=set)

@@ -77,7 +77,7 @@ def summarize(reporter: Any, config: pytest.Config) -> None:
         suite_red = state.suite.outcome == "regressed"
         red |= suite_red
         reporter.write_line(suite_line(state.suite), red=suite_red)
-    plain = all(outcome.status.compared or outcome.status is Status.RECORDED for outcome in outcomes)
+    plain = all(outcome.compared or outcome.status is Status.RECORDED for outcome in outcomes)
     reporter.write_line(counts_line(outcomes), red=red, yellow=not red and not plain, green=not red and plain)
 
 

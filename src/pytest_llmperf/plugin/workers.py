@@ -39,14 +39,14 @@ def tell_controller(config: pytest.Config, *, used: bool) -> None:
         _output(config)[_USED] = used
 
 
-def send_fault(config: pytest.Config, fault: dict[str, str]) -> None:
+def send_fault(config: pytest.Config, fault: dict[str, Any]) -> None:
     """Tell the controller what has failed in this worker, when it ends."""
     _output(config).setdefault(_FAULTS, []).append(fault)
 
 
-def faults_of(node: Any) -> list[dict[str, str]]:
+def faults_of(node: Any) -> list[dict[str, Any]]:
     """Return what has failed in a worker that has ended."""
-    faults: list[dict[str, str]] = getattr(node, "workeroutput", {}).get(_FAULTS, [])
+    faults: list[dict[str, Any]] = getattr(node, "workeroutput", {}).get(_FAULTS, [])
     return faults
 
 

@@ -14,6 +14,8 @@ from pytest_llmperf.measure.measurement import Launch
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+NEVER_DECIDED = "the run ended before it was decided"
+"""The reason of a case that is INCONCLUSIVE because its launches broke off: nothing has come of its comparison."""
 JSON_VERSION = 1
 """Version of the `--llmperf-json` file. History: 1, the first."""
 
@@ -31,6 +33,11 @@ class Outcome:
     workload: dict[str, Any]
     notes: tuple[str, ...] = ()
     """What else the reader should know: the file that was written, what has changed, which setting to move."""
+
+    @property
+    def compared(self) -> bool:
+        """Return whether numbers were held against a baseline, to the end."""
+        return self.status.compared and NEVER_DECIDED not in self.verdict.reasons
 
 
 def to_data(outcome: Outcome) -> dict[str, Any]:

@@ -137,11 +137,11 @@ def self_test_line(checks: Sequence[dict[str, Any]]) -> str:
 
 def counts_line(outcomes: Sequence[Outcome]) -> str:
     """Return `n compared, m not`, with each status and how often it came."""
-    compared = [outcome for outcome in outcomes if outcome.status.compared]
+    compared = [outcome for outcome in outcomes if outcome.compared]
     groups = []
     for label, group in (
         ("compared", compared),
-        ("not compared", [outcome for outcome in outcomes if not outcome.status.compared]),
+        ("not compared", [outcome for outcome in outcomes if not outcome.compared]),
     ):
         tally = Counter(outcome.status for outcome in group)
         detail = ", ".join(f"{count} {status}" for status, count in sorted(tally.items()))

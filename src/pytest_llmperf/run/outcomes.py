@@ -12,7 +12,7 @@ from pytest_llmperf.judge.provenance import engine_facts, model_facts
 from pytest_llmperf.judge.verdict import Status, Verdict, observed
 from pytest_llmperf.plan.case import Case
 from pytest_llmperf.plan.workload import Workload
-from pytest_llmperf.report.outcome import Outcome
+from pytest_llmperf.report.outcome import NEVER_DECIDED, Outcome
 from pytest_llmperf.run.sweep import degrees_of, suffix
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def outcome_of(state: CaseState, nodeid: str = "") -> Outcome:
         status = Status.INVALID if invalid else Status.MEASURED
         verdict = Verdict(status, observed(state.launches, None), invalid, launches=len(state.launches))
     elif verdict.status is Status.UNDECIDED:
-        verdict = replace(verdict, status=Status.INCONCLUSIVE, reasons=("the run ended before it was decided",))
+        verdict = replace(verdict, status=Status.INCONCLUSIVE, reasons=(NEVER_DECIDED,))
     notes = state.notes
     if state.record and verdict.status is Status.RECORDED:  # it is written only behind the test
         verdict, notes = replace(verdict, status=Status.MEASURED), ("not recorded, because the run ended before its test did",)

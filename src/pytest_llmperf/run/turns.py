@@ -91,27 +91,33 @@ class Turns(Generic[Item]):
         elif stopping:
             self.drop()
             self._behind, self._is_last = None, True
-        following = self._following()
-        last = self._is_last and not self._turn
-        # The last test of an engine ends the turn, unless it has started the very engine that the next one wants.
-        wanted = running is not None and running == self._spec_of(following)
-        stops_engine = last and not wanted and not self._waiting
-        if self._waiting and (self._alone or (last and not wanted)):
+        ends = self._ends(running)
+        stops_engine = ends and not self._waiting
+        if self._waiting and (self._alone or ends):
             self._turn, self._waiting = self._waiting, deque()
-            following = self._turn[0]
-        return Action(not again, following, stops_engine)
+        return Action(not again, self._following(), stops_engine)
 
-    def give_up(self, item: Item) -> Item | None:
-        """Take a test back that was to run again; return what runs next instead."""
+    def give_up(self, item: Item, *, running: EngineSpec | None = None) -> Item | None:
+        """Take a test back, whether it was to run again or was in its turn; return what runs next instead.
+
+        Those that wait have their turn where it was the last of its engine. `running` as in `next`.
+        """
         for queue in (self._turn, self._waiting):
             if item in queue:
                 queue.remove(item)
+        if self._waiting and not self._turn and (self._alone or self._ends(running)):
+            self._turn, self._waiting = self._waiting, deque()
         return self._following()
 
     def drop(self) -> None:
         """Forget all that was to run."""
         self._turn.clear()
         self._waiting.clear()
+
+    def _ends(self, running: EngineSpec | None) -> bool:
+        """Return whether the turn is over, as it is behind the last test of an engine that leaves no engine which the next wants."""
+        wanted = running is not None and running == self._spec_of(self._following())
+        return self._is_last and not self._turn and not wanted
 
     def _following(self) -> Item | None:
         return self._turn[0] if self._turn else self._behind
