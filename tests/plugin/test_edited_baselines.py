@@ -37,13 +37,13 @@ def test_an_edited_baseline_fails_its_test_before_an_engine_starts(run, edited):
     result = run(SERVING)
     assert set(result.statuses.values()) == {"NOT-COMPARABLE"}
     assert result.engine_starts == 0
-    assert EDITED in result.stdout
+    assert f"{FILE}: {EDITED}" in result.stdout
     assert "restore the file from version control, or record it anew with --update-baselines" in result.stdout
 
 
 def test_an_edited_baseline_is_replaced_and_never_extended(run, edited):
     result = run(SERVING, *RECORD)
-    assert f"3 launches in place of 3, which were of another version: {EDITED}" in result.stdout
+    assert f"3 launches in place of 3, which were of another version: {FILE}: {EDITED}" in result.stdout
     assert set(run(SERVING).statuses.values()) == {"PASS"}
 
 
@@ -57,6 +57,44 @@ def test_an_edited_baseline_fails_the_self_test(run, edited):
     result = run(SERVING, "--llmperf-selftest")
     assert result.outcomes == {"failed": 1}
     assert EDITED in result.stdout
+
+
+TWICE = """
+def test_serving(llmperf, baseline):
+    for requests in (8, 10):
+        assert llmperf(prompt_tokens=16, output_tokens=6, requests=requests) == baseline
+"""
+
+
+def test_an_edited_baseline_that_no_call_uses_any_more_blocks_nothing(run, tmp_path):
+    run(TWICE, *RECORD)
+    (second,) = (path for path in (tmp_path / FILE).parent.glob("*.json") if path != tmp_path / FILE)
+    edit(second, slow_down)
+    name = second.relative_to(tmp_path).as_posix()
+    assert set(run(SERVING).statuses.values()) == {"PASS"}
+    twice = run(TWICE)
+    assert list(twice.statuses.values()) == ["PASS", "NOT-COMPARABLE"]
+    assert f"{name}: {EDITED}" in twice.stdout
+    assert f"unused baseline: {name} (its test was recorded without it; delete the file)" in run(SERVING, *RECORD).stdout
+    assert set(run(SERVING).statuses.values()) == {"PASS"}
+    assert "unused baseline" not in run(TWICE, *RECORD).stdout
+    assert list(run(TWICE).statuses.values()) == ["PASS", "PASS"]
+
+
+def test_an_edited_baseline_of_a_degree_is_named_before_an_engine_starts(run, tmp_path):
+    sweep = """
+import pytest
+
+@pytest.mark.llmperf(tp=[1, 2])
+def test_serving(llmperf_sweep, baseline):
+    assert llmperf_sweep(prompt_tokens=16, output_tokens=6, requests=8) == baseline
+"""
+    run(sweep, *RECORD, LLMPERF_SIMULATED_GPUS="2")
+    degree = next(path for path in (tmp_path / "baselines").rglob("*.json") if "tp2" in path.name)
+    edit(degree, slow_down)
+    result = run(sweep, LLMPERF_SIMULATED_GPUS="2")
+    assert result.engine_starts == 0
+    assert f"{degree.relative_to(tmp_path).as_posix()}: {EDITED}" in result.stdout
 
 
 def test_a_baseline_of_another_host_is_named_with_both(run, tmp_path):

@@ -40,12 +40,13 @@ def compare(rules: Rules, state: CaseState, marker: Marker) -> Answer:
 def known_failure(rules: Rules, plan: Planned) -> Answer | None:
     """Return the answer to a test that will meet no usable baseline, before an engine is started for it; None for others.
 
-    A test may compare only some of its cases: it is let run where any file exists that it could ask for.
+    A test may compare only some of its cases: it is let run where any file exists that it could ask for. An unusable or doubted
+    file of a further measurement is told when that is compared: it may be left of one that the test has no more.
     """
     if not plan.compares:
         return None
     try:
-        stored = [rules.reader.read(path) for path in rules.files_of(plan)]
+        stored = [rules.reader.read(path) for path in rules.first_files(plan).values()]
     except store.BaselineError as error:
         return Answer(Verdict(Status.INVALID, reasons=(str(error),)), failure=str(error))
     doubts = [doubt for baseline in stored if baseline for doubt in baseline.doubts]

@@ -17,7 +17,7 @@ from pytest_llmperf.judge.maths.stats import Design
 from pytest_llmperf.judge.noise import suite_of
 from pytest_llmperf.judge.places import place
 from pytest_llmperf.judge.provenance import Provenance, engine_facts, model_facts
-from pytest_llmperf.judge.verdict import judge
+from pytest_llmperf.judge.verdict import Status, judge
 from pytest_llmperf.plan.kinds import kinds_in_files
 from pytest_llmperf.run.stored import Reader, case_files, witnesses, workloads
 from pytest_llmperf.run.sweep import MOST_DEGREES, degrees_of, named_degrees, numbered
@@ -94,9 +94,13 @@ class Rules:
         """The baseline file of each of these cases, whether there is one or not."""
         return {case_id: path for of_plan in self._files.values() for case_id, path in of_plan.items()}
 
-    def files_of(self, plan: Planned) -> list[Path]:
-        """Return those of them that are a test's."""
-        return list(self._files[plan.case_id].values())
+    def first_files(self, plan: Planned) -> dict[str, Path]:
+        """Return those of them that are of a test's first measurement: of a sweep one for each of its degrees."""
+        return {case_id: self._files[plan.case_id][case_id] for case_id in self._ids_of(plan)[0]}
+
+    def further_files(self, plan: Planned) -> dict[str, Path]:
+        """Return those of a test's further measurements, which all are there; whether it still asks for them is not known."""
+        return {case_id: path for case_id, path in self._files[plan.case_id].items() if case_id not in self.first_files(plan)}
 
     @cached_property
     def _files(self) -> dict[str, dict[str, Path]]:
@@ -120,7 +124,7 @@ class Rules:
     @cached_property
     def reader(self) -> Reader:
         """What reads the run's baselines."""
-        return Reader(self.host.key)
+        return Reader(self.host.key, self.shown)
 
     @cached_property
     def _commit(self) -> str | None:
@@ -210,6 +214,20 @@ def unused_baselines(rules: Rules) -> list[str]:
     """Return the baselines that no test uses any more, relative to the rootdir."""
     gone = store.unused(rules.settings.baselines, rules.host.key, rules.rootpath, rules.collected)
     return [rules.shown(path) for path in gone]
+
+
+def unmet_baselines(rules: Rules, statuses: Mapping[str, Status]) -> list[str]:
+    """Return the baselines of further measurements that a test was recorded without, relative to the rootdir.
+
+    `statuses` are those of the run's cases.
+    """
+    recorded = (plan for plan in rules.compared.values() if _is_recorded(rules.first_files(plan), statuses))
+    further = chain.from_iterable(rules.further_files(plan).items() for plan in recorded)
+    return [rules.shown(path) for case_id, path in further if case_id not in statuses]
+
+
+def _is_recorded(cases: Iterable[str], statuses: Mapping[str, Status]) -> bool:
+    return all(statuses.get(case_id) is Status.RECORDED for case_id in cases)
 
 
 def prospects_of(rules: Rules, *, every: bool = True) -> Iterator[tuple[str, list[Comparison]]]:

@@ -7,6 +7,7 @@ measured needs its own; the noise of the others is told as well by some of them.
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -58,18 +59,21 @@ def _others(folder: Path, firsts: set[tuple[Path, str]]) -> bool:
 class Reader:
     """Reads baselines, each once as long as its file is the same; it remembers as many as tell the noise of a suite."""
 
-    def __init__(self, host: str) -> None:
-        """Note the host that they must have been recorded on."""
+    def __init__(self, host: str, shown: Callable[[Path], str] = str) -> None:
+        """Note the host that they must have been recorded on, and how messages name a file."""
         self._host = host
+        self._shown = shown
         self._read: OrderedDict[Path, tuple[tuple[int, ...], Baseline | None]] = OrderedDict()
 
     def read(self, path: Path) -> Baseline | None:
-        """Return a baseline, None where there is no file; raises BaselineError for an unusable one."""
+        """Return a baseline, its doubts with its path, None where there is no file; raises BaselineError for an unusable one."""
         mark = _mark(path)
         if mark and path in self._read and self._read[path][0] == mark:
             self._read.move_to_end(path)
             return self._read[path][1]
         stored = store.load(path, self._host)
+        if stored and stored.doubts:
+            stored = replace(stored, doubts=tuple(f"{self._shown(path)}: {doubt}" for doubt in stored.doubts))
         if mark:
             self._read[path] = (mark, stored)
             while len(self._read) > MOST_WITNESSES:
