@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from pytest_llmperf.run.recording import settle
+from tests.baseline_writers import recorded, rules_for
 from tests.baselines import rewrite
 from tests.conftest import SERVING
 
@@ -45,6 +47,17 @@ def test_an_edited_baseline_is_replaced_and_never_extended(run, edited):
     result = run(SERVING, *RECORD)
     assert f"3 launches in place of 3, which were of another version: {FILE}: {EDITED}" in result.stdout
     assert set(run(SERVING).statuses.values()) == {"PASS"}
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_a_baseline_of_another_kind_is_kept_where_it_is_sound(tmp_path, sound):
+    rules, case_id = rules_for(tmp_path, "job", kind="server"), "test_it.py::test_x"
+    settle([recorded(rules, case_id)], passed=True)
+    (rewrite if sound else edit)(rules.path(case_id), lambda data: data["provenance"]["engine"].update(kind="offline"))
+    settle([recorded(rules, case_id)], passed=True)
+    names = sorted(path.name for path in tmp_path.rglob("*.json"))
+    assert "test_x.json" in names
+    assert len(names) == (2 if sound else 1)
 
 
 def test_an_edited_baseline_is_not_calibrated(run, edited):

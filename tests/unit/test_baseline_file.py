@@ -497,6 +497,12 @@ def test_a_long_name_fits_into_a_file_system(tmp_path: Path, letter: str) -> Non
     assert store.load(path) == STORED
 
 
+def test_a_baseline_with_doubts_is_not_stored_again(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a baseline with doubts is not stored again: it was edited by hand"):
+        store.save(tmp_path / "a.json", replace(STORED, doubts=("it was edited by hand",)))
+    assert list(tmp_path.iterdir()) == []
+
+
 # ------------------------------------------------------------------------------------------------ unused
 
 

@@ -184,7 +184,12 @@ _LAUNCHES = b',\n  "launches": [\n'
 
 
 def dump(baseline: Baseline) -> str:
-    """Return the file's text: sorted keys, one line per round, so that a diff shows which numbers moved."""
+    """Return the file's text: sorted keys, one line per round, so that a diff shows which numbers moved.
+
+    Raises ValueError for a baseline with doubts, which a checksum that fits would hide.
+    """
+    if baseline.doubts:
+        raise ValueError(f"{baseline.case_id}: a baseline with doubts is not stored again: {baseline.doubts[0]}")
     data = asdict(baseline)
     stored = ",\n".join(_dump_launch(launch) for launch in data.pop("launches"))
     data["case"] = data.pop("case_id")

@@ -150,8 +150,11 @@ def _without_a_gate(state: CaseState, gated: Mapping[str, Tolerance], lacks: Map
 def _kept(rules: Rules, case: Case, stored: store.Baseline | None) -> tuple[Path, store.Baseline] | None:
     """Return a baseline of another kind of engine that the new one would replace, and its own file.
 
-    Before kinds had files of their own, they shared the test's; only two that can take each other's place did.
+    Before kinds had files of their own, they shared the test's; only two that can take each other's place did. One with doubts
+    is not kept: written anew it would have none.
     """
+    if stored and stored.doubts:
+        return None
     kind = stored.provenance.engine.get("kind") if stored else None
     if stored is None or case.file_kind or kind == case.engine.kind or not {kind, case.engine.kind}.issubset(exchangeable()):
         return None
