@@ -8,7 +8,7 @@ import pytest
 
 from pytest_llmperf.run.recording import settle
 from tests.baseline_writers import recorded, rules_for
-from tests.baselines import rewrite
+from tests.baselines import as_version_2, rewrite
 from tests.conftest import SERVING
 
 RECORD = ("--update-baselines", "--llmperf-launches=3")
@@ -116,6 +116,18 @@ def test_a_baseline_of_another_host_is_named_with_both(run, tmp_path):
     result = run(SERVING)
     assert set(result.statuses.values()) == {"NOT-COMPARABLE"}
     assert "the baseline is another host's: recorded on 'nvidia-h200', and not on 'simulated'" in result.stdout
+
+
+def test_a_baseline_of_a_format_without_a_checksum_is_believed_and_told(run, tmp_path):
+    run(SERVING, *RECORD)
+    older = "the baseline is of format 2, which has no checksum: record it anew (1 case)"
+    assert older not in run(SERVING).stdout
+    as_version_2(tmp_path / FILE)
+    result = run(SERVING)
+    assert set(result.statuses.values()) == {"PASS"}
+    assert older in result.stdout
+    run(SERVING, *RECORD)
+    assert older not in run(SERVING).stdout
 
 
 def test_a_baseline_that_can_find_nothing_is_told(run, tmp_path):

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 VERSION = 3
 """Format of the files. History: 1, the first; 2, the job of each launch, and the noise; 3, what is lacking, and a checksum."""
 _READABLE = (1, 2, 3)
+_CHECKED = 3
+"""The first format with a checksum."""
 REMEDY = "restore it from version control, or delete it and record anew with --update-baselines"
 _DECISIVE = ("version", "formulas", "host", "workload", "workload_fingerprint", "lacking", "launches")
 """The fields that decide a verdict, hence are in the checksum; of the provenance that is what `_DECISIVE_FACTS` names. A case's
@@ -66,6 +68,8 @@ class Baseline:
     """What --llmperf-calibrate found per metric: parts of the noise, detectable slow-down, proposed tolerance. For people."""
     lacking: dict[str, str] | None = None
     """The gating metrics that it can never be compared by, each with the reason; None where an older file does not say."""
+    version: int = field(default=VERSION, compare=False)
+    """The format that its file had; it is stored in the newest."""
     doubts: tuple[str, ...] = ()
     """Why nothing may be judged by it, though it can be read: it was edited by hand, or is another host's. Never stored."""
 
@@ -116,7 +120,7 @@ def load(path: Path, host: str | None = None) -> Baseline | None:
         if version not in _READABLE or isinstance(version, bool):
             raise BaselineError(f"{path}: format version {shown(version)}, this plugin reads up to {VERSION}; {REMEDY}")
         baseline = _decoded(stored)
-        edited = version >= 3 or "checksum" in stored
+        edited = version >= _CHECKED or "checksum" in stored
         doubts = [_EDITED] if edited and checksum(text) != msgspec.json.decode(stored.get("checksum", b"null")) else []
     except BaselineError:
         raise
@@ -159,6 +163,19 @@ def checksum(text: str | bytes) -> str:
     engine = data["provenance"]["engine"]
     decisive = {name: data.get(name) for name in _DECISIVE} | {name: engine.get(name) for name in _DECISIVE_FACTS}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def without_checksum(stored: Baseline) -> list[str]:
+    """Return that a baseline's file is of a format that has no checksum; empty where it is of a newer one."""
+    return [f"{_OLDER} {stored.version}, which has no checksum: record it anew"] if stored.version < _CHECKED else []
+
+
+def is_of_older(note: str) -> bool:
+    """Return whether a note says so."""
+    return note.startswith(_OLDER)
+
+
+_OLDER = "the baseline is of format"
 
 
 def renamed(stored: Baseline, case_id: str) -> Baseline:
