@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
 import msgspec
 
 from pytest_llmperf.files import is_file, read_file, rewrite
-from pytest_llmperf.judge.places import is_place_of, may_be_used
+from pytest_llmperf.judge.places import is_place_of, may_be_used, named_tests
 from pytest_llmperf.judge.places import path_for as path_for  # a baseline's own
 from pytest_llmperf.judge.provenance import Provenance
 from pytest_llmperf.measure import metrics
@@ -271,20 +271,31 @@ def unused(folder: Path, host: str, rootpath: Path, collected: Iterable[str]) ->
     """
     tests = {case_id.partition("[")[0].partition("#")[0] for case_id in collected}
     files = {test.partition("::")[0] for test in tests}
-    gone = []
+    named, gone = named_tests(tests), []
     for path in _files_below(folder / host):
-        try:
-            stored = load(path)
-        except BaselineError:
+        case_id = _case_of(path)
+        if case_id is None:
             continue  # whose it is cannot be told; its own test fails with this error
-        test = stored.case_id.partition("[")[0].partition("#")[0] if stored else ""
+        test = case_id.partition("[")[0].partition("#")[0]
         file = test.partition("::")[0]
         if test in tests or (file not in files and is_file(rootpath / file)):
             continue
         place = path.relative_to(folder / host)
-        if is_place_of(place, test) or not may_be_used(place, rootpath, tests):
+        if is_place_of(place, test) or not may_be_used(place, rootpath, named):
             gone.append(path)
     return gone
+
+
+def _case_of(path: Path) -> str | None:
+    """Return the id that a file says that it is of, None where it is unusable; its launches are read where the head is unusual."""
+    case_id = head(path).get("case")
+    if isinstance(case_id, str):
+        return case_id
+    try:
+        stored = load(path)
+    except BaselineError:
+        return None
+    return stored.case_id if stored else None
 
 
 def _files_below(folder: Path) -> list[Path]:
