@@ -69,7 +69,7 @@ def test_an_edited_baseline_is_not_calibrated(run, edited):
 def test_an_edited_baseline_fails_the_self_test(run, edited):
     result = run(SERVING, "--llmperf-selftest")
     assert result.outcomes == {"failed": 1}
-    assert EDITED in result.stdout
+    assert f"{FILE}: {EDITED}" in result.stdout
 
 
 TWICE = """

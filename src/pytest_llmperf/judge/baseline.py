@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 VERSION = 3
 """Format of the files. History: 1, the first; 2, the job of each launch, and the noise; 3, what is lacking, and a checksum."""
 _READABLE = (1, 2, 3)
-_CHECKED = 3
-"""The first format with a checksum."""
+_CHECKED = 3  # the first format with a checksum
 REMEDY = "restore it from version control, or delete it and record anew with --update-baselines"
 _DECISIVE = ("version", "formulas", "host", "workload", "workload_fingerprint", "lacking", "launches")
 """The fields that decide a verdict, hence are in the checksum; of the provenance that is what `_DECISIVE_FACTS` names. A case's
@@ -44,7 +43,6 @@ _UNUSABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Rec
 """What a damaged file raises. Before msgspec 0.21 its errors are no ValueErrors."""
 MOST_LAUNCHES = 40
 """More launches than this bring nothing (their mean is known far better than the run's); the oldest go."""
-
 
 _ELSEWHERE = "name another folder with --llmperf-baselines"
 
@@ -287,7 +285,7 @@ def unused(folder: Path, host: str, rootpath: Path, collected: Iterable[str]) ->
 
 
 def _case_of(path: Path) -> str | None:
-    """Return the id that a file says that it is of, None where it is unusable; its launches are read where the head is unusual."""
+    """Return the id that a file says that it is of, None where it is unusable; only a file with an unusual head is read whole."""
     case_id = head(path).get("case")
     if isinstance(case_id, str):
         return case_id

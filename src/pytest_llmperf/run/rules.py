@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import chain, product
@@ -14,12 +15,12 @@ from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.comparison import prospects
 from pytest_llmperf.judge.gates import comparisons, gates, gates_of
 from pytest_llmperf.judge.maths.stats import Design
-from pytest_llmperf.judge.noise import suite_of
+from pytest_llmperf.judge.noise import beliefs, suite_of
 from pytest_llmperf.judge.places import place
 from pytest_llmperf.judge.provenance import Provenance, engine_facts, model_facts
 from pytest_llmperf.judge.verdict import Status, judge
 from pytest_llmperf.plan.kinds import kinds_in_files
-from pytest_llmperf.run.stored import Reader, case_files, witnesses, workloads
+from pytest_llmperf.run.stored import Reader, StoredSuite, case_files, witnesses, workloads
 from pytest_llmperf.run.sweep import MOST_DEGREES, degrees_of, named_degrees, numbered
 
 if TYPE_CHECKING:
@@ -134,6 +135,12 @@ class Rules:
     def _noise(self) -> Suite:
         return suite_of(self.reader.sound(witnesses(self.present)), self.gated)
 
+    @cached_property
+    def stored_anywhere(self) -> list[StoredSuite]:
+        """What is stored of the tests that compare, on whatever host and kind of engine; read once, for all self-tests."""
+        hosts = sorted(path.name for path in self.settings.baselines.glob("*/"))
+        return [_stored_suite(self, host, kind) for host, kind in product(hosts, kinds_in_files())]
+
     def path(self, case_id: str, kind: str = "") -> Path:
         """Return the baseline file of a case; `kind` is that of its engine where it is not the test's own."""
         return place(self.settings.baselines, self.host.key, case_id, kind)
@@ -203,6 +210,37 @@ def _commit_of(folder: Path) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
+
+
+def _stored_suite(rules: Rules, host: str, kind: str) -> StoredSuite:
+    """Return what is stored of the tests that compare for a host and kind of engine."""
+    reader = rules.reader if host == rules.host.key else Reader(host, rules.shown)
+    tests: dict[str, list[store.Baseline] | store.BaselineError] = {}
+    usable: list[store.Baseline] = []
+    gated: dict[str, dict[str, Tolerance]] = {}
+    for plan in rules.compared.values():
+        files = ((case_id, place(rules.settings.baselines, host, case_id, kind)) for case_id in possible_cases(rules, plan))
+        own, error = _readable(reader, files)
+        tests[plan.case_id] = error or own
+        usable += (stored for stored in own if not stored.doubts)
+        gated |= {stored.case_id: rules.gates(plan.marker, stored.workload) for stored in own}
+    believed: dict[str, dict[str, Belief]] = defaultdict(dict)
+    for (case_id, metric), belief in beliefs(usable, gated).items():
+        believed[case_id][metric] = belief
+    return StoredSuite(f"{host}, {kind}" if kind else host, tests, gated, believed)
+
+
+def _readable(reader: Reader, files: Iterable[tuple[str, Path]]) -> tuple[list[store.Baseline], store.BaselineError | None]:
+    """Return the baselines of files that can be read, under the ids given for them, and the first error of the others."""
+    readable, first = [], None
+    for case_id, path in files:
+        try:
+            stored = reader.read(path)
+        except store.BaselineError as error:
+            first = first or error
+            continue
+        readable += [store.renamed(stored, case_id)] if stored else []
+    return readable, first
 
 
 def stored_and_new(rules: Rules) -> tuple[int, int]:
