@@ -113,6 +113,22 @@ def test_what_was_stored_meanwhile_is_checked_too(tmp_path: Path, attempts: Atte
             assert expected in late.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("how", "stored"),
+    [
+        ({"update": "new"}, ["early", "early", "late", "late"]),
+        ({"update": "no", "missing": "record"}, ["early", "early", "late", "late"]),
+        ({"update": "all"}, ["late", "late"]),
+    ],
+)
+def test_what_was_recorded_meanwhile_is_replaced_by_an_update_of_all_alone(tmp_path: Path, how: Any, stored: list[str]) -> None:
+    rules, case_id = rules_for(tmp_path, "late", extend=False, **how), "test_it.py::test_x"
+    late = recorded(rules, case_id)
+    settle([recorded(rules_for(tmp_path, "early"), case_id)], passed=True)
+    settle([late], passed=True)
+    assert jobs(rules.path(case_id)) == stored
+
+
 @pytest.mark.fault(LOST, "a run that starts tries the folder that another writes into")
 def test_a_folder_that_another_run_tries_can_be_written(tmp_path: Path, attempts: Attempts) -> None:
     folder = tmp_path / "baselines" / "host" / "test_it"

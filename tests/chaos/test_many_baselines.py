@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 from benchmarks.collection import case_ids, write_baselines
 
 from pytest_llmperf.testing import Example
+from tests.baselines import rewrite
 from tests.conftest import ENVIRONMENT, QUICK
 
 if TYPE_CHECKING:
@@ -69,6 +71,15 @@ def test_a_measured_case_reads_its_baseline_once(tmp_path: Path, attempts: Attem
     for _ in attempts():
         opened = reads(tmp_path, 3)
         assert sorted(opened.values()) == [1, 1, 1]
+
+
+def test_the_self_tests_read_each_baseline_once(tmp_path: Path) -> None:
+    reads(tmp_path, 3, "--update-baselines", "--llmperf-launches=2")
+    shutil.copytree(tmp_path / "baselines/simulated", tmp_path / "baselines/other")
+    for path in (tmp_path / "baselines/other").rglob("*.json"):
+        rewrite(path, lambda data: data.update(host="other"))
+    opened = reads(tmp_path, 3, "--llmperf-selftest")
+    assert [opened[f"test_x-tiny-tp1-c8-{n}.json"] for n in range(3)] == [2, 2, 2], opened  # one for each host
 
 
 def test_the_ids_of_the_benchmark_are_those_of_its_tests(tmp_path: Path) -> None:

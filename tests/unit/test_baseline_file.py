@@ -497,6 +497,12 @@ def test_a_long_name_fits_into_a_file_system(tmp_path: Path, letter: str) -> Non
     assert store.load(path) == STORED
 
 
+def test_a_baseline_with_doubts_is_not_stored_again(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a baseline with doubts is not stored again: it was edited by hand"):
+        store.save(tmp_path / "a.json", replace(STORED, doubts=("it was edited by hand",)))
+    assert list(tmp_path.iterdir()) == []
+
+
 # ------------------------------------------------------------------------------------------------ unused
 
 
@@ -526,3 +532,23 @@ def test_a_baseline_is_unused_only_when_its_test_is_gone(project: Path, collecte
 
 def test_another_hosts_baselines_are_not_called_unused(project: Path) -> None:
     assert store.unused(project / "b", "nvidia-h200", project, []) == []
+
+
+def test_the_heads_of_files_tell_whether_they_are_unused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    formatted = store.path_for(project / "b", "cpu-2c", "test_gone.py::test_x")
+    store.save(formatted.with_name("test_z.json"), replace(STORED, case_id="test_gone.py::test_z"))
+    formatted.write_text(json.dumps(json.loads(formatted.read_text())))
+    read: list[Path] = []
+    load = store.load
+    monkeypatch.setattr(store, "load", lambda path: read.append(path) or load(path))  # type: ignore[func-returns-value]
+    found = store.unused(project / "b", "cpu-2c", project, ["test_a.py::test_y"])
+    assert [path.name for path in found] == ["test_x-c8.json", "test_x.json", "test_z.json"]
+    assert read == [formatted]
+
+
+@pytest.mark.parametrize(("name", "used"), [("test_y-c8", True), ("test_y", True), ("test_yy-c8", False), ("test-y", False)])
+def test_a_file_that_was_moved_is_used_where_a_test_begins_so(project: Path, name: str, used: bool) -> None:
+    moved = project / "b" / "cpu-2c" / "test_a" / f"{name}.json"
+    store.save(moved, replace(STORED, case_id="test_gone.py::test_x"))
+    found = store.unused(project / "b", "cpu-2c", project, ["test_a.py::test_y", "test_a.py::test_x[c8]"])
+    assert (moved not in found) is used

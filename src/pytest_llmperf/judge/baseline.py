@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, get_type_hints
 import msgspec
 
 from pytest_llmperf.files import is_file, read_file, rewrite
-from pytest_llmperf.judge.places import is_place_of, may_be_used
+from pytest_llmperf.judge.places import is_place_of, may_be_used, named_tests
 from pytest_llmperf.judge.places import path_for as path_for  # a baseline's own
 from pytest_llmperf.judge.provenance import Provenance
 from pytest_llmperf.measure import metrics
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 VERSION = 3
 """Format of the files. History: 1, the first; 2, the job of each launch, and the noise; 3, what is lacking, and a checksum."""
 _READABLE = (1, 2, 3)
+_CHECKED = 3  # the first format with a checksum
 REMEDY = "restore it from version control, or delete it and record anew with --update-baselines"
 _DECISIVE = ("version", "formulas", "host", "workload", "workload_fingerprint", "lacking", "launches")
 """The fields that decide a verdict, hence are in the checksum; of the provenance that is what `_DECISIVE_FACTS` names. A case's
@@ -42,7 +43,6 @@ _UNUSABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Rec
 """What a damaged file raises. Before msgspec 0.21 its errors are no ValueErrors."""
 MOST_LAUNCHES = 40
 """More launches than this bring nothing (their mean is known far better than the run's); the oldest go."""
-
 
 _ELSEWHERE = "name another folder with --llmperf-baselines"
 
@@ -66,6 +66,8 @@ class Baseline:
     """What --llmperf-calibrate found per metric: parts of the noise, detectable slow-down, proposed tolerance. For people."""
     lacking: dict[str, str] | None = None
     """The gating metrics that it can never be compared by, each with the reason; None where an older file does not say."""
+    version: int = field(default=VERSION, compare=False)
+    """The format that its file had; it is stored in the newest."""
     doubts: tuple[str, ...] = ()
     """Why nothing may be judged by it, though it can be read: it was edited by hand, or is another host's. Never stored."""
 
@@ -116,7 +118,7 @@ def load(path: Path, host: str | None = None) -> Baseline | None:
         if version not in _READABLE or isinstance(version, bool):
             raise BaselineError(f"{path}: format version {shown(version)}, this plugin reads up to {VERSION}; {REMEDY}")
         baseline = _decoded(stored)
-        edited = version >= 3 or "checksum" in stored
+        edited = version >= _CHECKED or "checksum" in stored
         doubts = [_EDITED] if edited and checksum(text) != msgspec.json.decode(stored.get("checksum", b"null")) else []
     except BaselineError:
         raise
@@ -161,6 +163,19 @@ def checksum(text: str | bytes) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def without_checksum(stored: Baseline) -> list[str]:
+    """Return that a baseline's file is of a format that has no checksum; empty where it is of a newer one."""
+    return [f"{_OLDER} {stored.version}, which has no checksum: record it anew"] if stored.version < _CHECKED else []
+
+
+def is_of_older(note: str) -> bool:
+    """Return whether a note says so."""
+    return note.startswith(_OLDER)
+
+
+_OLDER = "the baseline is of format"
+
+
 def renamed(stored: Baseline, case_id: str) -> Baseline:
     """Return a baseline under another case's id."""
     return stored if stored.case_id == case_id else replace(stored, case_id=case_id)
@@ -184,7 +199,12 @@ _LAUNCHES = b',\n  "launches": [\n'
 
 
 def dump(baseline: Baseline) -> str:
-    """Return the file's text: sorted keys, one line per round, so that a diff shows which numbers moved."""
+    """Return the file's text: sorted keys, one line per round, so that a diff shows which numbers moved.
+
+    Raises ValueError for a baseline with doubts, which a checksum that fits would hide.
+    """
+    if baseline.doubts:
+        raise ValueError(f"{baseline.case_id}: a baseline with doubts is not stored again: {baseline.doubts[0]}")
     data = asdict(baseline)
     stored = ",\n".join(_dump_launch(launch) for launch in data.pop("launches"))
     data["case"] = data.pop("case_id")
@@ -249,20 +269,31 @@ def unused(folder: Path, host: str, rootpath: Path, collected: Iterable[str]) ->
     """
     tests = {case_id.partition("[")[0].partition("#")[0] for case_id in collected}
     files = {test.partition("::")[0] for test in tests}
-    gone = []
+    named, gone = named_tests(tests), []
     for path in _files_below(folder / host):
-        try:
-            stored = load(path)
-        except BaselineError:
+        case_id = _case_of(path)
+        if case_id is None:
             continue  # whose it is cannot be told; its own test fails with this error
-        test = stored.case_id.partition("[")[0].partition("#")[0] if stored else ""
+        test = case_id.partition("[")[0].partition("#")[0]
         file = test.partition("::")[0]
         if test in tests or (file not in files and is_file(rootpath / file)):
             continue
         place = path.relative_to(folder / host)
-        if is_place_of(place, test) or not may_be_used(place, rootpath, tests):
+        if is_place_of(place, test) or not may_be_used(place, rootpath, named):
             gone.append(path)
     return gone
+
+
+def _case_of(path: Path) -> str | None:
+    """Return the id that a file says that it is of, None where it is unusable; only a file with an unusual head is read whole."""
+    case_id = head(path).get("case")
+    if isinstance(case_id, str):
+        return case_id
+    try:
+        stored = load(path)
+    except BaselineError:
+        return None
+    return stored.case_id if stored else None
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.files import is_file, is_there
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 _LONGEST_NAME = 150
 
@@ -88,9 +89,21 @@ def is_place_of(path: Path, test: str) -> bool:
     return path.parts[:-1] == tuple(parts) and (path.stem == name or path.stem.startswith(f"{name}-"))
 
 
-def may_be_used(path: Path, rootpath: Path, tests: Iterable[str]) -> bool:
-    """Return whether a path is that of a test that was collected, or names a test file of which none was."""
-    parts = [_named(test)[0] for test in tests]
-    if list(path.parts[:-1]) in parts:
-        return any(is_place_of(path, test) for test in tests)
+def named_tests(tests: Iterable[str]) -> dict[tuple[str, ...], set[str]]:
+    """Return the names that files of these tests begin with, by their folders below the host's."""
+    named: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for parts, name in map(_named, tests):
+        named[tuple(parts)].add(name)
+    return dict(named)
+
+
+def may_be_used(path: Path, rootpath: Path, named: Mapping[tuple[str, ...], set[str]]) -> bool:
+    """Return whether a path is that of a test that was collected, or names a test file of which none was.
+
+    `named` are the tests that were collected, as `named_tests` returns them.
+    """
+    names = named.get(path.parts[:-1])
+    if names is not None:
+        beginnings = (path.stem[: dash.start()] for dash in re.finditer("-", path.stem))
+        return path.stem in names or any(name in names for name in beginnings)
     return is_file((rootpath / path.parent).with_name(f"{path.parent.name}.py"))

@@ -23,7 +23,7 @@ from pytest_llmperf.report.text import (
     suite_line,
 )
 from pytest_llmperf.run.launches import local_limits
-from pytest_llmperf.run.rules import prospects_of, stored_and_new, unused_baselines
+from pytest_llmperf.run.rules import prospects_of, stored_and_new, unmet_baselines, unused_baselines
 from pytest_llmperf.run.stored import MOST_WITNESSES
 from pytest_llmperf.units import counted
 
@@ -95,8 +95,11 @@ def _lines(outcomes: Sequence[Outcome], state: SessionState, config: pytest.Conf
             yield from (*outcome.notes, *render(review_table(outcome)).splitlines())
     yield from blind_lines(outcomes)
     yield from scaling_lines(outcomes, direct_links=_direct_links(state))
-    for path in _unused(state, config):
-        yield f"unused baseline: {path} (its test is gone; delete the file)"
+    if _tells_unused(state, config) and state.run:
+        for path in unused_baselines(state.run.rules):
+            yield f"unused baseline: {path} (its test is gone; delete the file)"
+        for path in unmet_baselines(state.run.rules, {outcome.id: outcome.status for outcome in outcomes}):
+            yield f"unused baseline: {path} (its test was recorded without it; delete the file)"
 
 
 def _direct_links(state: SessionState) -> bool | None:
@@ -105,8 +108,6 @@ def _direct_links(state: SessionState) -> bool | None:
     return len(islands(devices)) == 1 if len(devices) > 1 else None
 
 
-def _unused(state: SessionState, config: pytest.Config) -> list[str]:
-    """Return baselines whose test is gone; looked for when baselines are updated and whole files were collected."""
-    if state.run is None or state.run.rules.settings.update == "no" or any("::" in argument for argument in config.args):
-        return []
-    return unused_baselines(state.run.rules)
+def _tells_unused(state: SessionState, config: pytest.Config) -> bool:
+    """Return whether unused baselines are looked for: when baselines are updated and whole files were collected."""
+    return bool(state.run and state.run.rules.settings.update != "no" and not any("::" in argument for argument in config.args))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
+from pytest_llmperf.judge.baseline import is_of_older
 from pytest_llmperf.judge.verdict import MetricVerdict, Status
 from pytest_llmperf.measure.audit import is_blind
 from pytest_llmperf.measure.metrics import find
@@ -124,8 +125,8 @@ def suite_line(decision: Decision) -> str:
 
 
 def blind_lines(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return which audits were off, each once, with how many cases it is about."""
-    texts = Counter(note for outcome in outcomes for note in outcome.notes if is_blind(note))
+    """Return which audits were off, and which formats have no checksum, each once, with how many cases it is about."""
+    texts = Counter(note for outcome in outcomes for note in outcome.notes if is_blind(note) or is_of_older(note))
     return [f"{text} ({count} case{'s' if count > 1 else ''})" for text, count in texts.items()]
 
 

@@ -40,12 +40,13 @@ def compare(rules: Rules, state: CaseState, marker: Marker) -> Answer:
 def known_failure(rules: Rules, plan: Planned) -> Answer | None:
     """Return the answer to a test that will meet no usable baseline, before an engine is started for it; None for others.
 
-    A test may compare only some of its cases: it is let run where any file exists that it could ask for.
+    A test may compare only some of its cases: it is let run where any file exists that it could ask for. An unusable or doubted
+    file of a further measurement is told when that is compared: it may be left of one that the test has no more.
     """
     if not plan.compares:
         return None
     try:
-        stored = [rules.reader.read(path) for path in rules.files_of(plan)]
+        stored = [rules.reader.read(path) for path in rules.first_files(plan).values()]
     except store.BaselineError as error:
         return Answer(Verdict(Status.INVALID, reasons=(str(error),)), failure=str(error))
     doubts = [doubt for baseline in stored if baseline for doubt in baseline.doubts]
@@ -78,10 +79,10 @@ def _judged(rules: Rules, state: CaseState, stored: store.Baseline | None, marke
 
 
 def _explained(rules: Rules, verdict: Verdict, state: CaseState, stored: store.Baseline) -> tuple[str, ...]:
-    """Return what has changed since the baseline, and which setting to move."""
-    recorded_as = moved(state.case, stored)
+    """Return what is to be said of the baseline's file, what has changed since it was recorded, and which setting to move."""
+    notes_of_file = [*moved(state.case, stored), *store.without_checksum(stored)]
     if verdict.status is Status.PASS:
-        return tuple(recorded_as)
+        return tuple(notes_of_file)
     changed = changes(stored.provenance, rules.provenance(state))
     notes = [f"changed since the baseline: {line}" for line in changed]
     if not changed:
@@ -89,4 +90,4 @@ def _explained(rules: Rules, verdict: Verdict, state: CaseState, stored: store.B
     if stored.provenance.commit:
         notes.append(f"the baseline was recorded at commit {stored.provenance.commit}, {stored.launches[0].started}")
     spec = state.case.engine
-    return (*recorded_as, *notes, *advice(verdict, dict(spec.args), {"tp": spec.tp, "pp": spec.pp}))
+    return (*notes_of_file, *notes, *advice(verdict, dict(spec.args), {"tp": spec.tp, "pp": spec.pp}))

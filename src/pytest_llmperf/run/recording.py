@@ -67,18 +67,20 @@ def record(rules: Rules, state: CaseState, stored: store.Baseline | None, marker
         provenance=rules.provenance(state),
         launches=tuple(launch.keeping(gated) for launch in state.launches),
     )
-    return _joined(rules, state, new, marker, stored)
+    return _joined(rules, state, new, marker, stored, extend=settings.extend)
 
 
-def _joined(rules: Rules, state: CaseState, new: store.Baseline, marker: Marker, stored: store.Baseline | None) -> Answer:
+def _joined(
+    rules: Rules, state: CaseState, new: store.Baseline, marker: Marker, stored: store.Baseline | None, *, extend: bool
+) -> Answer:
     """Return the baseline that new launches and the stored ones come to, and what is told of it."""
     case, settings = state.case, rules.settings
     gated, design = rules.gates(marker, new.workload), rules.design(marker)
-    other = _other_version(rules, state, stored, new, marker) if stored and settings.extend else []
+    other = _other_version(rules, state, stored, new, marker) if stored and extend else []
     if other and stored and settings.calibrate:
         verdict = Verdict(Status.NOT_COMPARABLE, observed(state.launches, stored.launches), tuple(other))
         return Answer(verdict, failure=_REFUSED.format("\n  ".join(other)))
-    merged, how = _merged(stored, new, other, extend=settings.extend)
+    merged, how = _merged(stored, new, other, extend=extend)
     rows = observed(state.launches, stored.launches if stored else None, gated)
     if settings.calibrate:
         rows = calibrated(rows, merged, gated, design)
@@ -101,17 +103,16 @@ def _joined(rules: Rules, state: CaseState, new: store.Baseline, marker: Marker,
 
 
 def _joined_late(rules: Rules, state: CaseState, new: store.Baseline, marker: Marker, stored: store.Baseline | None) -> Answer:
-    """Return what new launches come to with a baseline that was stored while they were measured."""
+    """Return what new launches come to with a baseline that was stored while they were measured.
+
+    Those that are recorded because nothing was stored never replace it, --llmperf-update=replace or not.
+    """
     settings = rules.settings
-    if (
-        stored
-        and settings.update != "all"
-        and not settings.calibrate
-        and (other := _other_version(rules, state, stored, new, marker))
-    ):
+    new_only = settings.update != "all" and not settings.calibrate
+    if stored and new_only and (other := _other_version(rules, state, stored, new, marker)):
         why = f"another run has recorded it meanwhile, of another version: {'; '.join(other)}"
         return Answer(Verdict(Status.NOT_COMPARABLE, observed(state.launches, stored.launches), tuple(other)), failure=why)
-    return _joined(rules, state, new, marker, stored)
+    return _joined(rules, state, new, marker, stored, extend=settings.extend or new_only)
 
 
 def moved(case: Case, stored: store.Baseline | None) -> list[str]:
@@ -150,8 +151,11 @@ def _without_a_gate(state: CaseState, gated: Mapping[str, Tolerance], lacks: Map
 def _kept(rules: Rules, case: Case, stored: store.Baseline | None) -> tuple[Path, store.Baseline] | None:
     """Return a baseline of another kind of engine that the new one would replace, and its own file.
 
-    Before kinds had files of their own, they shared the test's; only two that can take each other's place did.
+    Before kinds had files of their own, they shared the test's; only two that can take each other's place did. One with doubts
+    is not kept: written anew it would have none.
     """
+    if stored and stored.doubts:
+        return None
     kind = stored.provenance.engine.get("kind") if stored else None
     if stored is None or case.file_kind or kind == case.engine.kind or not {kind, case.engine.kind}.issubset(exchangeable()):
         return None

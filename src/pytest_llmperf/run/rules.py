@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import chain, product
@@ -14,12 +15,12 @@ from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.judge.comparison import prospects
 from pytest_llmperf.judge.gates import comparisons, gates, gates_of
 from pytest_llmperf.judge.maths.stats import Design
-from pytest_llmperf.judge.noise import suite_of
+from pytest_llmperf.judge.noise import beliefs, suite_of
 from pytest_llmperf.judge.places import place
 from pytest_llmperf.judge.provenance import Provenance, engine_facts, model_facts
-from pytest_llmperf.judge.verdict import judge
+from pytest_llmperf.judge.verdict import Status, judge
 from pytest_llmperf.plan.kinds import kinds_in_files
-from pytest_llmperf.run.stored import Reader, case_files, witnesses, workloads
+from pytest_llmperf.run.stored import Reader, StoredSuite, case_files, witnesses, workloads
 from pytest_llmperf.run.sweep import MOST_DEGREES, degrees_of, named_degrees, numbered
 
 if TYPE_CHECKING:
@@ -94,9 +95,13 @@ class Rules:
         """The baseline file of each of these cases, whether there is one or not."""
         return {case_id: path for of_plan in self._files.values() for case_id, path in of_plan.items()}
 
-    def files_of(self, plan: Planned) -> list[Path]:
-        """Return those of them that are a test's."""
-        return list(self._files[plan.case_id].values())
+    def first_files(self, plan: Planned) -> dict[str, Path]:
+        """Return those of them that are of a test's first measurement: of a sweep one for each of its degrees."""
+        return {case_id: self._files[plan.case_id][case_id] for case_id in self._ids_of(plan)[0]}
+
+    def further_files(self, plan: Planned) -> dict[str, Path]:
+        """Return those of a test's further measurements, which all are there; whether it still asks for them is not known."""
+        return {case_id: path for case_id, path in self._files[plan.case_id].items() if case_id not in self.first_files(plan)}
 
     @cached_property
     def _files(self) -> dict[str, dict[str, Path]]:
@@ -120,7 +125,7 @@ class Rules:
     @cached_property
     def reader(self) -> Reader:
         """What reads the run's baselines."""
-        return Reader(self.host.key)
+        return Reader(self.host.key, self.shown)
 
     @cached_property
     def _commit(self) -> str | None:
@@ -129,6 +134,12 @@ class Rules:
     @cached_property
     def _noise(self) -> Suite:
         return suite_of(self.reader.sound(witnesses(self.present)), self.gated)
+
+    @cached_property
+    def stored_anywhere(self) -> list[StoredSuite]:
+        """What is stored of the tests that compare, on whatever host and kind of engine; read once, for all self-tests."""
+        hosts = sorted(path.name for path in self.settings.baselines.glob("*/"))
+        return [_stored_suite(self, host, kind) for host, kind in product(hosts, kinds_in_files())]
 
     def path(self, case_id: str, kind: str = "") -> Path:
         """Return the baseline file of a case; `kind` is that of its engine where it is not the test's own."""
@@ -201,6 +212,37 @@ def _commit_of(folder: Path) -> str | None:
     return done.stdout.strip() or None
 
 
+def _stored_suite(rules: Rules, host: str, kind: str) -> StoredSuite:
+    """Return what is stored of the tests that compare for a host and kind of engine."""
+    reader = rules.reader if host == rules.host.key else Reader(host, rules.shown)
+    tests: dict[str, list[store.Baseline] | store.BaselineError] = {}
+    usable: list[store.Baseline] = []
+    gated: dict[str, dict[str, Tolerance]] = {}
+    for plan in rules.compared.values():
+        files = ((case_id, place(rules.settings.baselines, host, case_id, kind)) for case_id in possible_cases(rules, plan))
+        own, error = _readable(reader, files)
+        tests[plan.case_id] = error or own
+        usable += (stored for stored in own if not stored.doubts)
+        gated |= {stored.case_id: rules.gates(plan.marker, stored.workload) for stored in own}
+    believed: dict[str, dict[str, Belief]] = defaultdict(dict)
+    for (case_id, metric), belief in beliefs(usable, gated).items():
+        believed[case_id][metric] = belief
+    return StoredSuite(f"{host}, {kind}" if kind else host, tests, gated, believed)
+
+
+def _readable(reader: Reader, files: Iterable[tuple[str, Path]]) -> tuple[list[store.Baseline], store.BaselineError | None]:
+    """Return the baselines of files that can be read, under the ids given for them, and the first error of the others."""
+    readable, first = [], None
+    for case_id, path in files:
+        try:
+            stored = reader.read(path)
+        except store.BaselineError as error:
+            first = first or error
+            continue
+        readable += [store.renamed(stored, case_id)] if stored else []
+    return readable, first
+
+
 def stored_and_new(rules: Rules) -> tuple[int, int]:
     """Return how many of the run's cases have a baseline, and how many have none."""
     return len(rules.present), len(rules.files) - len(rules.present)
@@ -210,6 +252,20 @@ def unused_baselines(rules: Rules) -> list[str]:
     """Return the baselines that no test uses any more, relative to the rootdir."""
     gone = store.unused(rules.settings.baselines, rules.host.key, rules.rootpath, rules.collected)
     return [rules.shown(path) for path in gone]
+
+
+def unmet_baselines(rules: Rules, statuses: Mapping[str, Status]) -> list[str]:
+    """Return the baselines of further measurements that a test was recorded without, relative to the rootdir.
+
+    `statuses` are those of the run's cases.
+    """
+    recorded = (plan for plan in rules.compared.values() if _is_recorded(rules.first_files(plan), statuses))
+    further = chain.from_iterable(rules.further_files(plan).items() for plan in recorded)
+    return [rules.shown(path) for case_id, path in further if case_id not in statuses]
+
+
+def _is_recorded(cases: Iterable[str], statuses: Mapping[str, Status]) -> bool:
+    return all(statuses.get(case_id) is Status.RECORDED for case_id in cases)
 
 
 def prospects_of(rules: Rules, *, every: bool = True) -> Iterator[tuple[str, list[Comparison]]]:

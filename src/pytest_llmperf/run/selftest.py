@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pytest_llmperf.judge import baseline as store
-from pytest_llmperf.judge.noise import beliefs
-from pytest_llmperf.judge.places import place
 from pytest_llmperf.judge.selftest import self_test
-from pytest_llmperf.plan.kinds import kinds_in_files
-from pytest_llmperf.run.rules import possible_cases
 from pytest_llmperf.units import counted
 
 if TYPE_CHECKING:
-    from pytest_llmperf.judge.gates import Tolerance
     from pytest_llmperf.judge.selftest import Check
     from pytest_llmperf.run.cases import Planned
     from pytest_llmperf.run.rules import Rules
@@ -51,31 +45,9 @@ def self_tested(rules: Rules, plan: Planned) -> SelfTest:
 def _checks(rules: Rules, tested: Planned) -> list[tuple[str, Check]]:
     """Return the checks of a test's baselines with the hosts that have them; raises BaselineError for an unusable file."""
     checks: list[tuple[str, Check]] = []
-    folder, design = rules.settings.baselines, rules.design(tested.marker)
-    hosts = sorted(path.name for path in folder.glob("*/"))
-    for host, kind in product(hosts, kinds_in_files()):  # a run has one of each
-        stored: dict[str, list[store.Baseline]] = {}
-        gated: dict[str, dict[str, Tolerance]] = {}
-        for plan in rules.compared.values():
-            stored[plan.case_id] = _loaded(rules, plan, host, kind, strict=plan is tested)
-            gated |= {baseline.case_id: rules.gates(plan.marker, baseline.workload) for baseline in stored[plan.case_id]}
-        believed = beliefs([baseline for of_plan in stored.values() for baseline in of_plan], gated)
-        for baseline in stored[tested.case_id]:
-            own = {metric: belief for (of, metric), belief in believed.items() if of == baseline.case_id}
-            where = f"{host}, {kind}" if kind else host
-            checks += [(where, check) for check in self_test(baseline, gated[baseline.case_id], design, own)]
+    design = rules.design(tested.marker)
+    for suite in rules.stored_anywhere:
+        for stored in suite.of(tested.case_id):
+            made = self_test(stored, suite.gated[stored.case_id], design, suite.believed.get(stored.case_id, {}))
+            checks += [(suite.where, check) for check in made]
     return checks
-
-
-def _loaded(rules: Rules, plan: Planned, host: str, kind: str, *, strict: bool) -> list[store.Baseline]:
-    """Return a test's baselines by the ids that their paths are of; raises BaselineError for an unusable one where `strict`."""
-    loaded = []
-    for case_id in possible_cases(rules, plan):
-        try:
-            stored = store.load(place(rules.settings.baselines, host, case_id, kind), host)
-        except store.BaselineError:
-            if strict:
-                raise
-            continue  # its own test fails with this error
-        loaded += [replace(stored, case_id=case_id)] if stored else []
-    return loaded

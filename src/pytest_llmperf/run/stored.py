@@ -7,6 +7,7 @@ measured needs its own; the noise of the others is told as well by some of them.
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,37 @@ from pytest_llmperf.judge import baseline as store
 from pytest_llmperf.plan.capacity import CAPACITY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pytest_llmperf.judge.baseline import Baseline
+    from pytest_llmperf.judge.gates import Tolerance
+    from pytest_llmperf.judge.noise import Belief
     from pytest_llmperf.run.cases import Planned
 
 MOST_WITNESSES = 300
 """So many baselines tell the noise of a suite: each is a comparison for every gate, and what a prior can be worth is bounded."""
+
+
+@dataclass(frozen=True)
+class StoredSuite:
+    """What the compared tests have stored for one host and kind of engine, which a run has one of each of."""
+
+    where: str
+    """Host and kind."""
+    tests: Mapping[str, Sequence[Baseline] | store.BaselineError]
+    """By the id of a test's first case: its baselines under the ids that their paths are of, or why they cannot be used."""
+    gated: Mapping[str, Mapping[str, Tolerance]]
+    """What gates each case."""
+    believed: Mapping[str, Mapping[str, Belief]]
+    """Per case and metric, the noise that the suite leads to expect."""
+
+    def of(self, test: str) -> Sequence[Baseline]:
+        """Return a test's baselines; raises BaselineError where one is unusable."""
+        stored = self.tests[test]
+        if isinstance(stored, store.BaselineError):
+            raise stored
+        return stored
 
 
 def case_files(
@@ -58,18 +82,21 @@ def _others(folder: Path, firsts: set[tuple[Path, str]]) -> bool:
 class Reader:
     """Reads baselines, each once as long as its file is the same; it remembers as many as tell the noise of a suite."""
 
-    def __init__(self, host: str) -> None:
-        """Note the host that they must have been recorded on."""
+    def __init__(self, host: str, shown: Callable[[Path], str] = str) -> None:
+        """Note the host that they must have been recorded on, and how messages name a file."""
         self._host = host
+        self._shown = shown
         self._read: OrderedDict[Path, tuple[tuple[int, ...], Baseline | None]] = OrderedDict()
 
     def read(self, path: Path) -> Baseline | None:
-        """Return a baseline, None where there is no file; raises BaselineError for an unusable one."""
+        """Return a baseline, its doubts with its path, None where there is no file; raises BaselineError for an unusable one."""
         mark = _mark(path)
         if mark and path in self._read and self._read[path][0] == mark:
             self._read.move_to_end(path)
             return self._read[path][1]
         stored = store.load(path, self._host)
+        if stored and stored.doubts:
+            stored = replace(stored, doubts=tuple(f"{self._shown(path)}: {doubt}" for doubt in stored.doubts))
         if mark:
             self._read[path] = (mark, stored)
             while len(self._read) > MOST_WITNESSES:
