@@ -115,7 +115,7 @@ class Turns(Generic[Item]):
         self._waiting.clear()
 
     def _ends(self, running: EngineSpec | None) -> bool:
-        """Return whether the turn is over, as it is behind the last test of an engine that leaves no engine which the next wants."""
+        """Return whether the turn is over: behind an engine's last test, unless what it leaves running is what the next wants."""
         wanted = running is not None and running == self._spec_of(self._following())
         return self._is_last and not self._turn and not wanted
 
