@@ -254,14 +254,13 @@ def test_half_of_the_tokens_are_told(tmp_path: Path, attempts: Attempts) -> None
         assert "output tokens are known from usage alone" in json.dumps(result.cases)
 
 
-@pytest.mark.parametrize("text", ["", "one word"])
-@pytest.mark.fault("no false green", "a document with less text than its usage claims")
-def test_a_document_with_too_little_text_is_a_failed_request(client: LoadClient, attempts: Attempts, text: str) -> None:
-    choice = {"index": 0, "text": text, "finish_reason": "length"}
+@pytest.mark.fault("no false green", "a document without any of the text that its usage claims")
+def test_a_document_without_text_is_a_failed_request(client: LoadClient, attempts: Attempts) -> None:
+    choice = {"index": 0, "text": "", "finish_reason": "length"}
     for _ in attempts():
         log = play(client, document({"choices": [choice], "usage": usage_of(COUNT)}), stream=False)
         assert {str(record.error).partition(";")[0] for record in log.records} == {
-            f"usage says {COUNT} tokens, what came has {len(text)} bytes of text: no token has less than one"
+            f"usage says {COUNT} tokens, what came has 0 bytes of text: no token has less than one"
         }
 
 

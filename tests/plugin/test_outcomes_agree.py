@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from pytest_llmperf.measure.engines.engine import EngineError
+from pytest_llmperf.run.pool import EnginePool
 from tests.conftest import SERVING
 
 RECORD = ("--update-baselines", "--llmperf-launches=1")
@@ -101,6 +103,19 @@ def test_a_baseline_that_cannot_be_written_fails_its_test(run, tmp_path, mark):
     assert "cannot be written" in result.stdout
     assert "fault of pytest-llmperf" not in result.stdout
     assert not (tmp_path / FILE).exists()
+
+
+def test_an_engine_that_does_not_stop_is_no_expected_failure(run, monkeypatch):
+    real = EnginePool.close
+
+    def close(pool):
+        real(pool)
+        raise EngineError("it would not stop")
+
+    monkeypatch.setattr(EnginePool, "close", close)
+    result = run("import pytest\n\n@pytest.mark.xfail" + SERVING + "    assert False\n", *RECORD)
+    assert result.outcomes.get("error") == 1, result.stdout
+    assert result.returncode == 1
 
 
 def test_a_teardown_that_fails_comes_behind_the_recording(run, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,16 +41,19 @@ def test_ten_times_the_tokens_of_english_are_doubted(tokens: int) -> None:
     assert doubt_of(tokens, Seen(pieces=tokens // 10, text_bytes=tokens // 10 * 5)) is not None
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_an_answer_that_may_not_end_has_many_marks_of_its_end(stream: bool) -> None:
+def test_an_answer_that_may_not_end_has_many_marks_of_its_end() -> None:
     seen = Seen(pieces=12, text_bytes=60)
-    assert doubt_of(128, seen, stream=stream, exact=True) is None
-    assert doubt_of(128, seen, stream=stream) is not None
-    assert doubt_of(1_000, seen, stream=stream, exact=True) is not None
+    assert doubt_of(128, seen, exact=True) is None
+    assert doubt_of(128, seen) is not None
+    assert doubt_of(1_000, seen, exact=True) is not None
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_what_is_hidden_by_its_own_count_is_believed(stream: bool) -> None:
+def test_a_document_without_any_text_is_doubted_and_no_other() -> None:
+    assert doubt_of(128, Seen(), stream=False, exact=True) is not None
+    assert doubt_of(128, Seen(pieces=1, text_bytes=1), stream=False) is None
+
+
+def test_what_is_hidden_by_its_own_count_is_believed() -> None:
     seen = Seen(pieces=3, text_bytes=12, reasoning=500)
-    assert doubt_of(500, seen, stream=stream) is None
-    assert doubt_of(600, seen, stream=stream) is not None
+    assert doubt_of(500, seen) is None
+    assert doubt_of(600, seen) is not None

@@ -88,7 +88,8 @@ def _attempt(item: pytest.Item, turns: Turns[pytest.Item]) -> None:
     # An item that runs next itself: with its parent as the next one, its own fixtures are torn down all the same.
     stand_in: Any = item.parent if action.following is item else action.following
     teardown = _call(item, "teardown", nextitem=stand_in)
-    if action.stops_engine and teardown.excinfo is None:
+    stops = action.stops_engine and teardown.excinfo is None
+    if stops:
         teardown = _timed(item, "teardown", pool.close)
     if teardown.excinfo is not None and again:
         following = turns.give_up(item, running=pool.spec)  # its fixtures are broken: a further launch would prove nothing
@@ -97,7 +98,10 @@ def _attempt(item: pytest.Item, turns: Turns[pytest.Item]) -> None:
             _call(item, "teardown", nextitem=following)
         again = False
     if not again:
-        _log(item, teardown, _report(item, teardown))
+        report = _report(item, teardown)
+        if stops and teardown.excinfo is not None:
+            _turn_red(item, teardown, report)
+        _log(item, teardown, report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
 
 
@@ -120,7 +124,7 @@ def _settle(item: pytest.Item, report: pytest.TestReport) -> pytest.CallInfo[Any
 
 
 def _turn_red(item: pytest.Item, failed: pytest.CallInfo[Any], report: pytest.TestReport) -> None:
-    """Have the report of a call tell of our own failure behind it.
+    """Have the report of a call tell of our own failure in it or behind it.
 
     It does not go through the hook again: under xfail that would take our failure for the expected one. What other
     plugins have added to the report stays.

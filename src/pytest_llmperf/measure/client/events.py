@@ -255,7 +255,10 @@ def doubt_of(claimed: int, seen: Seen, *, stream: bool = True, exact: bool = Fal
     """
     if stream and seen.pieces > claimed + _SPLIT + claimed // 32:
         return f"usage says {claimed:,} tokens, the stream held {seen.pieces:,} pieces of text"
-    most = (seen.text_bytes + seen.silent + seen.reasoning) * (_PAST_THE_END if exact else 1)
+    brought = seen.text_bytes + seen.silent + seen.reasoning
+    if not stream and brought:
+        return None  # of a document nothing tells how many tokens have no text
+    most = brought * (_PAST_THE_END if exact else 1)
     hidden = min(_MOST_HIDDEN, _SPLIT + claimed // 8) if seen.text_bytes else _SPLIT
     if claimed > most + hidden:
         pieces = f"{seen.pieces:,} pieces of text with " if stream else ""
