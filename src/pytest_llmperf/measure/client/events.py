@@ -255,7 +255,7 @@ def doubt_of(claimed: int, seen: Seen, *, stream: bool = True, exact: bool = Fal
     """
     if stream and seen.pieces > claimed + _SPLIT + claimed // 32:
         return f"usage says {claimed:,} tokens, the stream held {seen.pieces:,} pieces of text"
-    brought = seen.text_bytes + seen.silent + seen.reasoning
+    brought = seen.text_bytes + seen.reasoning + (seen.silent if stream else 0)
     if not stream and brought:
         return None  # of a document nothing tells how many tokens have no text
     most = brought * (_PAST_THE_END if exact else 1)
