@@ -83,9 +83,13 @@ class _Wire(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def too_long(self) -> OSError:
+        """Return the error that says which part of the answer has no end."""
+        return OSError(f"it sent {self._part} of more than {self._most_bytes:,} bytes")
+
     def readinto(self, buffer: Any) -> int:
         if self.received >= self._stop:
-            raise OSError(f"it sent {self._part} of more than {self._most_bytes:,} bytes")
+            raise self.too_long()
         self._raw.settimeout(self._clock.left_s())
         count = self._raw.recv_into(buffer)
         self.received += count
@@ -116,7 +120,10 @@ def _exchange(parts: SplitResult, body: bytes | None, headers: Mapping[str, str]
             connection.sock = wire
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET" if body is None else "POST", target, body, _completed(headers, host, port, body))
-            answer = connection.getresponse()
+            try:
+                answer = connection.getresponse()
+            except http.client.LineTooLong:  # its limit is the same, and reads decide which one is met first
+                raise wire.too_long() from None
             if wire.has_ended:  # which `http.client` takes for the blank line behind the head
                 raise OSError("the connection closed in the middle of the answer's head")
             wire.begin_body(most_bytes)
