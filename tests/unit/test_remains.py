@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,3 +132,12 @@ def test_an_engine_whose_run_is_gone_is_ended_by_the_next_one(temporary: Path) -
         for process in (engine, supervised, supervisor):
             process.kill()
             process.wait()
+
+
+def test_a_sweep_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go, swept = threading.Event(), threading.Event()
+    monkeypatch.setattr(remains, "sweep", lambda: let_go.wait(30) and swept.set())
+    remains.sweep_within(0.05)
+    assert not swept.is_set()
+    let_go.set()
+    assert swept.wait(30)
